@@ -1,0 +1,1 @@
+"""Plain NumPy, numba and SciPy baselines that ergodax is measured against."""

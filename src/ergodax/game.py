@@ -1,0 +1,398 @@
+"""Finite-state Markov games, stored on the support of their transition kernel.
+
+A Markov game has states, agents, and actions for each agent. In state `s` the joint action `a`
+leads to state `s'` with probability `T(s' | s, a)` and pays agent `i` the reward `R_i(s, a, s')`.
+
+Only outcomes that can happen are stored: for every state and joint action up to `K` successors with
+their probabilities and rewards. A deterministic game has `K = 1`, so that 225 states with 225 joint
+actions need fifty thousand entries rather than eleven million. The same successor may stand twice
+with different rewards: that is how finite random rewards are written, and nothing else in the
+package needs to know.
+
+Rows with fewer than `K` outcomes are padded: the last outcome is repeated with probability zero.
+"""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+
+
+class MarkovGame(eqx.Module):
+    """A finite-state Markov game on the support of its transition kernel.
+
+    Usually built by `MarkovGame.from_dense`, `MarkovGame.deterministic` or one of `ergodax.games`;
+    the constructor itself takes the support form.
+
+    Attributes:
+        successors: the states that can follow, `[S, A_1, .., A_n, K]`.
+        probabilities: their probabilities, same shape; each row sums to one.
+        rewards: the reward of every agent for every outcome, `[S, A_1, .., A_n, K, n]`.
+        initial: the law of the first state, `[S]`.
+        state_names: one name per state.
+        action_names: for each agent one name per action.
+        num_states: S.
+        num_actions: (A_1, .., A_n).
+    """
+
+    successors: Int[Array, "..."]
+    probabilities: Float[Array, "..."]
+    rewards: Float[Array, "..."]
+    initial: Float[Array, "..."]
+    state_names: tuple[str, ...] = eqx.field(static=True)
+    action_names: tuple[tuple[str, ...], ...] = eqx.field(static=True)
+    num_states: int = eqx.field(static=True)
+    num_actions: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        successors: Int[ArrayLike, "S *A K"],
+        probabilities: Real[ArrayLike, "S *A K"],
+        rewards: Real[ArrayLike, "S *A K n"],
+        *,
+        initial: Real[ArrayLike, " S"] | None = None,
+        state_names: Sequence[str] | None = None,
+        action_names: Sequence[Sequence[str]] | None = None,
+    ):
+        """Builds a game from its support.
+
+        Args:
+            successors: successor states, `[S, A_1, .., A_n, K]`.
+            probabilities: their probabilities, same shape.
+            rewards: rewards of all agents, `[S, A_1, .., A_n, K, n]`.
+            initial: law of the first state, `[S]`; uniform by default.
+            state_names: names of the states; "0", "1", ... by default.
+            action_names: names of each agent's actions; "0", "1", ... by default.
+
+        Raises:
+            ValueError: if shapes disagree, a successor is not a state, a row of probabilities is
+                not a probability vector (tolerance 1e-8, or 1e-5 in float32), or a reward is not
+                finite. Values are checked only where they are concrete (not under a JAX trace).
+        """
+        shape = np.shape(successors)
+        if len(shape) < 3 or 0 in shape:
+            raise ValueError(
+                "successors must have shape [S, A_1, .., A_n, K] with at least one state, agent, "
+                f"action and successor; found {shape}."
+            )
+        num_states, num_actions = shape[0], shape[1:-1]
+        num_agents = len(num_actions)
+        if np.shape(probabilities) != shape:
+            raise ValueError(
+                f"probabilities must have the shape of successors, {shape}; "
+                f"found {np.shape(probabilities)}."
+            )
+        if np.shape(rewards) != (*shape, num_agents):
+            raise ValueError(
+                f"rewards must have shape {(*shape, num_agents)} (agent axis last); "
+                f"found {np.shape(rewards)}."
+            )
+        if initial is None:
+            initial = np.full(num_states, 1.0 / num_states)
+        if np.shape(initial) != (num_states,):
+            raise ValueError(f"initial must have shape ({num_states},); found {np.shape(initial)}.")
+
+        self.num_states = num_states
+        self.num_actions = num_actions
+        self.state_names = _names("state_names", state_names, num_states)
+        if action_names is None:
+            action_names = [[str(a) for a in range(count)] for count in num_actions]
+        if len(action_names) != num_agents:
+            raise ValueError(
+                f"action_names must hold one sequence per agent ({num_agents}); "
+                f"found {len(action_names)}."
+            )
+        self.action_names = tuple(
+            _names(f"action_names of agent {agent}", names, count)
+            for agent, (names, count) in enumerate(zip(action_names, num_actions, strict=True))
+        )
+        if is_concrete(successors):
+            _check_successors(self, np.asarray(successors))
+        if is_concrete(probabilities):
+            _check_rows(self, np.asarray(probabilities))
+        if is_concrete(rewards):
+            _check_rewards(self, np.asarray(rewards))
+        if is_concrete(initial):
+            _check_distribution("initial", np.asarray(initial))
+        self.successors = jnp.asarray(successors, dtype=jnp.int32)
+        self.probabilities = jnp.asarray(probabilities, dtype=float)
+        self.rewards = jnp.asarray(rewards, dtype=float)
+        self.initial = jnp.asarray(initial, dtype=float)
+
+    @classmethod
+    def from_dense(
+        cls,
+        kernel: Real[ArrayLike, "S *A S"],
+        rewards: Real[ArrayLike, "..."],
+        *,
+        initial: Real[ArrayLike, " S"] | None = None,
+        state_names: Sequence[str] | None = None,
+        action_names: Sequence[Sequence[str]] | None = None,
+        support: Int[ArrayLike, "S *A K"] | None = None,
+    ) -> "MarkovGame":
+        """Builds a game from a dense transition kernel.
+
+        Args:
+            kernel: `T(s' | s, a)`, shape `[S, A_1, .., A_n, S]`.
+            rewards: `[S, A_1, .., A_n, n]`, or `[S, A_1, .., A_n, S, n]` where they depend on the
+                next state.
+            initial: law of the first state, `[S]`; uniform by default.
+            state_names: names of the states.
+            action_names: names of each agent's actions.
+            support: the successors to store, `[S, A_1, .., A_n, K]`, concrete. By default those
+                with positive probability, or all states where the kernel is traced by JAX (its
+                zeros are not known then). Giving it lets games of one shape be stacked.
+
+        Raises:
+            ValueError: as the constructor; also if the kernel puts probability outside `support`.
+        """
+        shape = np.shape(kernel)
+        if len(shape) < 3 or shape[0] != shape[-1]:
+            raise ValueError(f"kernel must have shape [S, A_1, .., A_n, S]; found {shape}.")
+        num_states, num_agents = shape[0], len(shape) - 2
+        if np.shape(rewards) not in ((*shape[:-1], num_agents), (*shape, num_agents)):
+            raise ValueError(
+                f"rewards must have shape {(*shape[:-1], num_agents)} or {(*shape, num_agents)} "
+                f"(agent axis last); found {np.shape(rewards)}."
+            )
+        if is_concrete(kernel):
+            # Checked before the support is taken: a negative or NaN entry must not be dropped.
+            _check_rows(None, np.asarray(kernel))
+        if support is not None:
+            table = np.asarray(support)
+            if table.ndim != len(shape) or table.shape[:-1] != shape[:-1]:
+                raise ValueError(
+                    f"support must have shape {(*shape[:-1], 'K')}; found {table.shape}."
+                )
+        elif is_concrete(kernel):
+            table = _support(np.asarray(kernel))
+        else:
+            table = np.broadcast_to(np.arange(num_states), shape)
+        backend = np if is_concrete(kernel) else jnp
+        repeated = np.zeros(table.shape, dtype=bool)
+        for k in range(1, table.shape[-1]):
+            repeated[..., k] = (table[..., :k] == table[..., k : k + 1]).any(axis=-1)
+        taken = backend.take_along_axis(backend.asarray(kernel), backend.asarray(table), axis=-1)
+        probabilities = backend.where(repeated, 0.0, taken)
+        if np.ndim(rewards) == len(shape):
+            backend = np if is_concrete(rewards) else jnp
+            values = backend.broadcast_to(
+                backend.asarray(rewards)[..., None, :], (*table.shape, num_agents)
+            )
+        else:
+            backend = np if is_concrete(rewards) else jnp
+            values = backend.take_along_axis(
+                backend.asarray(rewards), backend.asarray(table)[..., None], axis=-2
+            )
+        return cls(
+            table,
+            probabilities,
+            values,
+            initial=initial,
+            state_names=state_names,
+            action_names=action_names,
+        )
+
+    @classmethod
+    def deterministic(
+        cls,
+        next_state: Int[ArrayLike, "S *A"],
+        rewards: Real[ArrayLike, "S *A n"],
+        *,
+        initial: Real[ArrayLike, " S"] | None = None,
+        state_names: Sequence[str] | None = None,
+        action_names: Sequence[Sequence[str]] | None = None,
+    ) -> "MarkovGame":
+        """Builds a game whose next state is a function of state and joint action.
+
+        Args:
+            next_state: the state that follows, integers `[S, A_1, .., A_n]`.
+            rewards: `[S, A_1, .., A_n, n]`.
+            initial: law of the first state, `[S]`; uniform by default.
+            state_names: names of the states.
+            action_names: names of each agent's actions.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        shape = np.shape(next_state)
+        if np.shape(rewards) != (*shape, len(shape) - 1):
+            raise ValueError(
+                f"rewards must have shape {(*shape, len(shape) - 1)} (agent axis last); "
+                f"found {np.shape(rewards)}."
+            )
+        backend = np if is_concrete(rewards) else jnp
+        return cls(
+            np.asarray(next_state)[..., None],
+            np.ones((*shape, 1)),
+            backend.asarray(rewards)[..., None, :],
+            initial=initial,
+            state_names=state_names,
+            action_names=action_names,
+        )
+
+    @property
+    def num_agents(self) -> int:
+        """Number of agents n."""
+        return len(self.num_actions)
+
+    @property
+    def num_successors(self) -> int:
+        """K, the number of stored outcomes per state and joint action."""
+        return self.successors.shape[-1]
+
+    @property
+    def kernel(self) -> Float[Array, "S *A S"]:
+        """The dense transition kernel `T(s' | s, a)`, `[S, A_1, .., A_n, S]`, made on demand."""
+        return scatter_successors(self, self.probabilities)
+
+    def unilateral(
+        self, agent: int, state: Int[Array, ""], joint_action: Int[Array, " n"]
+    ) -> tuple[Int[Array, "A K"], Float[Array, "A K"], Float[Array, "A K"]]:
+        """Outcomes of each own action of one agent, the other agents' actions held fixed.
+
+        Args:
+            agent: the agent that varies its action.
+            state: a state.
+            joint_action: the actions of all agents; the entry of `agent` is not used.
+
+        Returns:
+            Successors, probabilities and the agent's rewards, each `[A_agent, K]`.
+        """
+        others = [joint_action[j] for j in range(self.num_agents)]
+        index = (state, *others[:agent], slice(None), *others[agent + 1 :])
+        return self.successors[index], self.probabilities[index], self.rewards[index][..., agent]
+
+    def __repr__(self) -> str:
+        actions = " x ".join(str(count) for count in self.num_actions)
+        return (
+            f"MarkovGame({self.num_agents} agents, {self.num_states} states, {actions} actions, "
+            f"{self.num_successors} successors)"
+        )
+
+
+def is_concrete(value) -> bool:
+    """Whether the value can be looked at (it is not being traced by JAX)."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def scatter_successors(game: MarkovGame, weights: Float[Array, "S *A K"]) -> Float[Array, "S *A S"]:
+    """Sums weights given per stored outcome into the dense successor axis."""
+    one_hot = jax.nn.one_hot(game.successors, game.num_states, dtype=weights.dtype)
+    return jnp.einsum("...k,...kt->...t", weights, one_hot)
+
+
+def padding(game: MarkovGame) -> Bool[Array, "S *A K"]:
+    """Marks the outcomes that only pad a row: a repeat of the one before, with probability zero."""
+    repeat = game.successors[..., 1:] == game.successors[..., :-1]
+    first = jnp.zeros((*game.successors.shape[:-1], 1), dtype=bool)
+    return jnp.concatenate([first, repeat], axis=-1) & (game.probabilities == 0)
+
+
+def row_preserving(game: MarkovGame) -> MarkovGame:
+    """The same game, whose derivatives by transition probabilities keep every row's sum.
+
+    A stationary law is defined only for probability rows that sum to one, so only derivatives along
+    directions that keep the sums mean anything. Tangents and cotangents of the probabilities are
+    projected orthogonally on these directions, padding held at zero.
+    """
+    probabilities = _project_tangent(game.probabilities, padding(game))
+    return eqx.tree_at(lambda g: g.probabilities, game, probabilities)
+
+
+@jax.custom_jvp
+def _project_tangent(probabilities, padded):
+    return probabilities
+
+
+@_project_tangent.defjvp
+def _project_tangent_jvp(primals, tangents):
+    probabilities, padded = primals
+    tangent = jnp.where(padded, 0.0, tangents[0])
+    mean = tangent.sum(-1, keepdims=True) / (~padded).sum(-1, keepdims=True)
+    return probabilities, jnp.where(padded, 0.0, tangent - mean)
+
+
+def _support(kernel: np.ndarray) -> np.ndarray:
+    """Positive successors of every row in increasing order, the last one repeated as padding."""
+    positive = kernel > 0
+    counts = positive.sum(axis=-1, keepdims=True)
+    order = np.argsort(~positive, axis=-1, kind="stable")
+    rank = np.minimum(np.arange(counts.max()), counts - 1)
+    return np.take_along_axis(order, rank, axis=-1)
+
+
+def _names(field: str, names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(str(k) for k in range(count))
+    names = tuple(str(name) for name in names)
+    if len(names) != count:
+        raise ValueError(f"{field} must hold {count} names; found {len(names)}: {names}.")
+    if len(set(names)) != count:
+        raise ValueError(f"{field} must be distinct; found {names}.")
+    return names
+
+
+def _where(game: MarkovGame | None, index: tuple[int, ...]) -> str:
+    """Names a state and joint action for an error message."""
+    state, actions = int(index[0]), tuple(int(a) for a in index[1:])
+    if game is None:
+        return f"state {state}, joint action {actions}"
+    names = tuple(game.action_names[agent][a] for agent, a in enumerate(actions))
+    labels = f" ({game.state_names[state]}: {', '.join(names)})"
+    return f"state {state}, joint action {actions}" + labels
+
+
+def _check_successors(game: MarkovGame, successors: np.ndarray) -> None:
+    if not np.issubdtype(successors.dtype, np.integer):
+        raise ValueError(f"successors must be integers; found dtype {successors.dtype}.")
+    bad = (successors < 0) | (successors >= game.num_states)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"successor {successors[index]} of {_where(game, index[:-1])} is not a state "
+            f"(0 to {game.num_states - 1})."
+        )
+
+
+def _check_rows(game: MarkovGame | None, probabilities: np.ndarray) -> None:
+    bad = ~np.isfinite(probabilities) | (probabilities < 0)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"transition probability {probabilities[index]} at {_where(game, index[:-1])}, "
+            f"entry {int(index[-1])}, is negative or not finite."
+        )
+    totals = probabilities.sum(axis=-1)
+    bad = np.abs(totals - 1.0) > _tolerance(probabilities)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"transition probabilities of {_where(game, index)} sum to {totals[index]:.10g}, not 1."
+        )
+
+
+def _check_rewards(game: MarkovGame, rewards: np.ndarray) -> None:
+    bad = ~np.isfinite(rewards)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"reward {rewards[index]} of agent {int(index[-1])} at {_where(game, index[:-2])} "
+            "is not finite."
+        )
+
+
+def _check_distribution(field: str, values: np.ndarray) -> None:
+    bad = ~np.isfinite(values) | (values < 0)
+    if bad.any():
+        state = int(np.argmax(bad))
+        raise ValueError(f"{field} probability {values[state]} of state {state} is not valid.")
+    if abs(values.sum() - 1.0) > _tolerance(values):
+        raise ValueError(f"{field} probabilities sum to {values.sum():.10g}, not 1.")
+
+
+def _tolerance(values: np.ndarray) -> float:
+    return 1e-5 if values.dtype == np.float32 else 1e-8

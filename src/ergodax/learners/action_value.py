@@ -1,0 +1,52 @@
+"""What all learners of a table of action values share."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..game import MarkovGame
+from ..learner import AbstractExploration, AbstractLearner, EpsilonSoftmax, hyper
+
+
+class AbstractActionValueLearner(AbstractLearner):
+    """A learner whose parameters are a table `Q[s, a]`, shape `[S, A]`, of its own action values.
+
+    Attributes:
+        learning_rate: alpha, per unscaled step.
+        discount: gamma, in [0, 1].
+        exploration: turns the values of a state into action probabilities.
+        initial: initial values, anything that broadcasts to `[S, A]`.
+    """
+
+    learning_rate: Float[Array, ""] = hyper(0.1, within="[0, inf)")
+    discount: Float[Array, ""] = hyper(0.9, within="[0, 1]")
+    exploration: AbstractExploration = eqx.field(default_factory=EpsilonSoftmax)
+    initial: Float[Array, "..."] = hyper(0.0, scalar=False)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the exploration rule is continuous in the values."""
+        return self.exploration.continuous
+
+    def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "S A"]:
+        """Returns the table filled with `initial`.
+
+        Raises:
+            ValueError: if `initial` does not broadcast to the table.
+        """
+        return filled(self.initial, (game.num_states, game.num_actions[agent]), agent)
+
+    def policy(self, params: Float[Array, "S A"], state: Int[Array, ""]) -> Float[Array, " A"]:
+        """Returns the exploration rule's probabilities for the values of `state`."""
+        return self.exploration(params[state])
+
+
+def filled(initial: Float[Array, "..."], shape: tuple[int, ...], agent: int) -> Float[Array, "..."]:
+    """Returns an array of the given shape filled with initial values that broadcast to it."""
+    try:
+        return jnp.broadcast_to(initial, shape)
+    except ValueError:
+        raise ValueError(
+            f"agent {agent}: initial values of shape {jnp.shape(initial)} do not broadcast to "
+            f"{shape}."
+        ) from None
