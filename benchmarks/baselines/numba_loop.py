@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numba
@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 # No re-association and NaN/inf-free code: rounding tricks and increments stay as written.
 FAST = {"nnan", "ninf", "nsz", "arcp", "contract"}
 LANES = 16  # runs side by side in the "lanes" kernel: one AVX-512 register of float32
-INTERLEAVED = 8  # runs side by side in the "generic" kernel
+INTERLEAVED = 4  # runs side by side in the "generic" kernel
 
 U32 = np.uint32
 U64 = np.uint64
@@ -154,7 +154,7 @@ def _seed_lanes(state, seed, first, lanes):
 
 
 # ------------------------------------------------------------------------------ generic kernel
-@lru_cache(maxsize=None)
+@cache
 def _generic_kernel(actions: tuple[int, ...], is_dense: bool, name: str) -> Callable[..., None]:
     """Compiles the kernel for any game with these action counts."""
     real = np.dtype(name).type
@@ -296,7 +296,7 @@ def _generic_kernel(actions: tuple[int, ...], is_dense: bool, name: str) -> Call
 
 
 # -------------------------------------------------------------------------------- lanes kernel
-@lru_cache(maxsize=None)
+@cache
 def _lanes_kernel(name: str) -> Callable[..., None]:
     """Compiles the SIMD kernel for 2 agents, 2 actions, up to 4 states, look-up transitions."""
     real = np.dtype(name).type

@@ -7,7 +7,6 @@ from . import learners as learners
 from .drift import drift as drift
 from .drift import jacobian as jacobian
 from .drift import occupation_measure as occupation_measure
-from .flow import RESULTS as RESULTS
 from .flow import Solution as Solution
 from .flow import solve as solve
 from .game import MarkovGame as MarkovGame
@@ -21,6 +20,10 @@ from .learners import ActorCritic as ActorCritic
 from .learners import CounterfactualQLearning as CounterfactualQLearning
 from .learners import QLearning as QLearning
 from .learners import Sarsa as Sarsa
+from .results import RESULTS as RESULTS
+from .simulate import Ensemble as Ensemble
+from .simulate import Simulation as Simulation
+from .simulate import simulate as simulate
 from .stationary import stationary_distribution as stationary_distribution
 from .wrapped import WrappedGame as WrappedGame
 

@@ -6,23 +6,15 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Real
 
+from .clock import check_times
 from .drift import average, expected_rewards
 from .game import is_concrete
+from .results import RESULTS
 from .stationary import check_ergodic, condition_number, is_reducible, preserve_rows
 from .wrapped import WrappedGame
-
-
-class RESULTS(diffrax.RESULTS):
-    """How a solve ended: the codes of diffrax and those of the averaged dynamics."""
-
-    reducible = (
-        "The state chain became numerically reducible, so that the stationary distribution is not "
-        "defined to working precision."
-    )
 
 
 class Solution(eqx.Module):
@@ -155,27 +147,6 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
         result=RESULTS.where(lost, RESULTS.reducible, result),
         end_time=jnp.max(jnp.where(reached, ts, 0.0)),
     )
-
-
-def check_times(ts) -> None:
-    """Checks report times: one axis, finite, not negative, increasing.
-
-    Raises:
-        ValueError: otherwise, naming the first time that does not fit.
-    """
-    if np.ndim(ts) != 1 or np.shape(ts)[0] == 0:
-        raise ValueError(f"ts must be a non-empty list of times; found shape {np.shape(ts)}.")
-    if not is_concrete(ts):
-        return
-    times = np.asarray(ts, dtype=float)
-    bad = ~np.isfinite(times) | (times < 0)
-    bad[1:] |= np.diff(times) <= 0
-    if bad.any():
-        k = int(np.argmax(bad))
-        raise ValueError(
-            f"ts must be finite, not negative and increasing; found ts[{k}] = {times[k]}"
-            + (f" after {times[k - 1]}." if k else ".")
-        )
 
 
 def _warn_single_precision() -> None:

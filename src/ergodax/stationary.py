@@ -130,12 +130,7 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
             )
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
         return
-    for agent, agent_params in enumerate(params):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(agent_params):
-            if not np.all(np.isfinite(leaf)):
-                raise ValueError(
-                    f"params of agent {agent}{jax.tree_util.keystr(path)} are not finite: {leaf}."
-                )
+    wrapped.check_finite(params)
     chain = np.asarray(_frozen_chain(wrapped, params))
     names = wrapped.game.state_names
     closed, transient = closed_classes(chain)
@@ -160,10 +155,9 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
     gap = spectral_gap(chain)
     if gap < _SLOW_MIXING:
         warnings.warn(
-            f"the state chain is nearly reducible (spectral gap {gap:.1e}): it forgets its state in "
-            f"about {1 / gap:.0e} steps, and the averaged ODE describes the learners only where "
-            f"their parameters change little in that time (scale / learning rate well above "
-            f"{10 / gap:.0e}).",
+            f"the state chain is nearly reducible (spectral gap {gap:.1e}): it forgets its state "
+            f"in about {1 / gap:.0e} steps, and the averaged ODE describes the learners only where "
+            "their parameters change little in that time.",
             stacklevel=3,
         )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .game import MarkovGame
+from .game import MarkovGame, is_concrete
 from .learner import AbstractLearner, At, Params, Transition, accumulate
 
 
@@ -175,6 +175,16 @@ class WrappedGame(eqx.Module):
                     raise ValueError(
                         f"params of agent {agent}{jax.tree_util.keystr(path)} must have shape "
                         f"{aval.shape}; found {jnp.shape(leaf)}."
+                    )
+
+    def check_finite(self, params: tuple[Params, ...]) -> None:
+        """Raises ValueError if a concrete parameter is infinite or NaN, naming its agent."""
+        for agent, own in enumerate(params):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(own):
+                if is_concrete(leaf) and not np.all(np.isfinite(leaf)):
+                    raise ValueError(
+                        f"params of agent {agent}{jax.tree_util.keystr(path)} must be finite; "
+                        f"found {leaf}."
                     )
 
     def __repr__(self) -> str:

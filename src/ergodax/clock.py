@@ -1,0 +1,40 @@
+"""Report times, in unscaled steps, and the steps of the rescaled process that they stand for."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .game import is_concrete
+
+
+def check_times(ts) -> None:
+    """Checks report times: one axis, finite, not negative, increasing.
+
+    Raises:
+        ValueError: otherwise, naming the first time that does not fit.
+    """
+    if np.ndim(ts) != 1 or np.shape(ts)[0] == 0:
+        raise ValueError(f"ts must be a non-empty list of times; found shape {np.shape(ts)}.")
+    if not is_concrete(ts):
+        return
+    times = np.asarray(ts, dtype=float)
+    bad = ~np.isfinite(times) | (times < 0)
+    bad[1:] |= np.diff(times) <= 0
+    if bad.any():
+        k = int(np.argmax(bad))
+        raise ValueError(
+            f"ts must be finite, not negative and increasing; found ts[{k}] = {times[k]}"
+            + (f" after {times[k - 1]}." if k else ".")
+        )
+
+
+def steps_at(ts, scale: float) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+    """Steps k = floor(scale t) of the rescaled process, and the times k / scale they stand for.
+
+    A product within 1e-9 (relative) of an integer counts as that integer, so that decimal fractions
+    of time land where they should.
+    """
+    product = np.asarray(ts, dtype=float) * scale
+    nearest = np.rint(product)
+    close = np.abs(product - nearest) <= 1e-9 * np.maximum(1.0, nearest)
+    steps = np.where(close, nearest, np.floor(product)).astype(np.int64)
+    return steps, steps / scale

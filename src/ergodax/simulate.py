@@ -1,0 +1,506 @@
+"""The rescaled stochastic process: X_{k+1} = X_k + f(X_k, s_k, a_k, s_{k+1}) / N, in batches.
+
+One trajectory step is written for one run: draw every agent's action from one uniform number by the
+inverse of its policy's distribution function, draw the successor the same way, add every agent's
+increment. It is vmapped over the runs of a batch and looped over the steps between report times;
+the host drives blocks of it, batch by batch.
+
+In float32 an increment f/N far below the spacing of numbers around X would be lost, so parameters
+and summed rewards carry a compensation (Kahan 1965). Float64 needs none.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Real, UInt32
+from tqdm.auto import tqdm
+
+from .clock import check_times, steps_at
+from .learner import At, Transition
+from .results import RESULTS
+from .streams import run_keys, uniforms
+from .wrapped import WrappedGame
+
+_BLOCK = 32
+_ONE_HOT_STATES = 64
+_UNROLLED = 32
+
+
+def _parameters(params):
+    return params
+
+
+class Ensemble(NamedTuple):
+    """Where all runs stand: everything needed to continue them.
+
+    Attributes:
+        params: parameters of all agents, each leaf `[R, ...]`.
+        compensation: what float32 additions have lost so far, like `params`; None in float64.
+        state: current states, `[R]`.
+        joint_action: actions already drawn for the current state, `[R, n]`; None unless a learner
+            needs its next action.
+    """
+
+    params: Any
+    compensation: Any
+    state: Int[Array, " R"]
+    joint_action: Int[Array, "R n"] | None
+
+
+class Simulation(eqx.Module):
+    """An ensemble of simulated learning trajectories.
+
+    Attributes:
+        ts: the times really reported, `k / scale`, `[K]`, in unscaled steps.
+        steps: the steps k taken by then, `[K]`.
+        mean: mean over runs of the observable (by default the parameters), each leaf `[K, ...]`.
+        variance: its variance over runs (divisor runs - 1), each leaf `[K, ...]`.
+        values: the observable of every run, each leaf `[R, K, ...]`; None unless `keep_runs`.
+        state_frequency: share of steps spent in each state since the previous time, mean over runs,
+            `[K, S]`; NaN where no step was taken.
+        rewards: mean reward per step since the previous time, mean over runs, `[K, n]`; NaN where
+            no step was taken.
+        final: where all runs stand after the last step.
+        scale: N.
+        runs: R.
+        compile_seconds: time spent compiling.
+        run_seconds: time spent simulating.
+        result: one of `RESULTS`.
+    """
+
+    ts: Float[np.ndarray, " K"]
+    steps: Int[np.ndarray, " K"]
+    mean: Any
+    variance: Any
+    values: Any
+    state_frequency: Float[np.ndarray, "K S"]
+    rewards: Float[np.ndarray, "K n"]
+    final: Ensemble
+    scale: float
+    runs: int
+    compile_seconds: float
+    run_seconds: float
+    result: RESULTS
+
+    @property
+    def standard_error(self) -> Any:
+        """Standard error of `mean`, each leaf `[K, ...]`."""
+        return jax.tree.map(lambda v: np.sqrt(v / self.runs), self.variance)
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps of single trajectories per second, compilation apart."""
+        return self.runs * int(self.steps[-1]) / self.run_seconds
+
+
+def simulate(
+    wrapped: WrappedGame,
+    params0: Any,
+    ts: Real[Any, " K"],
+    *,
+    scale: float = 1,
+    runs: int = 1,
+    key: Array,
+    initial_state: int | str | None = None,
+    observe: Callable[[Any], Any] = _parameters,
+    keep_runs: bool = False,
+    dtype: Any = None,
+    batch_size: int = 512,
+    progress: bool = False,
+) -> Simulation:
+    """Simulates independent runs of the rescaled learning process.
+
+    Time t is step `floor(scale t)`. A run's random numbers depend on `key`, its number and the step
+    alone: not on `runs`, `batch_size` or `ts`.
+
+    Args:
+        wrapped: a game and its learners.
+        params0: parameters of all agents at time 0, the same in every run.
+        ts: times at which to report, increasing, in unscaled steps; may start at 0.
+        scale: N: updates are N times smaller and N times as many. 1 is the original algorithm.
+        runs: number of independent runs R.
+        key: a JAX random key.
+        initial_state: the first state, by number or name; drawn from the game's initial law by
+            default.
+        observe: what to report, a function of one run's parameters, e.g. `wrapped.policies`; the
+            parameters themselves by default.
+        keep_runs: also return the observable of every run.
+        dtype: float32 or float64; that of `params0` by default. Float32 additions are compensated.
+        batch_size: runs simulated together; a few hundred suit a CPU's cache.
+        progress: show a progress bar.
+
+    Returns:
+        The ensemble's moments, state frequencies and rewards at `ts`, and where its runs ended.
+
+    Raises:
+        ValueError: if an argument does not fit.
+
+    Warns:
+        UserWarning: if runs became infinite or NaN; `result` says so too.
+    """
+    check_times(ts)
+    wrapped.check_structure(params0)
+    wrapped.check_finite(params0)
+    steps, times = steps_at(ts, _check_scale(scale))
+    intervals = np.diff(steps, prepend=0)
+    if intervals.max() >= 2**31:
+        raise ValueError(
+            f"{intervals.max()} steps between two report times are too many (2^31 - 1 at most); "
+            "add report times."
+        )
+    runs, batch_size = _check_count("runs", runs), _check_count("batch_size", batch_size)
+    dtype = _check_dtype(dtype, params0)
+    law = _initial_law(wrapped, initial_state)
+    wrapped, params0, law, inverse_scale = _cast(
+        (wrapped, params0, law, jnp.asarray(1 / scale)), dtype
+    )
+
+    cumulative = jnp.cumsum(wrapped.game.probabilities, axis=-1)[..., :-1]
+
+    # Batches of one width, in multiples of 16: whole vector registers round every run alike.
+    width = min(16 * -(-batch_size // 16), 16 * -(-runs // 16))
+    # Blocks of one length, filled up with empty intervals.
+    block = min(len(steps), _BLOCK)
+    blocks = np.pad(intervals, (0, -len(steps) % block)).astype(np.int32).reshape(-1, block)
+
+    moments, kept, finals, compile_seconds, nonfinite = None, [], [], 0.0, 0
+    started = time.perf_counter()
+    total = runs * int(steps[-1])
+    with tqdm(total=total, unit="step", unit_scale=True, disable=not progress) as bar:
+        for first in range(0, runs, width):
+            live = min(width, runs - first)
+            keys = run_keys(key, jnp.arange(first, first + width, dtype=jnp.uint32))
+            ensemble = _start(wrapped, params0, keys, law)
+            arguments = (
+                wrapped,
+                cumulative,
+                observe,
+                keys,
+                inverse_scale,
+                np.int32(live),
+                keep_runs,
+            )
+            if first == 0:  # A block of empty intervals takes as long as its compilation.
+                before = time.perf_counter()
+                jax.block_until_ready(_advance(ensemble, _words(0), 0 * blocks[0], *arguments))
+                compile_seconds = time.perf_counter() - before
+            step, records = 0, []
+            for lengths in blocks:
+                ensemble, record = _advance(ensemble, _words(step), lengths, *arguments)
+                records.append(jax.device_get(record))
+                taken = int(lengths.sum(dtype=np.int64))
+                step += taken
+                bar.update(live * taken)
+            record = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(steps)], *records)
+            batch = jax.tree.map(lambda leaf: leaf.astype(float), record.moments)
+            moments = batch if moments is None else _merge(moments, batch)
+            nonfinite = nonfinite + record.nonfinite
+            if keep_runs:
+                values = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), record.values)
+                kept.append(_first(live, values))
+            finals.append(_first(live, jax.device_get(ensemble)))
+    run_seconds = time.perf_counter() - started - compile_seconds
+
+    if nonfinite[-1]:
+        k = int(np.argmax(nonfinite > 0))
+        warnings.warn(
+            f"{nonfinite[-1]} of {runs} runs became infinite or NaN, the first by t = "
+            f"{times[k]:.6g}: are the updates too large for their scale?",
+            stacklevel=2,
+        )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Simulation(
+            ts=times,
+            steps=steps,
+            mean=moments.mean,
+            variance=jax.tree.map(lambda square: square / (runs - 1.0), moments.square),
+            values=jax.tree.map(lambda *parts: np.concatenate(parts), *kept) if keep_runs else None,
+            state_frequency=moments.visits / (runs * intervals[:, None]),
+            rewards=moments.rewards / (runs * intervals[:, None]),
+            final=jax.tree.map(lambda *parts: np.concatenate(parts), *finals),
+            scale=float(scale),
+            runs=runs,
+            compile_seconds=compile_seconds,
+            run_seconds=run_seconds,
+            result=RESULTS.nonfinite if nonfinite[-1] else RESULTS.successful,
+        )
+
+
+class _Run(NamedTuple):
+    """One run inside the kernel: its standing and its sums since the last report time."""
+
+    standing: Ensemble
+    visits: Int[Array, " S"]
+    rewards: Float[Array, " n"]
+    rewards_compensation: Float[Array, " n"] | None
+
+
+class _Moments(NamedTuple):
+    """Sums over runs at every report time, mergeable across batches."""
+
+    count: Any
+    mean: Any
+    square: Any
+    visits: Any
+    rewards: Any
+
+
+class _Record(NamedTuple):
+    moments: _Moments
+    nonfinite: Any
+    values: Any
+
+
+def _step(wrapped, cumulative, inverse_scale, key, counter, run):
+    """One step of one run."""
+    game, learners = wrapped.game, wrapped.learners
+    params, compensation, state, joint_action = run.standing
+    draws = uniforms(key, counter, game.num_agents + 1, inverse_scale.dtype)
+    if joint_action is None:
+        joint_action = _draw_actions(learners, params, state, draws)
+    event = (state, *joint_action)
+    outcome = jnp.sum(draws[-1] >= cumulative[event], dtype=jnp.int32)
+    next_state, rewards = game.successors[(*event, outcome)], game.rewards[(*event, outcome)]
+    next_action = None
+    if wrapped.needs_next_action:
+        next_action = _draw_actions(learners, params, next_state, draws)
+    increments = tuple(
+        learner.update(
+            params[agent],
+            Transition(
+                state=state,
+                action=joint_action[agent],
+                joint_action=joint_action,
+                reward=rewards[agent],
+                next_state=next_state,
+                next_action=next_action[agent] if learner.needs_next_action else None,
+            ),
+            game,
+            agent,
+        )
+        for agent, learner in enumerate(learners)
+    )
+    params, compensation = _add_increments(params, compensation, increments, inverse_scale)
+    total, lost = _add(run.rewards, run.rewards_compensation, rewards)
+    return _Run(
+        Ensemble(params, compensation, next_state, next_action),
+        _count_visit(run.visits, state),
+        total,
+        lost,
+    )
+
+
+def _draw_actions(learners, params, state, draws):
+    return jnp.stack(
+        [
+            _draw(learner.policy(own, state), draw)
+            for learner, own, draw in zip(learners, params, draws, strict=False)
+        ]
+    )
+
+
+def _draw(probabilities, uniform):
+    """Index whose cell of the distribution function holds the uniform number."""
+    if probabilities.shape[0] > _UNROLLED:
+        return jnp.sum(uniform >= jnp.cumsum(probabilities)[:-1], dtype=jnp.int32)
+    index, cumulative = jnp.zeros((), jnp.int32), jnp.zeros((), probabilities.dtype)
+    for k in range(probabilities.shape[0] - 1):
+        cumulative = cumulative + probabilities[k]
+        index = index + (uniform >= cumulative)
+    return index
+
+
+def _count_visit(visits, state):
+    if visits.shape[0] <= _ONE_HOT_STATES:
+        return visits + (jnp.arange(visits.shape[0]) == state)
+    return visits.at[state].add(1)
+
+
+def _add(value, compensation, increment):
+    """Adds with Kahan's compensation where there is one."""
+    if compensation is None:
+        return value + increment, None
+    increment = increment - compensation
+    total = value + increment
+    return total, (total - value) - increment
+
+
+def _add_increments(params, compensation, increments, inverse_scale):
+    leaves, structure = jax.tree.flatten(params)
+    lost = [None] * len(leaves) if compensation is None else jax.tree.leaves(compensation)
+    for k, increment in enumerate(structure.flatten_up_to(increments)):
+        sparse = isinstance(increment, At)
+        index = increment.index if sparse else ...
+        value = ((increment.value if sparse else increment) * inverse_scale).astype(leaves[k].dtype)
+        if lost[k] is None:
+            leaves[k] = leaves[k].at[index].add(value)
+        else:
+            total, rest = _add(leaves[k][index], lost[k][index], value)
+            leaves[k], lost[k] = leaves[k].at[index].set(total), lost[k].at[index].set(rest)
+    params = jax.tree.unflatten(structure, leaves)
+    return params, None if compensation is None else jax.tree.unflatten(structure, lost)
+
+
+@eqx.filter_jit
+def _start(wrapped, params0, keys, law):
+    """The runs of a batch before their first step; their draws are those of step 0."""
+
+    def start(key):
+        draws = uniforms(key, _words(0), wrapped.game.num_agents + 1, law.dtype)
+        state = _draw(law, draws[-1])
+        joint_action = None
+        if wrapped.needs_next_action:
+            joint_action = _draw_actions(wrapped.learners, params0, state, draws)
+        single = law.dtype == jnp.float32
+        compensation = jax.tree.map(jnp.zeros_like, params0) if single else None
+        return Ensemble(params0, compensation, state, joint_action)
+
+    return jax.vmap(start)(keys)
+
+
+@eqx.filter_jit
+def _advance(
+    ensemble,
+    counter,
+    intervals,
+    wrapped,
+    cumulative,
+    observe,
+    keys,
+    inverse_scale,
+    live,
+    keep_runs,
+):
+    """Advances a batch over consecutive intervals of steps, reporting at the end of each."""
+    game, dtype = wrapped.game, inverse_scale.dtype
+    is_live = jnp.arange(keys.shape[0]) < live
+
+    def sum_live(leaf):
+        return jnp.sum(jnp.where(is_live.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0), axis=0)
+
+    def next_words(words):
+        low = words[0] + 1
+        return low, words[1] + (low == 0)
+
+    def one_step(_, carry):
+        words, run = carry
+        words = next_words(words)
+
+        def step(key, run):
+            return _step(wrapped, cumulative, inverse_scale, key, words, run)
+
+        return words, jax.vmap(step)(keys, run)
+
+    def interval(carry, steps):
+        words, ensemble = carry
+        lanes = keys.shape[0]
+        sums = jnp.zeros((lanes, game.num_agents), dtype)
+        run = _Run(
+            ensemble,
+            jnp.zeros((lanes, game.num_states), jnp.int32),
+            sums,
+            None if ensemble.compensation is None else sums,
+        )
+        words, run = jax.lax.fori_loop(0, steps, one_step, (words, run))
+        values = jax.vmap(observe)(run.standing.params)
+        mean = jax.tree.map(lambda leaf: sum_live(leaf) / live, values)
+        square = jax.tree.map(lambda leaf, m: sum_live((leaf - m) ** 2), values, mean)
+        finite = jnp.stack(
+            [
+                jnp.isfinite(leaf).reshape(lanes, -1).all(axis=1)
+                for leaf in jax.tree.leaves(run.standing.params)
+            ]
+        ).all(axis=0)
+        record = _Record(
+            _Moments(live, mean, square, sum_live(run.visits.astype(dtype)), sum_live(run.rewards)),
+            sum_live(~finite),
+            values if keep_runs else None,
+        )
+        return (words, run.standing), record
+
+    (_, ensemble), records = jax.lax.scan(interval, (counter, ensemble), intervals)
+    return ensemble, records
+
+
+def _merge(a: _Moments, b: _Moments) -> _Moments:
+    """Moments of two groups of runs together (Chan, Golub and LeVeque 1983), in float64."""
+    count = a.count + b.count
+
+    def weight(leaf):
+        return (b.count / count).reshape(-1, *(1,) * (leaf.ndim - 1))
+
+    mean = jax.tree.map(lambda x, y: x + weight(x) * (y - x), a.mean, b.mean)
+    square = jax.tree.map(
+        lambda p, q, x, y: p + q + a.count[0] * weight(x) * (y - x) ** 2,
+        a.square,
+        b.square,
+        a.mean,
+        b.mean,
+    )
+    return _Moments(count, mean, square, a.visits + b.visits, a.rewards + b.rewards)
+
+
+def _first(count: int, tree):
+    return jax.tree.map(lambda leaf: leaf[:count], tree)
+
+
+def _words(step: int) -> tuple[UInt32[np.ndarray, ""], UInt32[np.ndarray, ""]]:
+    """Low and high word of a step number."""
+    return np.uint32(step % 2**32), np.uint32(step // 2**32)
+
+
+def _cast(tree, dtype):
+    """The same pytree with all floating-point leaves in one precision."""
+
+    def cast(leaf):
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _check_scale(scale) -> float:
+    if not (np.ndim(scale) == 0 and np.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive number; found {scale}.")
+    return float(scale)
+
+
+def _check_count(name: str, count) -> int:
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"{name} must be a positive integer; found {count!r}.")
+    return int(count)
+
+
+def _check_dtype(dtype, params0):
+    found = jnp.result_type(*jax.tree.leaves(params0)) if dtype is None else jnp.dtype(dtype)
+    if found not in (jnp.float32, jnp.float64):
+        raise ValueError(f"dtype must be float32 or float64; found {found}.")
+    if found == jnp.float64 and not jax.config.jax_enable_x64:
+        raise ValueError(
+            'dtype float64 needs jax.config.update("jax_enable_x64", True) before any computation.'
+        )
+    return found
+
+
+def _initial_law(wrapped: WrappedGame, initial_state) -> Float[Array, " S"]:
+    game = wrapped.game
+    if initial_state is None:
+        return game.initial
+    if isinstance(initial_state, str):
+        if initial_state not in game.state_names:
+            raise ValueError(
+                f"initial_state {initial_state!r} is not a state; the states are "
+                f"{', '.join(game.state_names)}."
+            )
+        initial_state = game.state_names.index(initial_state)
+    if not 0 <= initial_state < game.num_states:
+        raise ValueError(
+            f"initial_state must be a state, 0 to {game.num_states - 1}; found {initial_state}."
+        )
+    return jnp.zeros(game.num_states).at[initial_state].set(1.0)
