@@ -5,6 +5,7 @@
 real, asynchronous algorithm.
 """
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -45,18 +46,13 @@ def average(wrapped: WrappedGame, params) -> Averages:
         weights = events
         if learner.needs_next_action:
             weights = weights[..., None] * policies[agent][wrapped.game.successors]
+        expectation = functools.partial(_expectation, weights.ravel())
         increments = wrapped.increments(agent, params[agent])
-        drifts.append(
-            jax.tree.map(
-                lambda leaf, increment, w=weights.ravel(): _expectation(w, increment, leaf),
-                params[agent],
-                increments,
-            )
-        )
+        drifts.append(jax.tree.map(expectation, params[agent], increments))
     return Averages(tuple(drifts), law, events)
 
 
-def _expectation(weights, increments, like):
+def _expectation(weights, like, increments):
     """Sum of increments, sparse or dense, weighted by the probabilities of their events `[E]`."""
     if not isinstance(increments, At):
         return jnp.tensordot(weights, increments, axes=1)

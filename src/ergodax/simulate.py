@@ -169,30 +169,29 @@ def simulate(
     block = min(len(steps), _BLOCK)
     blocks = np.pad(intervals, (0, -len(steps) % block)).astype(np.int32).reshape(-1, block)
 
-    moments, kept, finals, compile_seconds, nonfinite = None, [], [], 0.0, 0
-    started = time.perf_counter()
+    def start(first):
+        keys = run_keys(key, jnp.arange(first, first + width, dtype=jnp.uint32))
+        return keys, _start(wrapped, params0, keys, law)
+
+    def advance(ensemble, keys, step, lengths, live):
+        fixed = (wrapped, cumulative, observe, keys, inverse_scale, np.int32(live), keep_runs)
+        return _advance(ensemble, _words(step), lengths, *fixed)
+
+    before = time.perf_counter()
+    keys, ensemble = start(0)
+    # A block of empty intervals takes as long as its compilation.
+    jax.block_until_ready(advance(ensemble, keys, 0, 0 * blocks[0], width))
+    compiled = time.perf_counter()
+
+    moments, nonfinite, kept, finals = None, 0, [], []
     total = runs * int(steps[-1])
     with tqdm(total=total, unit="step", unit_scale=True, disable=not progress) as bar:
         for first in range(0, runs, width):
             live = min(width, runs - first)
-            keys = run_keys(key, jnp.arange(first, first + width, dtype=jnp.uint32))
-            ensemble = _start(wrapped, params0, keys, law)
-            arguments = (
-                wrapped,
-                cumulative,
-                observe,
-                keys,
-                inverse_scale,
-                np.int32(live),
-                keep_runs,
-            )
-            if first == 0:  # A block of empty intervals takes as long as its compilation.
-                before = time.perf_counter()
-                jax.block_until_ready(_advance(ensemble, _words(0), 0 * blocks[0], *arguments))
-                compile_seconds = time.perf_counter() - before
+            keys, ensemble = start(first)
             step, records = 0, []
             for lengths in blocks:
-                ensemble, record = _advance(ensemble, _words(step), lengths, *arguments)
+                ensemble, record = advance(ensemble, keys, step, lengths, live)
                 records.append(jax.device_get(record))
                 taken = int(lengths.sum(dtype=np.int64))
                 step += taken
@@ -205,7 +204,7 @@ def simulate(
                 values = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), record.values)
                 kept.append(_first(live, values))
             finals.append(_first(live, jax.device_get(ensemble)))
-    run_seconds = time.perf_counter() - started - compile_seconds
+    finished = time.perf_counter()
 
     if nonfinite[-1]:
         k = int(np.argmax(nonfinite > 0))
@@ -226,8 +225,8 @@ def simulate(
             final=jax.tree.map(lambda *parts: np.concatenate(parts), *finals),
             scale=float(scale),
             runs=runs,
-            compile_seconds=compile_seconds,
-            run_seconds=run_seconds,
+            compile_seconds=compiled - before,
+            run_seconds=finished - compiled,
             result=RESULTS.nonfinite if nonfinite[-1] else RESULTS.successful,
         )
 
