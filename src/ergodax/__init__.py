@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from . import games as games
 from . import learners as learners
+from .check import check_learner as check_learner
 from .drift import drift as drift
 from .drift import jacobian as jacobian
 from .drift import occupation_measure as occupation_measure

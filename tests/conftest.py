@@ -1,0 +1,62 @@
+"""Set-up of all tests: float64, run-time checks of every annotation, reproducible examples."""
+
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import hypothesis
+import jaxtyping
+import numpy as np
+import pytest
+
+jaxtyping.install_import_hook("ergodax", "beartype.beartype")  # before ergodax is imported
+
+import helpers
+
+hypothesis.settings.register_profile(
+    "ergodax",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ergodax")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Golden values by case and name: `golden["pd"]["T"]`."""
+    values = {}
+    with np.load(Path(__file__).parent / "data" / "golden.npz") as archive:
+        for key in archive.files:
+            case, name = key.split("/")
+            values.setdefault(case, {})[name] = archive[key]
+    return values
+
+
+@pytest.fixture(scope="session")
+def wrapped_games(golden):
+    """The wrapped games of the golden cases, by name."""
+    return {case: helpers.golden_game(golden, case) for case in golden}
+
+
+@pytest.fixture(scope="session")
+def pd(wrapped_games):
+    return wrapped_games["pd"]
+
+
+@pytest.fixture(scope="session")
+def random(wrapped_games):
+    return wrapped_games["random"]
+
+
+@pytest.fixture(scope="session")
+def mixed(wrapped_games):
+    return wrapped_games["mixed"]
+
+
+@pytest.fixture(scope="session")
+def actor_critic(wrapped_games):
+    return wrapped_games["actor_critic"]

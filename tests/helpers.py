@@ -1,0 +1,193 @@
+"""What several test modules share: golden games, random games in two forms, comparisons."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import oracle
+from jax.flatten_util import ravel_pytree
+
+import ergodax as ex
+
+KINDS = ("q", "sarsa", "counterfactual", "actor_critic")
+FORMS = ("state_action", "next_state", "duplicates", "deterministic")
+
+
+class Spec(NamedTuple):
+    """A learner in neutral form: what the package's and the oracle's learner are both made from."""
+
+    kind: str
+    alpha: float = 0.1
+    gamma: float = 0.9
+    tau: float = 1.0
+    eps: float = 0.0
+    alpha_v: float = 0.1
+
+
+def make_learner(spec):
+    """The package's learner."""
+    exploration = ex.EpsilonSoftmax(spec.tau, spec.eps)
+    if spec.kind == "actor_critic":
+        return ex.ActorCritic(spec.alpha, spec.alpha_v, spec.gamma, exploration)
+    classes = {
+        "q": ex.QLearning,
+        "sarsa": ex.Sarsa,
+        "counterfactual": ex.CounterfactualQLearning,
+    }
+    return classes[spec.kind](spec.alpha, spec.gamma, exploration)
+
+
+def make_oracle_learner(spec):
+    """The oracle's learner."""
+    if spec.kind == "actor_critic":
+        return oracle.ActorCritic(spec.alpha, spec.alpha_v, spec.gamma, spec.tau, spec.eps)
+    classes = {
+        "q": oracle.QLearning,
+        "sarsa": oracle.Sarsa,
+        "counterfactual": oracle.CounterfactualQLearning,
+    }
+    return classes[spec.kind](spec.alpha, spec.gamma, spec.tau, spec.eps)
+
+
+def random_specs(rng, kinds):
+    """One learner per kind, every hyper-parameter different."""
+    return [
+        Spec(
+            kind,
+            alpha=rng.uniform(0.1, 1),
+            gamma=rng.uniform(0, 1),
+            tau=rng.uniform(0.3, 2),
+            eps=rng.uniform(0, 0.5),
+            alpha_v=rng.uniform(0.1, 1),
+        )
+        for kind in kinds
+    ]
+
+
+class Case(NamedTuple):
+    """One wrapped game at one point, for the package and for the oracle."""
+
+    wrapped: ex.WrappedGame
+    params: tuple
+    game: oracle.DenseGame
+    learners: list
+
+    @property
+    def flat(self):
+        """The parameters as the oracle reads them: one flat vector per agent."""
+        return [np.asarray(ravel_pytree(params)[0]) for params in self.params]
+
+
+def random_case(seed, num_states, num_actions, kinds, form="state_action", density=1.0):
+    """A random game with one closed class, random learners and random parameters.
+
+    Args:
+        seed: seeds everything.
+        num_states: number of states.
+        num_actions: number of actions of each agent.
+        kinds: kind of learner of each agent.
+        form: how rewards enter, one of `FORMS`.
+        density: chance that a state is a successor; below 1 some states may be transient.
+    """
+    rng = np.random.default_rng(seed)
+    specs = random_specs(rng, kinds)
+    game, dense = random_game(rng, num_states, num_actions, form, density)
+    wrapped = ex.WrappedGame(game, [make_learner(spec) for spec in specs])
+    flat, unravel = ravel_pytree(wrapped.init())
+    params = unravel(rng.normal(size=flat.size))
+    return Case(wrapped, params, dense, [make_oracle_learner(spec) for spec in specs])
+
+
+def random_game(rng, num_states, num_actions, form, density=1.0):
+    """A random game with one closed class, as a `MarkovGame` and as the oracle's `DenseGame`."""
+    shape, n = (num_states, *num_actions), len(num_actions)
+    if form == "deterministic":
+        next_state = rng.integers(num_states, size=shape)
+        next_state[(slice(None),) + (0,) * n] = np.maximum(np.arange(num_states) - 1, 0)
+        rewards = rng.normal(size=(*shape, n))
+        dense = oracle.DenseGame.from_dense(np.eye(num_states)[next_state], rewards)
+        return ex.MarkovGame.deterministic(next_state, rewards), dense
+    kernel = random_kernel(rng, num_states, num_actions, density)
+    if form == "duplicates":
+        return _duplicated(rng, kernel)
+    rewards = rng.normal(size=(*shape, *((num_states,) if form == "next_state" else ()), n))
+    game = ex.MarkovGame.from_dense(kernel, rewards)
+    return game, oracle.DenseGame.from_dense(kernel, rewards)
+
+
+def random_kernel(rng, num_states, num_actions, density=1.0):
+    """A random kernel whose state 0 can be reached from everywhere: one closed class."""
+    shape = (num_states, *num_actions)
+    kernel = rng.dirichlet(np.ones(num_states), size=shape)
+    kernel *= rng.random(kernel.shape) < density
+    empty = kernel.sum(axis=-1) == 0
+    kernel[empty, rng.integers(num_states, size=empty.sum())] = 1.0
+    kernel /= kernel.sum(axis=-1, keepdims=True)
+    for state in range(num_states):
+        row = kernel[(state, *(0,) * len(num_actions))]
+        row *= 0.5
+        row[max(state - 1, 0)] += 0.5
+    return kernel
+
+
+def _duplicated(rng, kernel):
+    """Finite random rewards: every successor stands twice, with other rewards."""
+    n = kernel.ndim - 2
+    share = rng.uniform(size=kernel.shape)
+    probabilities = np.concatenate([share * kernel, (1 - share) * kernel], axis=-1)
+    successors = np.broadcast_to(np.arange(kernel.shape[0]), kernel.shape)
+    successors = np.concatenate([successors, successors], axis=-1)
+    rewards = rng.normal(size=(*probabilities.shape, n))
+    outcomes = {
+        (index[0], index[1:]): list(
+            zip(probabilities[index], successors[index].tolist(), rewards[index], strict=True)
+        )
+        for index in np.ndindex(kernel.shape[:-1])
+    }
+    dense = oracle.DenseGame(outcomes, kernel.shape[0], kernel.shape[1:-1], n)
+    return ex.MarkovGame(successors, probabilities, rewards), dense
+
+
+def golden_game(golden, case):
+    """The wrapped game of a golden case."""
+    values = golden["random" if case == "actor_critic" else case]
+    kind = "actor_critic" if case == "actor_critic" else "q"
+    learners = [
+        make_learner(Spec(kind, alpha, gamma, tau, eps, alpha_v=alpha))
+        for alpha, gamma, tau, eps in zip(
+            *(values[name] for name in ("alpha", "gamma", "tau", "eps")), strict=True
+        )
+    ]
+    return ex.WrappedGame(ex.MarkovGame.from_dense(values["T"], golden[case]["R"]), learners)
+
+
+def unflatten(wrapped, flat):
+    """Parameters of all agents from one flat vector."""
+    return ravel_pytree(wrapped.init())[1](np.asarray(flat))
+
+
+def flatten(params):
+    """All agents' parameters as one flat NumPy vector."""
+    return np.asarray(ravel_pytree(params)[0])
+
+
+def flatten_times(params):
+    """Parameters with a leading time axis as one NumPy array `[K, d]`."""
+    return np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(params))
+
+
+def assert_close(found, expected, tolerance):
+    """Largest error relative to the largest entry."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    error, size = np.abs(found - expected).max(), np.abs(expected).max()
+    assert error <= tolerance * size, f"largest error {error:.2e}, largest entry {size:.2e}"
+
+
+def central_difference(function, x, direction, step=1e-5):
+    """Directional derivative of a scalar or array function of a flat vector, error O(step^4)."""
+
+    def slope(h):
+        return (np.asarray(function(x + h * direction)) - function(x - h * direction)) / (2 * h)
+
+    return (4 * slope(step / 2) - slope(step)) / 3

@@ -1,0 +1,162 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ergodax as ex
+from ergodax.games import prisoners_dilemma, repeated
+
+
+class RothErev(ex.AbstractLearner):
+    phi: jax.Array = ex.hyper(0.01)
+
+    def init(self, game, agent, *, key):
+        return jnp.ones((game.num_states, game.num_actions[agent]))
+
+    def policy(self, params, state):
+        return params[state] / params[state].sum()
+
+    def update(self, params, transition, game, agent):
+        t = transition
+        gain = t.reward * jax.nn.one_hot(t.action, params.shape[1])
+        return ex.At((t.state,), self.phi * (gain - params[t.state]))
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        ex.QLearning(),
+        ex.CounterfactualQLearning(),
+        ex.Sarsa(),
+        ex.ActorCritic(),
+        RothErev(),
+    ],
+    ids=lambda learner: type(learner).__name__,
+)
+def test_accepts_learners_that_keep_the_contract(learner):
+    ex.check_learner(learner, prisoners_dilemma())
+    ex.check_learner(learner, repeated(np.arange(18.0).reshape(3, 3, 2)[:, :2], memory=1))
+
+
+class EmptyInit(RothErev):
+    def init(self, game, agent, *, key):
+        return ()
+
+
+class IntegerInit(RothErev):
+    def init(self, game, agent, *, key):
+        return jnp.ones((game.num_states, game.num_actions[agent]), dtype=int)
+
+
+class InfiniteInit(RothErev):
+    def init(self, game, agent, *, key):
+        return jnp.full((game.num_states, game.num_actions[agent]), jnp.inf)
+
+
+class RandomInit(RothErev):
+    def init(self, game, agent, *, key):
+        return jnp.asarray(np.random.default_rng().uniform(1, 2, (game.num_states, 2)))
+
+
+class ShortPolicy(RothErev):
+    def policy(self, params, state):
+        return params[state][:1]
+
+
+class UnnormalisedPolicy(RothErev):
+    def policy(self, params, state):
+        return params[state]
+
+
+class NegativePolicy(RothErev):
+    def policy(self, params, state):
+        return jnp.array([1.5, -0.5])
+
+
+class RandomPolicy(RothErev):
+    def policy(self, params, state):
+        share = np.random.default_rng().uniform()
+        return jnp.array([share, 1 - share])
+
+
+class WrongStructure(RothErev):
+    def update(self, params, transition, game, agent):
+        return (params, params)
+
+
+class WrongShape(RothErev):
+    def update(self, params, transition, game, agent):
+        return params[0]
+
+
+class WrongRow(RothErev):
+    def update(self, params, transition, game, agent):
+        return ex.At((transition.state,), 1.0)
+
+
+class DeepIndex(RothErev):
+    def update(self, params, transition, game, agent):
+        t = transition
+        return ex.At((t.state, t.action, t.action), t.reward)
+
+
+class FloatIndex(RothErev):
+    def update(self, params, transition, game, agent):
+        return ex.At((transition.reward, transition.action), transition.reward)
+
+
+class OutOfBounds(RothErev):
+    def update(self, params, transition, game, agent):
+        return ex.At((transition.state + 1, transition.action), transition.reward)
+
+
+class InfiniteUpdate(RothErev):
+    def update(self, params, transition, game, agent):
+        t = transition
+        return ex.At((t.state, t.action), jnp.where(t.state == 2, jnp.inf, 0.0))
+
+
+class RandomUpdate(RothErev):
+    def update(self, params, transition, game, agent):
+        t = transition
+        return ex.At((t.state, t.action), t.reward * np.random.default_rng().uniform())
+
+
+class ForgottenNextAction(RothErev):
+    def update(self, params, transition, game, agent):
+        t = transition
+        return ex.At((t.state, t.action), params[t.next_state, t.next_action])
+
+
+class PlainNumber(RothErev):
+    rate: float = 0.1
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        (EmptyInit(), r"EmptyInit\.init must return at least one array"),
+        (IntegerInit(), r"agent 0: IntegerInit\.init: parameter must be a floating-point"),
+        (InfiniteInit(), r"InfiniteInit\.init: parameter must be finite"),
+        (RandomInit(), r"RandomInit\.init is not pure"),
+        (ShortPolicy(), r"ShortPolicy\.policy must return 2 probabilities; found shape \(1,\)"),
+        (UnnormalisedPolicy(), r"policy in state 0 \(CC\) must sum to 1; found \[1\. 1\.\], sum 2"),
+        (NegativePolicy(), r"policy in state 0 \(CC\) must not be negative or NaN"),
+        (RandomPolicy(), r"RandomPolicy\.policy in state 0 \(CC\) is not pure"),
+        (WrongStructure(), r"WrongStructure\.update: increment must have shape|structured like"),
+        (WrongShape(), r"WrongShape\.update: increment must have shape \(4, 2\); found \(2,\)"),
+        (WrongRow(), r"WrongRow\.update: increment must have shape \(2,\); found \(\)"),
+        (DeepIndex(), r"DeepIndex\.update: increment: At\.index must be a tuple of at most 2"),
+        (FloatIndex(), r"FloatIndex\.update: increment: At\.index must hold scalar integers"),
+        (OutOfBounds(), r"index must fit the table \(4, 2\); found 4 in state 3 after joint"),
+        (InfiniteUpdate(), r"must be finite; found inf in state 2 after joint action \(0, 0\)"),
+        (RandomUpdate(), r"RandomUpdate\.update is not pure"),
+        (ForgottenNextAction(), r"must have shape \(\); .*set needs_next_action = True"),
+        (PlainNumber(), r"PlainNumber\.rate is the plain Python number 0\.1; .*ergodax\.hyper"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, eqx.Module) else "",
+)
+def test_names_what_is_wrong(learner, message):
+    with pytest.raises(ValueError, match=message):
+        ex.check_learner(learner, prisoners_dilemma())
