@@ -1,13 +1,15 @@
 """What several test modules share: golden games, random games in two forms, comparisons."""
 
+import contextlib
 from typing import NamedTuple
 
 import jax
+import jaxtyping
 import numpy as np
-import oracle
 from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
+import oracle
 
 KINDS = ("q", "sarsa", "counterfactual", "actor_critic")
 FORMS = ("state_action", "next_state", "duplicates", "deterministic")
@@ -174,6 +176,16 @@ def flatten(params):
 def flatten_times(params):
     """Parameters with a leading time axis as one NumPy array `[K, d]`."""
     return np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(params))
+
+
+@contextlib.contextmanager
+def annotations_off():
+    """Switches the checks of annotations off, to see what users see who get a shape wrong."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def assert_close(found, expected, tolerance):

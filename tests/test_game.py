@@ -6,6 +6,7 @@ import pytest
 
 from ergodax import MarkovGame
 from ergodax.game import padding
+from helpers import annotations_off
 
 SPARSE = np.zeros((3, 2, 2, 3))
 SPARSE[..., 0] = 1.0
@@ -13,6 +14,11 @@ SPARSE[0, 1, 0] = [0.2, 0.0, 0.8]
 SPARSE[1, 0, 1] = [0.0, 1.0, 0.0]
 SPARSE[2, 1, 1] = [0.25, 0.5, 0.25]
 REWARDS = np.arange(24.0).reshape(3, 2, 2, 2)
+OUTCOMES = {
+    "successors": np.zeros((3, 2, 1), dtype=int),
+    "probabilities": np.ones((3, 2, 1)),
+    "rewards": np.zeros((3, 2, 1, 1)),
+}
 
 
 @pytest.fixture
@@ -35,7 +41,7 @@ def test_dense_kernel_comes_back(dense):
 
 
 def test_only_possible_outcomes_are_stored():
-    game = MarkovGame.from_dense(SPARSE[..., :], REWARDS)
+    game = MarkovGame.from_dense(SPARSE, REWARDS)
     assert game.num_successors == 3
     narrow = SPARSE.copy()
     narrow[2, 1, 1] = [0.5, 0.5, 0.0]
@@ -186,8 +192,6 @@ def changed(index, value, array=SPARSE):
             r"probability nan at state 2, joint action \(1, 1\), entry 1, .*not finite",
         ),
         (changed((0, 0, 0, 0), np.inf), r"probability inf at state 0, joint action \(0, 0\)"),
-        (np.ones((3, 2, 2, 2)) / 2, r"kernel must have shape \[S, A_1, .., A_n, S\]"),
-        (np.ones((3, 3)) / 3, r"kernel must have shape \[S, A_1, .., A_n, S\]"),
     ],
 )
 def test_bad_kernels_are_refused(kernel, message):
@@ -200,8 +204,6 @@ def test_bad_kernels_are_refused(kernel, message):
     [
         (changed((1, 0, 1, 1), np.nan, REWARDS), r"nan of agent 1 at state 1, joint action \(0, 1"),
         (changed((2, 1, 0, 0), -np.inf, REWARDS), r"-inf of agent 0 at state 2, joint action \(1"),
-        (REWARDS[..., :1], r"rewards must have shape .*found \(3, 2, 2, 1\)"),
-        (np.moveaxis(REWARDS, -1, 0), r"agent axis last.*found \(2, 3, 2, 2\)"),
     ],
 )
 def test_bad_rewards_are_refused(rewards, message):
@@ -214,7 +216,6 @@ def test_bad_rewards_are_refused(rewards, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"initial": np.array([0.5, 0.5])}, r"initial must have shape \(3,\); found \(2,\)"),
         ({"initial": np.array([0.5, 0.4, 0.0])}, r"initial probabilities sum to 0\.9"),
         ({"initial": np.array([1.5, -0.5, 0.0])}, r"initial probability -0\.5 of state 1"),
         ({"initial": np.array([0.5, 0.5, np.nan])}, r"initial probability nan of state 2"),
@@ -223,10 +224,6 @@ def test_bad_rewards_are_refused(rewards, message):
         ({"action_names": [["L", "R"]]}, r"one sequence per agent \(2\); found 1"),
         ({"action_names": [["L", "R"], ["x"]]}, "action_names of agent 1 must hold 2 names"),
         ({"action_names": [["L", "L"], ["x", "y"]]}, "action_names of agent 0 must be distinct"),
-        (
-            {"support": np.zeros((3, 2, 3), dtype=int)},
-            r"support must have shape \(3, 2, 2, 'K'\); found \(3, 2, 3\)",
-        ),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -237,10 +234,6 @@ def test_bad_options_are_refused(options, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"successors": np.zeros((3, 2), dtype=int)}, "successors must have shape"),
-        ({"successors": np.zeros((3, 2, 0), dtype=int)}, "at least one state, agent"),
-        ({"probabilities": np.ones((3, 2, 2))}, r"must have the shape of successors, \(3, 2, 1\)"),
-        ({"rewards": np.zeros((3, 2, 1, 2))}, r"rewards must have shape \(3, 2, 1, 1\)"),
         (
             {"successors": np.array([[[0], [1]], [[0], [3]], [[0], [1]]])},
             r"successor 3 of state 1, joint action \(1,\).*not a state \(0 to 2\)",
@@ -255,15 +248,51 @@ def test_bad_options_are_refused(options, message):
         ),
     ],
 )
-def test_bad_support_forms_are_refused(change, message):
-    valid = {
-        "successors": np.zeros((3, 2, 1), dtype=int),
-        "probabilities": np.ones((3, 2, 1)),
-        "rewards": np.zeros((3, 2, 1, 1)),
-    }
-    MarkovGame(**valid)
+def test_bad_outcomes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        MarkovGame(**(valid | change))
+        MarkovGame(**(OUTCOMES | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": np.ones((3, 2, 2, 2)) / 2}, r"kernel must have shape .*found \(3, 2, 2, 2\)"),
+        ({"kernel": np.ones((3, 3)) / 3}, r"kernel must have shape \[S, A_1, .., A_n, S\]"),
+        ({"rewards": REWARDS[..., :1]}, r"rewards must have shape .*found \(3, 2, 2, 1\)"),
+        ({"rewards": np.moveaxis(REWARDS, -1, 0)}, r"agent axis last.*found \(2, 3, 2, 2\)"),
+        ({"initial": np.array([0.5, 0.5])}, r"initial must have shape \(3,\); found \(2,\)"),
+        ({"support": np.zeros((3, 2, 3), int)}, r"support must have shape .*found \(3, 2, 3\)"),
+    ],
+)
+def test_wrong_shapes_of_dense_games_are_refused(change, message):
+    with annotations_off(), pytest.raises(ValueError, match=message):
+        MarkovGame.from_dense(**({"kernel": SPARSE, "rewards": REWARDS} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"successors": np.zeros((3, 2), dtype=int)}, "successors must have shape"),
+        ({"successors": np.zeros((3, 2, 0), dtype=int)}, "at least one state, agent"),
+        ({"successors": np.zeros((3, 2, 1))}, "successors must be integers; found dtype float64"),
+        ({"probabilities": np.ones((3, 2, 2))}, r"must have the shape of successors, \(3, 2, 1\)"),
+        ({"rewards": np.zeros((3, 2, 1, 2))}, r"rewards must have shape \(3, 2, 1, 1\)"),
+    ],
+)
+def test_wrong_shapes_of_outcomes_are_refused(change, message):
+    with annotations_off(), pytest.raises(ValueError, match=message):
+        MarkovGame(**(OUTCOMES | change))
+
+
+def test_wrong_shapes_of_deterministic_games_are_refused():
+    next_state = np.zeros((3, 2, 2), dtype=int)
+    with annotations_off(), pytest.raises(ValueError, match=r"agent axis last.*\(2, 3, 2, 2\)"):
+        MarkovGame.deterministic(next_state, np.moveaxis(REWARDS, -1, 0))
+
+
+def test_shapes_are_checked_under_a_trace():
+    with annotations_off(), pytest.raises(ValueError, match="rewards must have shape"):
+        jax.jit(MarkovGame.from_dense)(SPARSE, REWARDS[..., :1])
 
 
 def test_messages_use_the_given_names():

@@ -1,6 +1,7 @@
 """The averaged flow: solves dx/dt = F(x), the limit of the learners' trajectories."""
 
 import warnings
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -134,7 +135,8 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
         reducible = is_reducible(condition_number(chain), chain.dtype)
         return params, averages.state_distribution, expected_rewards(wrapped, averages), reducible
 
-    reached = jnp.isfinite(solved.ts)
+    saved: Any = solved.ts
+    reached = jnp.isfinite(saved)
     params, distribution, rewards, reducible = jax.vmap(describe)(solved.ys)
     result = RESULTS.promote(solved.result)
     lost = jnp.any(reached & reducible)
@@ -150,7 +152,7 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
 
 
 def _warn_single_precision() -> None:
-    if not jax.config.jax_enable_x64:
+    if jnp.result_type(float) != jnp.float64:
         warnings.warn(
             "solving in float32: tolerances below about 1e-6 cannot be met and derivatives are "
             'rough. For float64 call jax.config.update("jax_enable_x64", True) first.',

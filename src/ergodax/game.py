@@ -13,11 +13,13 @@ Rows with fewer than `K` outcomes are padded: the last outcome is repeated with 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 
@@ -92,8 +94,9 @@ class MarkovGame(eqx.Module):
             )
         if initial is None:
             initial = np.full(num_states, 1.0 / num_states)
-        if np.shape(initial) != (num_states,):
-            raise ValueError(f"initial must have shape ({num_states},); found {np.shape(initial)}.")
+        law: Any = initial
+        if np.shape(law) != (num_states,):
+            raise ValueError(f"initial must have shape ({num_states},); found {np.shape(law)}.")
 
         self.num_states = num_states
         self.num_actions = num_actions
@@ -115,12 +118,12 @@ class MarkovGame(eqx.Module):
             _check_rows(self, np.asarray(probabilities))
         if is_concrete(rewards):
             _check_rewards(self, np.asarray(rewards))
-        if is_concrete(initial):
-            _check_distribution("initial", np.asarray(initial))
+        if is_concrete(law):
+            _check_distribution("initial", np.asarray(law))
         self.successors = jnp.asarray(successors, dtype=jnp.int32)
         self.probabilities = jnp.asarray(probabilities, dtype=float)
         self.rewards = jnp.asarray(rewards, dtype=float)
-        self.initial = jnp.asarray(initial, dtype=float)
+        self.initial = jnp.asarray(law, dtype=float)
 
     @classmethod
     def from_dense(
@@ -171,19 +174,18 @@ class MarkovGame(eqx.Module):
             table = _support(np.asarray(kernel))
         else:
             table = np.broadcast_to(np.arange(num_states), shape)
-        backend = np if is_concrete(kernel) else jnp
+        backend: Any = np if is_concrete(kernel) else jnp
         repeated = np.zeros(table.shape, dtype=bool)
         for k in range(1, table.shape[-1]):
             repeated[..., k] = (table[..., :k] == table[..., k : k + 1]).any(axis=-1)
         taken = backend.take_along_axis(backend.asarray(kernel), backend.asarray(table), axis=-1)
         probabilities = backend.where(repeated, 0.0, taken)
+        backend = np if is_concrete(rewards) else jnp
         if np.ndim(rewards) == len(shape):
-            backend = np if is_concrete(rewards) else jnp
             values = backend.broadcast_to(
                 backend.asarray(rewards)[..., None, :], (*table.shape, num_agents)
             )
         else:
-            backend = np if is_concrete(rewards) else jnp
             values = backend.take_along_axis(
                 backend.asarray(rewards), backend.asarray(table)[..., None], axis=-2
             )
@@ -276,7 +278,7 @@ class MarkovGame(eqx.Module):
 
 def is_concrete(value) -> bool:
     """Whether the value can be looked at (it is not being traced by JAX)."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def scatter_successors(game: MarkovGame, weights: Float[Array, "S *A K"]) -> Float[Array, "S *A S"]:

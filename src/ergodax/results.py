@@ -3,7 +3,7 @@
 import diffrax
 
 
-class RESULTS(diffrax.RESULTS):
+class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     """The codes of diffrax and those of learning dynamics."""
 
     reducible = (

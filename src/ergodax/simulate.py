@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Real, UInt32
+from jaxtyping import Array, Float, Int, Real
 from tqdm.auto import tqdm
 
 from .clock import check_times, steps_at
@@ -50,7 +50,7 @@ class Ensemble(NamedTuple):
     params: Any
     compensation: Any
     state: Int[Array, " R"]
-    joint_action: Int[Array, "R n"] | None
+    joint_action: Any
 
 
 class Simulation(eqx.Module):
@@ -183,7 +183,9 @@ def simulate(
     jax.block_until_ready(advance(ensemble, keys, 0, 0 * blocks[0], width))
     compiled = time.perf_counter()
 
-    moments, nonfinite, kept, finals = None, 0, [], []
+    moments: Any = None
+    nonfinite = np.zeros(len(steps), dtype=int)
+    kept, finals = [], []
     total = runs * int(steps[-1])
     with tqdm(total=total, unit="step", unit_scale=True, disable=not progress) as bar:
         for first in range(0, runs, width):
@@ -197,16 +199,17 @@ def simulate(
                 step += taken
                 bar.update(live * taken)
             record = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(steps)], *records)
-            batch = jax.tree.map(lambda leaf: leaf.astype(float), record.moments)
-            moments = batch if moments is None else _merge(moments, batch)
-            nonfinite = nonfinite + record.nonfinite
+            moments = _merge(moments, record.moments)
+            nonfinite += record.nonfinite
             if keep_runs:
                 values = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), record.values)
                 kept.append(_first(live, values))
             finals.append(_first(live, jax.device_get(ensemble)))
     finished = time.perf_counter()
 
+    result: Any = RESULTS.successful
     if nonfinite[-1]:
+        result = RESULTS.nonfinite
         k = int(np.argmax(nonfinite > 0))
         warnings.warn(
             f"{nonfinite[-1]} of {runs} runs became infinite or NaN, the first by t = "
@@ -227,7 +230,7 @@ def simulate(
             runs=runs,
             compile_seconds=compiled - before,
             run_seconds=finished - compiled,
-            result=RESULTS.nonfinite if nonfinite[-1] else RESULTS.successful,
+            result=result,
         )
 
 
@@ -266,7 +269,7 @@ def _step(wrapped, cumulative, inverse_scale, key, counter, run):
     event = (state, *joint_action)
     outcome = jnp.sum(draws[-1] >= cumulative[event], dtype=jnp.int32)
     next_state, rewards = game.successors[(*event, outcome)], game.rewards[(*event, outcome)]
-    next_action = None
+    next_action: Any = None
     if wrapped.needs_next_action:
         next_action = _draw_actions(learners, params, next_state, draws)
     increments = tuple(
@@ -332,7 +335,9 @@ def _add(value, compensation, increment):
 
 def _add_increments(params, compensation, increments, inverse_scale):
     leaves, structure = jax.tree.flatten(params)
-    lost = [None] * len(leaves) if compensation is None else jax.tree.leaves(compensation)
+    lost: list[Any] = (
+        [None] * len(leaves) if compensation is None else jax.tree.leaves(compensation)
+    )
     for k, increment in enumerate(structure.flatten_up_to(increments)):
         sparse = isinstance(increment, At)
         index = increment.index if sparse else ...
@@ -427,16 +432,19 @@ def _advance(
     return ensemble, records
 
 
-def _merge(a: _Moments, b: _Moments) -> _Moments:
+def _merge(a: Any, b: _Moments) -> _Moments:
     """Moments of two groups of runs together (Chan, Golub and LeVeque 1983), in float64."""
+    b = jax.tree.map(lambda leaf: leaf.astype(float), b)
+    if a is None:
+        return b
     count = a.count + b.count
 
-    def weight(leaf):
+    def share(leaf):
         return (b.count / count).reshape(-1, *(1,) * (leaf.ndim - 1))
 
-    mean = jax.tree.map(lambda x, y: x + weight(x) * (y - x), a.mean, b.mean)
+    mean = jax.tree.map(lambda x, y: x + share(x) * (y - x), a.mean, b.mean)
     square = jax.tree.map(
-        lambda p, q, x, y: p + q + a.count[0] * weight(x) * (y - x) ** 2,
+        lambda p, q, x, y: p + q + a.count[0] * share(x) * (y - x) ** 2,
         a.square,
         b.square,
         a.mean,
@@ -449,9 +457,9 @@ def _first(count: int, tree):
     return jax.tree.map(lambda leaf: leaf[:count], tree)
 
 
-def _words(step: int) -> tuple[UInt32[np.ndarray, ""], UInt32[np.ndarray, ""]]:
+def _words(step: int):
     """Low and high word of a step number."""
-    return np.uint32(step % 2**32), np.uint32(step // 2**32)
+    return jnp.asarray(np.uint32(step % 2**32)), jnp.asarray(np.uint32(step // 2**32))
 
 
 def _cast(tree, dtype):
@@ -480,7 +488,7 @@ def _check_dtype(dtype, params0):
     found = jnp.result_type(*jax.tree.leaves(params0)) if dtype is None else jnp.dtype(dtype)
     if found not in (jnp.float32, jnp.float64):
         raise ValueError(f"dtype must be float32 or float64; found {found}.")
-    if found == jnp.float64 and not jax.config.jax_enable_x64:
+    if found == jnp.float64 and jnp.result_type(float) != jnp.float64:
         raise ValueError(
             'dtype float64 needs jax.config.update("jax_enable_x64", True) before any computation.'
         )

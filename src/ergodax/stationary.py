@@ -181,7 +181,7 @@ def closed_classes(chain: np.ndarray) -> tuple[list[list[int]], list[int]]:
     return sorted(closed), np.flatnonzero(leaves[label]).tolist()
 
 
-def condition_number(chain: Float[Array, "S S"]) -> Float[Array, ""]:
+def condition_number(chain) -> float | Float[Array, ""]:
     """Condition number (maximum norm) of `I - P + 1 u^T`: huge for a nearly reducible chain."""
     backend = np if isinstance(chain, np.ndarray) else jnp
     size = chain.shape[0]

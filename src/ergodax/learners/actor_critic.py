@@ -1,6 +1,6 @@
 """Actor-critic with tabular preferences and values (Sutton and Barto 2018, section 13.5)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,15 +20,15 @@ from .action_value import filled
 
 
 class ActorCriticParams(NamedTuple):
-    """Parameters of an actor-critic learner.
+    """Parameters of an actor-critic learner, or an increment of them.
 
     Attributes:
         theta: the actor's preferences, `[S, A]`.
         V: the critic's state values, `[S]`.
     """
 
-    theta: Float[Array, "S A"] | At
-    V: Float[Array, " S"] | At
+    theta: Any
+    V: Any
 
 
 class ActorCritic(AbstractLearner):
