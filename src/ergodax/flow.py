@@ -14,7 +14,7 @@ from .clock import check_times
 from .drift import average, expected_rewards
 from .game import is_concrete
 from .results import RESULTS
-from .stationary import check_ergodic, condition_number, is_reducible, preserve_rows
+from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .wrapped import WrappedGame
 
 
@@ -131,8 +131,7 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
     def describe(x):
         params = unravel(x)
         averages = average(wrapped, params)
-        chain = wrapped.frozen_chain(params)
-        reducible = is_reducible(condition_number(chain), chain.dtype)
+        reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
         return params, averages.state_distribution, expected_rewards(wrapped, averages), reducible
 
     saved: Any = solved.ts

@@ -1,12 +1,18 @@
 """The stationary law of a finite Markov chain, its derivative, and when it exists.
 
-For a transition matrix P with one closed class, the stationary law is the unique nu with
-`nu P = nu`, `sum nu = 1`. With `M = I - P + 1 u^T`, u uniform, `nu^T = u^T M^{-1}`; its derivative
-along a direction dP with zero row sums is `nu dP M^{-1}` (Schweitzer 1968). Periodic chains and
-chains with transient states are fine: only a second closed class makes M singular.
+A transition matrix P with one closed class has a unique law nu with `nu P = nu`, `sum nu = 1`.
+Along a direction dP with zero row sums it changes by the solution of `x (I - P) = nu dP`,
+`sum x = 0`. Both come from one elimination of states, that of Grassmann, Taksar and Heyman (1985):
+it never subtracts, so it is accurate on nearly reducible chains too. Periodic chains and transient
+states are fine; only a second closed class is not.
+
+Everything here is plain array code without LAPACK: it batches well under `vmap`, and batched
+factorisations of two systems at once can lock up the CPU's thread pool (seen with jaxlib 0.10.2).
 """
 
 import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,63 +23,136 @@ from jaxtyping import Array, Float
 from .game import is_concrete, row_preserving
 from .wrapped import WrappedGame
 
-_ELIMINATION_LIMIT = 8
-_SLOW_MIXING = 1e-3
+_UNROLLED = 8
+_SLOW_MIXING = 1e3
+
+
+class _Censored(NamedTuple):
+    """A transition matrix after censoring its states one by one, from the last to the first.
+
+    Below the diagonal stand the rows `P(k, j)`, j < k, of the chain censored to states 0..k; above
+    it the columns `P(j, k) / leave[k]`. `leave[k]` is the probability to move from k to a lower
+    state.
+    """
+
+    matrix: Float[Array, "S S"]
+    leave: Float[Array, " S"]
+
+
+def _censor(chain: Float[Array, "S S"]) -> _Censored:
+    states = jnp.arange(chain.shape[0])
+
+    def remove(k, censored):
+        matrix, leave = censored
+        row = jnp.where(states < k, matrix[k], 0)
+        total = row.sum()
+        column = jnp.where(states < k, matrix[:, k], 0) / jnp.where(total > 0, total, 1)
+        matrix = matrix + column[:, None] * row
+        matrix = matrix.at[:, k].set(jnp.where(states < k, column, matrix[:, k]))
+        return _Censored(matrix, leave.at[k].set(total))
+
+    return _downwards(chain.shape[0], remove, _Censored(chain, jnp.zeros_like(chain[0])))
+
+
+def _downwards(size: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """Runs `body(k, carry)` for k = size - 1, .., 1; short loops are written out."""
+    if size <= _UNROLLED:
+        for k in range(size - 1, 0, -1):
+            carry = body(k, carry)
+        return carry
+    return jax.lax.fori_loop(1, size, lambda k, carry: body(size - k, carry), carry)
+
+
+def _upwards(size: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """Runs `body(k, carry)` for k = 1, .., size - 1; short loops are written out."""
+    if size <= _UNROLLED:
+        for k in range(1, size):
+            carry = body(k, carry)
+        return carry
+    return jax.lax.fori_loop(1, size, body, carry)
 
 
 @jax.custom_jvp
 def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
     """Stationary law of a transition matrix with one closed class.
 
-    Small chains (up to 8 states) by the elimination of Grassmann, Taksar and Heyman (1985), which
-    subtracts nothing and stays accurate on nearly reducible chains; larger ones by one LU
-    factorisation. Either is differentiated by the same rule, valid along directions that keep the
-    row sums.
+    Its derivatives are defined along directions that keep the row sums.
 
     Args:
         chain: the transition matrix, `[S, S]`, rows summing to one.
 
     Returns:
-        The stationary law, `[S]`.
+        The stationary law, `[S]`, exactly zero at transient states.
     """
-    if chain.shape[0] <= _ELIMINATION_LIMIT:
-        return _eliminate(chain)
-    uniform = jnp.full(chain.shape[0], 1 / chain.shape[0], dtype=chain.dtype)
-    return jnp.linalg.solve(fundamental_inverse(chain).T, uniform)
+    matrix, leave = _censor(chain)
+
+    def restore(k, law):
+        # A state that cannot leave downwards closes a class: all states below it are transient.
+        closes = leave[k] == 0
+        return jnp.where(closes, 0, law).at[k].set(jnp.where(closes, 1, law @ matrix[:, k]))
+
+    law = _upwards(chain.shape[0], restore, jnp.zeros_like(chain[0]).at[0].set(1))
+    return law / law.sum()
 
 
 @stationary_law.defjvp
 def _stationary_law_jvp(primals, tangents):
     (chain,), (tangent,) = primals, tangents
     law = stationary_law(chain)
-    return law, jnp.linalg.solve(fundamental_inverse(chain).T, law @ tangent)
+    return law, poisson_solver(chain, law)(law @ tangent)
 
 
-def fundamental_inverse(chain: Float[Array, "S S"]) -> Float[Array, "S S"]:
-    """The matrix `M = I - P + 1 u^T`, whose inverse gives everything of first and second order."""
-    size = chain.shape[0]
-    return jnp.eye(size, dtype=chain.dtype) - chain + 1 / size
+def poisson_solver(
+    chain: Float[Array, "S S"], law: Float[Array, " S"]
+) -> Callable[[Float[Array, " S"]], Float[Array, " S"]]:
+    """Solver of `x (I - P) = b`, `sum x = 0`, for right-hand sides with `sum b = 0`.
 
+    Args:
+        chain: the transition matrix P, `[S, S]`, with one closed class.
+        law: its stationary law, `[S]`.
 
-def _eliminate(chain):
-    """Grassmann-Taksar-Heyman elimination, in blocks that shrink.
-
-    States are censored from the last to the first. A state that cannot reach any lower one closes
-    a class: the largest such state carries the law, and the states below it are transient.
+    Returns:
+        A linear function from b to x, both `[S]`; the chain is factorised once.
     """
     size = chain.shape[0]
-    block, columns, closes = chain, [None] * size, [None] * size
-    for k in range(size - 1, 0, -1):
-        row, column = block[k, :k], block[:k, k]
-        leave = row.sum()
-        closes[k] = leave == 0
-        columns[k] = column / jnp.where(closes[k], 1, leave)
-        block = block[:k, :k] + columns[k][:, None] * row
-    weights = jnp.ones(1, dtype=chain.dtype)
-    for k in range(1, size):
-        carried = jnp.where(closes[k], 1, weights @ columns[k])
-        weights = jnp.append(jnp.where(closes[k], 0, weights), carried)
-    return weights / weights.sum()
+    states = jnp.arange(size)
+    # The state that is not censored must be recurrent: the most visited one comes first.
+    first = jnp.argmax(law)
+    order = states.at[0].set(first).at[first].set(0)
+    matrix, leave = _censor(chain[order][:, order])
+
+    def solve(b):
+        def remove(k, b):
+            return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
+
+        def restore(k, x):
+            return x.at[k].set(censored[k] / leave[k] + x @ matrix[:, k])
+
+        censored = _downwards(size, remove, b[order])
+        x = _upwards(size, restore, jnp.zeros_like(b))[order]
+        return x - law * x.sum()
+
+    return solve
+
+
+def mixing_time(chain: Float[Array, "S S"]) -> Float[Array, ""]:
+    """How many steps a chain takes to forget its state.
+
+    The largest row sum of `|D|`, where `D = sum over k of (P^k - 1 nu^T)` is the deviation matrix
+    (in the mean over k if the chain is periodic). At least `1 / |1 - lambda|` for every eigenvalue
+    lambda of P but the simple 1. Infinite where the chain is reducible.
+
+    Args:
+        chain: the transition matrix P, `[S, S]`.
+    """
+    law = stationary_law(chain)
+    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(chain.shape[0]) - law)
+    return jnp.abs(deviation).sum(axis=1).max()
+
+
+def is_reducible(mixing: Float[Array, ""]) -> Any:
+    """Whether a mixing time is so long that the stationary law is not defined to two digits."""
+    return ~(mixing * jnp.finfo(mixing.dtype).eps < 1e-2)
 
 
 def stationary_distribution(wrapped: WrappedGame, params) -> Float[Array, " S"]:
@@ -107,6 +186,7 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
 
 
 _frozen_chain = eqx.filter_jit(WrappedGame.frozen_chain)
+_mixing_time = eqx.filter_jit(mixing_time)
 
 
 def check_ergodic(wrapped: WrappedGame, params) -> None:
@@ -140,11 +220,11 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
             f"the state chain has {len(closed)} closed classes, {listed}: where it ends depends on "
             "where it starts, so there is no unique stationary distribution to average over."
         )
-    condition = float(condition_number(chain))
-    if is_reducible(condition, chain.dtype):
+    mixing = _mixing_time(chain)
+    if is_reducible(mixing):
         raise ValueError(
-            "the state chain is numerically reducible: the condition number of I - P + 1 u^T is "
-            f"{condition:.1e}. Use a higher temperature or a positive epsilon."
+            f"the state chain is numerically reducible: it forgets its state in {mixing:.1e} "
+            "steps. Use a higher temperature or a positive epsilon."
         )
     if transient:
         warnings.warn(
@@ -152,12 +232,11 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
             "never visit them, so their entries keep their initial values.",
             stacklevel=3,
         )
-    gap = spectral_gap(chain)
-    if gap < _SLOW_MIXING:
+    if mixing > _SLOW_MIXING:
         warnings.warn(
-            f"the state chain is nearly reducible (spectral gap {gap:.1e}): it forgets its state "
-            f"in about {1 / gap:.0e} steps, and the averaged ODE describes the learners only where "
-            "their parameters change little in that time.",
+            f"the state chain is nearly reducible: it forgets its state in about {mixing:.0e} "
+            "steps, and the averaged ODE describes the learners only where their parameters "
+            "change little in that time.",
             stacklevel=3,
         )
 
@@ -179,23 +258,6 @@ def closed_classes(chain: np.ndarray) -> tuple[list[list[int]], list[int]]:
     leaves[label[source[label[source] != label[target]]]] = True
     closed = [np.flatnonzero(label == c).tolist() for c in range(count) if not leaves[c]]
     return sorted(closed), np.flatnonzero(leaves[label]).tolist()
-
-
-def condition_number(chain) -> float | Float[Array, ""]:
-    """Condition number (maximum norm) of `I - P + 1 u^T`: huge for a nearly reducible chain."""
-    backend = np if isinstance(chain, np.ndarray) else jnp
-    size = chain.shape[0]
-    matrix = backend.eye(size, dtype=chain.dtype) - chain + 1 / size
-    try:
-        inverse = backend.linalg.inv(matrix)
-    except np.linalg.LinAlgError:
-        return np.inf
-    return abs(matrix).sum(axis=1).max() * abs(inverse).sum(axis=1).max()
-
-
-def is_reducible(condition, dtype):
-    """Whether a condition number leaves fewer than two digits of the stationary law."""
-    return ~(condition * np.finfo(dtype).eps < 1e-2)
 
 
 def spectral_gap(chain: np.ndarray) -> float:
