@@ -12,7 +12,8 @@ a_{k+1} reads X_{k+1}. Two kernels, both compiled with the action counts as cons
 
 Each run has its own xoshiro128++ stream, seeded by splitmix64 from (seed, run): its numbers depend
 neither on the number of runs nor on the threads, and both kernels use the same ones. One uniform
-number per draw: 24 bits in float32, 32 bits in float64.
+number per draw: 24 bits in float32, 32 bits in float64. Plain float32 tables lose increments below
+half a unit in the last place: use float64 at large scale.
 """
 
 from __future__ import annotations
