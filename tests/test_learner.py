@@ -9,7 +9,6 @@ import pytest
 import ergodax as ex
 import oracle
 from ergodax.learner import accumulate
-from helpers import annotations_off
 
 
 class Fields(ex.AbstractExploration):
@@ -162,8 +161,7 @@ def test_accumulate_is_linear_in_its_values(events):
 
 
 def test_transition_needs_no_next_action():
-    transition = ex.Transition(*(jnp.asarray(0) for _ in range(2)), jnp.zeros(1, int), 0.0, 1)
-    assert transition.next_action is None
+    assert ex.Transition._field_defaults == {"next_action": None}
 
 
 def test_learner_contract_is_abstract():
@@ -183,5 +181,5 @@ def test_a_plain_number_in_a_learner_is_refused():
 
 
 def test_learner_with_array_per_agent_is_refused():
-    with annotations_off(), pytest.raises(ValueError, match=r"QLearning.discount must be a scalar"):
+    with pytest.raises(ValueError, match=r"QLearning.discount must be a scalar"):
         ex.QLearning(0.1, np.array([0.9, 0.8]))

@@ -3,8 +3,12 @@
 from importlib.metadata import version
 
 from . import games as games
+from . import io as io
 from . import learners as learners
+from . import plot as plot
 from .check import check_learner as check_learner
+from .compare import Comparison as Comparison
+from .compare import compare as compare
 from .drift import drift as drift
 from .drift import jacobian as jacobian
 from .drift import occupation_measure as occupation_measure

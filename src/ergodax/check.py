@@ -92,7 +92,7 @@ def _check_update(name, wrapped, agent, params):
         for axis, index in enumerate(increment.index if isinstance(increment, At) else ()):
             bad = (np.asarray(index) < 0) | (np.asarray(index) >= table.shape[axis])
             _raise_at(label, bad, transitions, f"index must fit the table {table.shape}", index)
-    for event in np.linspace(0, count - 1, _PROBED_EVENTS, dtype=int):
+    for event in np.linspace(0, count - 1, _PROBED_EVENTS, dtype=int).tolist():
         compiled = jax.tree.map(lambda leaf, e=event: leaf[e], increments)
         _check_same(name, update(event), update(event))
         _check_same(name, update(event), compiled)

@@ -1,6 +1,7 @@
 """The averaged flow: solves dx/dt = F(x), the limit of the learners' trajectories."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
@@ -8,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from .clock import check_times
 from .drift import average, expected_rewards
@@ -43,7 +44,7 @@ class Solution(eqx.Module):
 def solve(
     wrapped: WrappedGame,
     params0,
-    ts: Real[Array, " K"],
+    ts: Real[ArrayLike, " K"] | Sequence[float],
     *,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-8,

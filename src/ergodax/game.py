@@ -55,7 +55,7 @@ class MarkovGame(eqx.Module):
         probabilities: Real[ArrayLike, "S *A K"],
         rewards: Real[ArrayLike, "S *A K n"],
         *,
-        initial: Real[ArrayLike, " S"] | None = None,
+        initial: Real[ArrayLike, " S"] | Sequence[float] | None = None,
         state_names: Sequence[str] | None = None,
         action_names: Sequence[Sequence[str]] | None = None,
     ):
@@ -131,7 +131,7 @@ class MarkovGame(eqx.Module):
         kernel: Real[ArrayLike, "S *A S"],
         rewards: Real[ArrayLike, "..."],
         *,
-        initial: Real[ArrayLike, " S"] | None = None,
+        initial: Real[ArrayLike, " S"] | Sequence[float] | None = None,
         state_names: Sequence[str] | None = None,
         action_names: Sequence[Sequence[str]] | None = None,
         support: Int[ArrayLike, "S *A K"] | None = None,
@@ -204,7 +204,7 @@ class MarkovGame(eqx.Module):
         next_state: Int[ArrayLike, "S *A"],
         rewards: Real[ArrayLike, "S *A n"],
         *,
-        initial: Real[ArrayLike, " S"] | None = None,
+        initial: Real[ArrayLike, " S"] | Sequence[float] | None = None,
         state_names: Sequence[str] | None = None,
         action_names: Sequence[Sequence[str]] | None = None,
     ) -> "MarkovGame":

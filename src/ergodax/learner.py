@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from .game import MarkovGame, is_concrete
 
@@ -46,6 +46,10 @@ class Transition(NamedTuple):
     next_action: Int[Array, ""] | None = None
 
 
+def _as_arrays(index) -> tuple[Array, ...]:
+    return tuple(jnp.asarray(scalar) for scalar in index)
+
+
 class At(eqx.Module):
     """The increment `value` of one entry, row or slice of a table, zero elsewhere.
 
@@ -54,8 +58,8 @@ class At(eqx.Module):
         value: the increment there, of shape `table.shape[len(index):]`.
     """
 
-    index: tuple[Int[Array, ""], ...]
-    value: Float[Array, "..."]
+    index: tuple[Shaped[Array, "..."], ...] = eqx.field(converter=_as_arrays)
+    value: Shaped[Array, "..."] = eqx.field(converter=jnp.asarray)
 
 
 def accumulate(table: Float[Array, "..."], batch: At) -> Float[Array, "..."]:

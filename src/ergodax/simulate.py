@@ -11,14 +11,14 @@ and summed rewards carry a compensation (Kahan 1965). Float64 needs none.
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 from tqdm.auto import tqdm
 
 from .clock import check_times, steps_at
@@ -102,9 +102,9 @@ class Simulation(eqx.Module):
 def simulate(
     wrapped: WrappedGame,
     params0: Any,
-    ts: Real[Any, " K"],
+    ts: Real[ArrayLike, " K"] | Sequence[float],
     *,
-    scale: float = 1,
+    scale: Real[ArrayLike, ""] = 1,
     runs: int = 1,
     key: Array,
     initial_state: int | str | None = None,
@@ -147,7 +147,8 @@ def simulate(
     check_times(ts)
     wrapped.check_structure(params0)
     wrapped.check_finite(params0)
-    steps, times = steps_at(ts, _check_scale(scale))
+    scale = _check_scale(scale)
+    steps, times = steps_at(ts, scale)
     intervals = np.diff(steps, prepend=0)
     if intervals.max() >= 2**31:
         raise ValueError(
@@ -226,7 +227,7 @@ def simulate(
             state_frequency=moments.visits / (runs * intervals[:, None]),
             rewards=moments.rewards / (runs * intervals[:, None]),
             final=jax.tree.map(lambda *parts: np.concatenate(parts), *finals),
-            scale=float(scale),
+            scale=scale,
             runs=runs,
             compile_seconds=compiled - before,
             run_seconds=finished - compiled,

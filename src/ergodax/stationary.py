@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .game import is_concrete, row_preserving
 from .wrapped import WrappedGame
@@ -150,7 +150,7 @@ def mixing_time(chain: Float[Array, "S S"]) -> Float[Array, ""]:
     return jnp.abs(deviation).sum(axis=1).max()
 
 
-def is_reducible(mixing: Float[Array, ""]) -> Any:
+def is_reducible(mixing: Float[Array, ""]) -> Bool[Array, ""]:
     """Whether a mixing time is so long that the stationary law is not defined to two digits."""
     return ~(mixing * jnp.finfo(mixing.dtype).eps < 1e-2)
 
@@ -211,9 +211,9 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
         return
     wrapped.check_finite(params)
-    chain = np.asarray(_frozen_chain(wrapped, params))
+    chain = _frozen_chain(wrapped, params)
     names = wrapped.game.state_names
-    closed, transient = closed_classes(chain)
+    closed, transient = closed_classes(np.asarray(chain))
     if len(closed) > 1:
         listed = "; ".join("{" + ", ".join(names[s] for s in c) + "}" for c in closed)
         raise ValueError(

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, Real
+from jaxtyping import ArrayLike, Real
 
 from ..game import MarkovGame
 
 
 def repeated(
-    payoffs: Real[ArrayLike, "*A n"],
+    payoffs: Real[ArrayLike, "*A n"] | Sequence,
     *,
     memory: int = 1,
     action_names: Sequence[Sequence[str]] | None = None,
-    initial: Float[ArrayLike, " S"] | None = None,
+    initial: Real[ArrayLike, " S"] | Sequence[float] | None = None,
 ) -> MarkovGame:
     """A matrix game played for ever by agents that remember the last `memory` joint actions.
 

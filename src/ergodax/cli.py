@@ -1,0 +1,222 @@
+"""The command line: simulates an example game, solves its averaged ODE, writes figure and data.
+
+Exit codes: 0 success, 1 the computation failed, 2 bad options or values, 130 interrupted. Errors
+are one line on standard error.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from .compare import Comparison
+    from .wrapped import WrappedGame
+
+_EXAMPLES = """\
+examples:
+  ergodax compare prisoners-dilemma
+  ergodax compare prisoners-dilemma --runs 4000 --scale 100 --out results
+  ergodax compare prisoners-dilemma --temperature 0.5 0.3 --initial-state DD
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        options = _parser().parse_args(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return options.command(options, shlex.join(["ergodax", *argv]))
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    except (ValueError, OSError) as error:
+        return _fail(error, 2)
+    except RuntimeError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(error: object, code: int) -> int:
+    print("ergodax: error:", *str(error).split(), file=sys.stderr)
+    return code
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print("ergodax: warning:", *str(message).split(), file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="ergodax",
+        description="Learning agents in Markov games: simulated, and solved as averaged "
+        "differential equations.",
+        epilog=_EXAMPLES,
+        formatter_class=layout,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ergodax {version('ergodax')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_compare(commands, layout)
+    return parser
+
+
+def _add_compare(commands, layout) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="simulate an ensemble of learners and compare it with the averaged ODE",
+        description="Simulates an ensemble of learners, solves their averaged ODE, prints the gap\n"
+        "between the two, and writes OUT/GAME.png and OUT/GAME.nc.",
+        epilog=_EXAMPLES,
+        formatter_class=layout,
+        allow_abbrev=False,
+    )
+    compare.set_defaults(command=_compare)
+    compare.add_argument("game", metavar="GAME", choices=list(_GAMES), help=", ".join(_GAMES))
+
+    def add(group, name, kind, default, text, **options):
+        shown = "drawn" if default is None else default
+        group.add_argument(
+            name, type=kind, default=default, help=f"{text} (default: {shown})", **options
+        )
+
+    group = compare.add_argument_group("comparison")
+    add(group, "--runs", _count(1), 1000, "independent runs", metavar="R")
+    add(group, "--scale", _positive, 10.0, "updates N times smaller and as many more", metavar="N")
+    add(group, "--t1", _positive, 1000.0, "last time, in unscaled steps", metavar="T")
+    add(group, "--points", _count(2), 101, "report times, from 0 to T", metavar="K")
+    add(group, "--seed", _count(0), 0, "random seed", metavar="SEED")
+    precisions = ["float64", "float32"]
+    add(group, "--dtype", str, "float64", "precision of the simulation", choices=precisions)
+    add(group, "--initial-state", _state, None, "first state, by name or number", metavar="STATE")
+    add(group, "--out", Path, Path("out"), "output folder", metavar="OUT")
+
+    group = compare.add_argument_group("game")
+    add(group, "--g", float, 1.5, "gain from cooperation", metavar="G")
+
+    group = compare.add_argument_group("learners", "one value for all agents, or one for each")
+    for name, default, text in (
+        ("--learning-rate", 0.01, "alpha, per unscaled step"),
+        ("--discount", 0.9, "gamma"),
+        ("--temperature", 0.5, "softmax temperature"),
+        ("--epsilon", 0.1, "probability of a uniformly drawn action"),
+    ):
+        add(group, name, float, default, text, nargs="+", metavar="X")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive number; found {text}")
+    return value
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) < 2**63):
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least}; found {text}")
+        return int(text)
+
+    return parse
+
+
+def _state(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _prisoners_dilemma(options: argparse.Namespace) -> "WrappedGame":
+    """The example of Kerzreho (2025): two Q-learners with memory one and unlike initial values."""
+    import jax.numpy as jnp
+
+    from .games import prisoners_dilemma
+    from .learner import EpsilonSoftmax
+    from .learners import QLearning
+    from .wrapped import WrappedGame
+
+    rates, discounts, temperatures, epsilons = (
+        jnp.asarray(_per_agent(options, name, 2))
+        for name in ("learning_rate", "discount", "temperature", "epsilon")
+    )
+    initial_values = jnp.asarray(30.0), jnp.asarray([22.0, 20.0])
+    learners = [
+        QLearning(
+            learning_rate=rates[agent],
+            discount=discounts[agent],
+            exploration=EpsilonSoftmax(temperatures[agent], epsilons[agent]),
+            initial=initial_values[agent],
+        )
+        for agent in range(2)
+    ]
+    return WrappedGame(prisoners_dilemma(options.g), learners)
+
+
+_GAMES = {"prisoners-dilemma": _prisoners_dilemma}
+
+
+def _per_agent(options: argparse.Namespace, name: str, agents: int) -> list[float]:
+    values = getattr(options, name)
+    values = values if isinstance(values, list) else [values]
+    if len(values) not in (1, agents):
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"argument {option}: expected 1 or {agents} values; found {len(values)}")
+    return values * (agents // len(values))
+
+
+def _compare(options: argparse.Namespace, command: str) -> int:
+    import jax
+    import numpy as np
+
+    from . import io
+    from .compare import compare
+
+    jax.config.update("jax_enable_x64", True)
+    wrapped = _GAMES[options.game](options)
+    io.prepare_folder(options.out)
+    comparison = compare(
+        wrapped,
+        wrapped.init(),
+        np.linspace(0.0, options.t1, options.points),
+        scale=options.scale,
+        runs=options.runs,
+        key=jax.random.key(options.seed),
+        initial_state=options.initial_state,
+        dtype=options.dtype,
+        progress=sys.stderr.isatty(),
+    )
+    files = _write(comparison, options.out / options.game, command)
+    print(comparison)
+    print("\nwritten:", *files)
+    return 0 if np.isfinite(comparison.parameter_gap.largest) else 1
+
+
+def _write(comparison: "Comparison", stem: Path, command: str) -> list[Path]:
+    """Writes figure and data, and returns their paths."""
+    from . import io, plot
+
+    image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
+    with io.replacing(image) as temporary:
+        plot.comparison(comparison).savefig(temporary, format="png", dpi=150)
+    dataset = io.to_dataset(comparison)
+    dataset.attrs["command"] = command
+    io.save(dataset, data)
+    return [image, data]

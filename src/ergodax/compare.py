@@ -1,0 +1,366 @@
+"""Simulated learners against their averaged ODE: how far apart, where, and how sure.
+
+The theorem says that the rescaled process follows `dx/dt = F(x)` as the scale N grows. At a given
+N, `compare` runs both from the same parameters, on the same times, and measures the gap.
+"""
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Real, UInt32
+
+from .clock import check_times, steps_at
+from .drift import jacobian
+from .flow import Solution, solve
+from .game import MarkovGame
+from .learners.action_value import AbstractActionValueLearner
+from .simulate import Simulation, _check_scale, simulate
+from .stationary import mixing_time
+from .wrapped import WrappedGame
+
+# The ratio of time scales is looked at this often along the ODE, and for so many parameters.
+_MOST_TIMES = 101
+_MOST_PARAMETERS = 256
+_SMALL_SEPARATION = 10
+
+
+class Series(NamedTuple):
+    """One array of one agent, along the ODE and over the ensemble.
+
+    Attributes:
+        agent: the agent.
+        name: where the array stands in the agent's parameters; empty if they are one array.
+        is_table: whether its axes are the states and the agent's actions.
+        ode: along the ODE, `[K, ...]`.
+        mean: mean over runs, `[K, ...]`.
+        variance: variance over runs, `[K, ...]`.
+    """
+
+    agent: int
+    name: str
+    is_table: bool
+    ode: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+class Gap(eqx.Module):
+    """The distance between ensemble mean and ODE, over all entries and times.
+
+    Attributes:
+        largest: the largest `|ensemble mean - ODE|`.
+        standard_error: standard error of the ensemble mean there; NaN for a single run.
+        agent: the agent there.
+        entry: the entry there, by the game's names of state and action where it has them.
+        time: the time there, in unscaled steps.
+        root_mean_square: root mean square of `ensemble mean - ODE`.
+        root_mean_square_error: root mean square of the standard errors: what sampling noise alone
+            would give.
+    """
+
+    largest: float
+    standard_error: float
+    agent: int
+    entry: str = eqx.field(static=True)
+    time: float
+    root_mean_square: float
+    root_mean_square_error: float
+
+
+class Comparison(eqx.Module):
+    """An ensemble of simulated learners beside the solution of their averaged ODE.
+
+    Printing it gives a table.
+
+    Attributes:
+        wrapped: the game and its learners.
+        solution: the averaged ODE, at the times of the simulation.
+        policies: policies of all agents along the ODE, one array `[K, S, A_i]` per agent.
+        simulation: the ensemble; its mean and variance are pairs (parameters, policies).
+        parameter_gap: the gap of the parameters.
+        policy_gap: the gap of the policies.
+        separation: how many times faster the state chain forgets its state than the parameters
+            move: the smallest `scale / (mixing time * |DF|_2)` along the ODE; None if there are too
+            many parameters for the Jacobian DF.
+        solve_compile_seconds: time spent compiling the ODE.
+        solve_run_seconds: time spent solving it.
+        initial_state: the first state of every run; None if drawn.
+        key_data: the words of the random key.
+    """
+
+    wrapped: WrappedGame
+    solution: Solution
+    policies: tuple[Float[np.ndarray, "K S _"], ...]
+    simulation: Simulation
+    parameter_gap: Gap
+    policy_gap: Gap
+    separation: float | None
+    solve_compile_seconds: float
+    solve_run_seconds: float
+    initial_state: int | str | None = eqx.field(static=True)
+    key_data: UInt32[np.ndarray, "..."]
+
+    @property
+    def parameter_series(self) -> list[Series]:
+        """All agents' parameters, array by array."""
+        return _series(
+            self.wrapped.game,
+            self.solution.params,
+            self.simulation.mean[0],
+            self.simulation.variance[0],
+        )
+
+    @property
+    def policy_series(self) -> list[Series]:
+        """All agents' policies, one table per agent."""
+        return _series(
+            self.wrapped.game, self.policies, self.simulation.mean[1], self.simulation.variance[1]
+        )
+
+    def __str__(self) -> str:
+        return f"{_gap_table(self)}\n\n{_cost_table(self)}"
+
+
+class _Observe(eqx.Module):
+    """Observes parameters and policies: a module, so that one compiled simulation serves all."""
+
+    wrapped: WrappedGame
+
+    def __call__(self, params):
+        return params, self.wrapped.policies(params)
+
+
+def compare(
+    wrapped: WrappedGame,
+    params0: Any,
+    ts: Real[Any, " K"],
+    *,
+    scale: float = 10,
+    runs: int = 1000,
+    key: Array,
+    initial_state: int | str | None = None,
+    dtype: Any = None,
+    progress: bool = False,
+) -> Comparison:
+    """Simulates an ensemble of learners, solves their averaged ODE, and measures the gap.
+
+    Args:
+        wrapped: a game and its learners.
+        params0: parameters of all agents at time 0.
+        ts: times at which to compare, increasing, in unscaled steps. The times really used are
+            those of whole steps, `floor(scale t) / scale`.
+        scale: N: updates are N times smaller and N times as many.
+        runs: number of independent runs R.
+        key: a JAX random key.
+        initial_state: the first state, by number or name; drawn from the game's initial law by
+            default.
+        dtype: precision of the simulation, float32 or float64; that of `params0` by default.
+        progress: show a progress bar of the simulation.
+
+    Returns:
+        Both trajectories and the gap between them.
+
+    Raises:
+        ValueError: as `simulate` and `solve`; also if two times are the same step.
+        RuntimeError: if the ODE cannot be solved up to the last time.
+    """
+    scale = _check_scale(scale)
+    times = _times_of_steps(ts, scale)
+    # The ODE first: it is quick, and says whether there is anything to compare with.
+    solution, compile_seconds, run_seconds = _timed_solve(wrapped, params0, times)
+    simulation = simulate(
+        wrapped,
+        params0,
+        times,
+        scale=scale,
+        runs=runs,
+        key=key,
+        initial_state=initial_state,
+        observe=_Observe(wrapped),
+        dtype=dtype,
+        progress=progress,
+    )
+    params = jax.device_get(solution.params)
+    policies = jax.device_get(_policies(wrapped, params))
+    parameters, chances = (
+        _series(wrapped.game, ode, mean, variance)
+        for ode, mean, variance in zip(
+            (params, policies), simulation.mean, simulation.variance, strict=True
+        )
+    )
+    return Comparison(
+        wrapped=wrapped,
+        solution=solution,
+        policies=policies,
+        simulation=simulation,
+        parameter_gap=_gap(wrapped.game, parameters, simulation),
+        policy_gap=_gap(wrapped.game, chances, simulation),
+        separation=_separation(wrapped, params, scale),
+        solve_compile_seconds=compile_seconds,
+        solve_run_seconds=run_seconds,
+        initial_state=initial_state,
+        key_data=np.asarray(jax.random.key_data(key)),
+    )
+
+
+def _times_of_steps(ts, scale: float) -> Float[np.ndarray, " K"]:
+    check_times(ts)
+    steps, times = steps_at(ts, scale)
+    same = np.flatnonzero(np.diff(steps) == 0)
+    if same.size:
+        k = int(same[0])
+        raise ValueError(
+            f"ts[{k}] = {float(ts[k]):g} and ts[{k + 1}] = {float(ts[k + 1]):g} are the same step "
+            f"at scale {scale:g}; leave at least {1 / scale:g} between times."
+        )
+    return times
+
+
+def _timed_solve(wrapped, params0, times) -> tuple[Solution, float, float]:
+    """The solution, and the seconds spent compiling and solving."""
+    before = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # A solve over almost no time takes as long as its compilation.
+        jax.block_until_ready(solve(wrapped, params0, jnp.asarray(times * 1e-6), throw=False))
+    compiled = time.perf_counter()
+    solution = jax.block_until_ready(solve(wrapped, params0, jnp.asarray(times)))
+    return solution, compiled - before, time.perf_counter() - compiled
+
+
+@eqx.filter_jit
+def _policies(wrapped, params):
+    return jax.vmap(wrapped.policies)(params)
+
+
+@eqx.filter_jit
+def _linearise(wrapped, params):
+    """Jacobian of the drift and mixing time of the state chain, one parameter set at a time."""
+    return jax.lax.map(
+        lambda x: (jacobian(wrapped, x), mixing_time(wrapped.frozen_chain(x))), params
+    )
+
+
+def _separation(wrapped, params, scale: float) -> float | None:
+    leaves = jax.tree.leaves(params)
+    num_times = len(leaves[0])
+    if sum(leaf[0].size for leaf in leaves) > _MOST_PARAMETERS:
+        return None
+    some = np.linspace(0, num_times - 1, min(num_times, _MOST_TIMES)).astype(int)
+    path = jax.tree.map(lambda leaf: leaf[some], params)
+    jacobians, mixing_times = jax.device_get(_linearise(wrapped, path))
+    rates = np.linalg.norm(jacobians, 2, axis=(1, 2))
+    with np.errstate(divide="ignore"):
+        return float(np.min(scale / (mixing_times * rates)))
+
+
+def _series(game: MarkovGame, ode, mean, variance) -> list[Series]:
+    series = []
+    for agent, own in enumerate(ode):
+        leaves = jax.tree_util.tree_leaves_with_path(own)
+        table = (game.num_states, game.num_actions[agent])
+        for (path, leaf), m, v in zip(
+            leaves, jax.tree.leaves(mean[agent]), jax.tree.leaves(variance[agent]), strict=True
+        ):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            values = np.asarray(leaf)
+            series.append(Series(agent, name, values.shape[1:] == table, values, m, v))
+    return series
+
+
+def _gap(game: MarkovGame, series: Sequence[Series], simulation: Simulation) -> Gap:
+    with np.errstate(invalid="ignore"):
+        gaps = [np.abs(s.mean - s.ode) for s in series]
+        errors = [np.sqrt(s.variance / simulation.runs) for s in series]
+    # NaN counts as the largest, so that a lost ensemble shows.
+    worst = int(np.argmax([gap.max(initial=0.0) for gap in gaps]))
+    place = np.unravel_index(np.argmax(gaps[worst]), gaps[worst].shape)
+    return Gap(
+        largest=float(gaps[worst][place]),
+        standard_error=float(errors[worst][place]),
+        agent=series[worst].agent,
+        entry=_entry(game, series[worst], tuple(int(i) for i in place[1:])),
+        time=float(simulation.ts[place[0]]),
+        root_mean_square=_root_mean_square(gaps),
+        root_mean_square_error=_root_mean_square(errors),
+    )
+
+
+def _root_mean_square(arrays: Sequence[np.ndarray]) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.mean(np.concatenate([a.ravel() for a in arrays]) ** 2)))
+
+
+def _entry(game: MarkovGame, series: Series, index: tuple[int, ...]) -> str:
+    if series.is_table:
+        state, action = index
+        names = game.state_names[state], game.action_names[series.agent][action]
+        return " ".join(filter(None, [series.name, f"state {names[0]}, action {names[1]}"]))
+    return series.name + (str(list(index)) if index else "")
+
+
+def _gap_table(comparison: Comparison) -> str:
+    learners = comparison.wrapped.learners
+    tabular = all(isinstance(learner, AbstractActionValueLearner) for learner in learners)
+    head = ["|mean - ODE|", "largest", "std. error", "rms", "std. error", "where the largest is"]
+    rows = [head]
+    for name, gap in (
+        ("Q-values" if tabular else "parameters", comparison.parameter_gap),
+        ("policies", comparison.policy_gap),
+    ):
+        numbers = (
+            gap.largest,
+            gap.standard_error,
+            gap.root_mean_square,
+            gap.root_mean_square_error,
+        )
+        where = ", ".join(filter(None, [f"agent {gap.agent}", gap.entry, f"t = {gap.time:g}"]))
+        rows.append([name, *(f"{number:.4g}" for number in numbers), where])
+    return _align(rows)
+
+
+def _cost_table(comparison: Comparison) -> str:
+    simulation = comparison.simulation
+    rows = [
+        [
+            "simulation",
+            f"{simulation.runs} runs of {simulation.steps[-1]} steps at scale "
+            f"{simulation.scale:g}, {simulation.steps_per_second / 1e6:.3g} million steps/s",
+            _seconds(simulation.compile_seconds, simulation.run_seconds),
+        ],
+        [
+            "ODE",
+            f"{int(comparison.solution.stats['num_steps'])} solver steps",
+            _seconds(comparison.solve_compile_seconds, comparison.solve_run_seconds),
+        ],
+        ["time scales", _time_scales(comparison.separation), ""],
+    ]
+    return _align(rows)
+
+
+def _seconds(compiling: float, running: float) -> str:
+    return f"compile {compiling:.2f} s, run {running:.3f} s"
+
+
+def _time_scales(separation: float | None) -> str:
+    if separation is None:
+        return "not computed (too many parameters)"
+    text = f"states mix {separation:.4g} times faster than parameters move"
+    if not separation >= _SMALL_SEPARATION:
+        text += ": the ODE may not describe the learners at this scale"
+    return text
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns, two spaces apart."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

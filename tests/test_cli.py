@@ -1,0 +1,273 @@
+import contextlib
+import io as text
+import json
+import subprocess
+import sys
+import warnings
+
+import equinox as eqx
+import numpy as np
+import pytest
+import xarray
+
+import comparisons
+import ergodax as ex
+from ergodax.cli import main
+
+SMALL = ["--runs", "64", "--t1", "20", "--points", "5"]
+module = sys.modules["ergodax.compare"]
+
+
+def compare(*options):
+    return main(["compare", "prisoners-dilemma", *options])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The command once: exit code, output folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("out") / "results"
+    output = text.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = compare(*SMALL, "--out", str(folder))
+    return code, folder, output.getvalue()
+
+
+def test_files(done):
+    code, folder, output = done
+    assert code == 0
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "prisoners-dilemma.nc",
+        "prisoners-dilemma.png",
+    ]
+    for path in folder.iterdir():
+        assert str(path) in output.splitlines()[-1]
+    assert (folder / "prisoners-dilemma.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_are_those_of_the_library(done):
+    _, folder, _ = done
+    with xarray.open_dataset(folder / "prisoners-dilemma.nc") as data:
+        command = data.attrs.pop("command")
+        xarray.testing.assert_identical(data.load(), ex.io.to_dataset(comparisons.dilemma()))
+    assert command.startswith("ergodax compare prisoners-dilemma --runs 64 --t1 20 --points 5")
+
+
+@pytest.mark.parametrize(("row", "quantity"), [("Q-values", "parameters"), ("policies", "policy")])
+def test_table_agrees_with_the_file(done, row, quantity):
+    _, folder, output = done
+    (line,) = (line for line in output.splitlines() if line.startswith(row))
+    with xarray.open_dataset(folder / "prisoners-dilemma.nc") as data:
+        gap = np.abs(data[f"ensemble_{quantity}"] - data[f"ode_{quantity}"]).load()
+        error = np.sqrt(data[f"ensemble_{quantity}_variance"] / 64).load()
+    place = gap.argmax(...)
+    largest = gap[place]
+    numbers = (
+        largest,
+        error[place],
+        np.sqrt(np.mean(gap.values**2)),
+        np.sqrt(np.mean(error.values**2)),
+    )
+    assert largest > 0
+    assert line.split()[1:5] == [f"{float(number):.4g}" for number in numbers]
+    assert line.endswith(
+        f"agent {int(largest.agent)}, state {largest.state.item()}, "
+        f"action {largest.action.item()}, t = {float(largest.time):g}"
+    )
+
+
+def test_table_has_speed_and_times(done):
+    output = done[2]
+    for words in ("million steps/s", "compile", "run", "ODE", "solver steps", "time scales"):
+        assert words in output
+
+
+def settings(folder):
+    with xarray.open_dataset(folder / "prisoners-dilemma.nc") as data:
+        return json.loads(data.attrs["settings"]), data.load()
+
+
+def test_options_reach_the_computation(tmp_path, capsys):
+    words = "--scale 20 --dtype float32 --seed 7 --initial-state DC --g 1.2 --discount .5 .6"
+    words += " --temperature 0.7 0.4 --epsilon 0.2 0.3 --learning-rate 0.05"
+    assert compare(*SMALL, "--out", str(tmp_path), *words.split()) == 0
+    found, data = settings(tmp_path)
+    assert (found["scale"], found["runs"], found["dtype"]) == (20.0, 64, "float32")
+    assert (found["initial_state"], found["key_data"]) == ("DC", [0, 7])
+    for learner, discount, temperature, epsilon in zip(
+        found["learners"], (0.5, 0.6), (0.7, 0.4), (0.2, 0.3), strict=True
+    ):
+        assert learner["learning_rate"] == 0.05
+        assert learner["discount"] == discount
+        assert learner["exploration"]["temperature"] == temperature
+        assert learner["exploration"]["epsilon"] == epsilon
+    # g: the expected rewards at the start, from the policies at the start.
+    first, second = (data.ode_policy.sel(time=0.0, agent=k, state="CC") for k in (0, 1))
+    both = np.outer(first, second)
+    payoff = np.array([[2.4, 1.2], [3.2, 2.0]])
+    np.testing.assert_allclose(data.ode_rewards[0, 0], (both * payoff).sum(), rtol=1e-12)
+    # The files are there, and said to be.
+    assert str(tmp_path / "prisoners-dilemma.png") in capsys.readouterr().out
+
+
+def test_default_learners_are_the_papers(done):
+    found, data = settings(done[1])
+    assert found["learners"][0]["initial"] == 30.0
+    assert found["learners"][1]["initial"] == [22.0, 20.0]
+    np.testing.assert_array_equal(data.ode_parameters[0, 0], np.full((4, 2), 30.0))
+    np.testing.assert_array_equal(data.ode_parameters[0, 1], np.tile([22.0, 20.0], (4, 1)))
+    for learner in found["learners"]:
+        assert (learner["learning_rate"], learner["discount"]) == (0.01, 0.9)
+        assert learner["exploration"] == {
+            "type": "EpsilonSoftmax",
+            "temperature": 0.5,
+            "epsilon": 0.1,
+        }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--temperature 0", "EpsilonSoftmax.temperature must be finite and in (0, inf)"),
+        ("--temperature 1 2 3", "--temperature: expected 1 or 2 values; found 3"),
+        ("--temperature hot", "--temperature: invalid float value: 'hot'"),
+        ("--epsilon 2", "EpsilonSoftmax.epsilon must be finite and in [0, 1]"),
+        ("--learning-rate -1", "QLearning.learning_rate must be finite"),
+        ("--discount 1.5", "QLearning.discount must be finite"),
+        ("--runs 0", "--runs: must be a whole number from 1; found 0"),
+        ("--runs 1.5", "--runs: must be a whole number from 1; found 1.5"),
+        ("--points 1", "--points: must be a whole number from 2; found 1"),
+        ("--seed -1", "--seed: must be a whole number from 0; found -1"),
+        ("--t1 -1", "--t1: must be a positive number; found -1"),
+        ("--t1 inf", "--t1: must be a positive number; found inf"),
+        ("--scale 0", "--scale: must be a positive number; found 0"),
+        ("--g nan", "reward nan"),
+        ("--dtype float16", "--dtype: invalid choice: 'float16'"),
+        ("--initial-state XY", "'XY' is not a state; the states are CC, CD, DC, DD"),
+        ("--initial-state 4", "initial_state must be a state, 0 to 3; found 4"),
+        ("--points 300", "the same step at scale 10"),
+        ("--run 5", "unrecognized arguments: --run 5"),
+        ("--out", "--out: expected one argument"),
+    ],
+)
+def test_bad_values(tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert compare(*SMALL, *options.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("ergodax: error: ")
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("compare chess", "prisoners-dilemma"),
+        ("compare", "required: GAME"),
+        ("", "required: COMMAND"),
+        ("solve", "invalid choice: 'solve'"),
+    ],
+)
+def test_bad_commands(capsys, words, message):
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ergodax: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def stand_in(monkeypatch, act):
+    """Has the command run `act` where it would compare."""
+    calls = []
+
+    def compare(*_, **options):
+        calls.append(options)
+        return act()
+
+    monkeypatch.setattr(module, "compare", compare)
+    return calls
+
+
+def test_the_folder_is_tried_before_anything_is_computed(tmp_path, capsys, monkeypatch):
+    calls = stand_in(monkeypatch, comparisons.dilemma)
+    (tmp_path / "file").write_text("")
+    assert compare("--out", str(tmp_path / "file")) == 2
+    assert f"cannot write in the folder '{tmp_path / 'file'}'" in capsys.readouterr().err
+    assert calls == []
+    assert compare("--out", str(tmp_path / "new")) == 0
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_terminals(tmp_path, monkeypatch, terminal):
+    calls = stand_in(monkeypatch, comparisons.dilemma)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    compare("--out", str(tmp_path))
+    assert calls[0]["progress"] is terminal
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RuntimeError("solved only\n  up to t = 3"), 1, "error: solved only up to t = 3\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    ],
+)
+def test_failures(tmp_path, capsys, monkeypatch, error, code, message):
+    def fail():
+        raise error
+
+    stand_in(monkeypatch, fail)
+    assert compare("--out", str(tmp_path)) == code
+    assert capsys.readouterr().err == f"ergodax: {message}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_ensemble_is_a_failure(tmp_path, monkeypatch, capsys):
+    lost = eqx.tree_at(lambda c: c.parameter_gap.largest, comparisons.dilemma(), np.nan)
+    stand_in(monkeypatch, lambda: lost)
+    assert compare("--out", str(tmp_path)) == 1
+    assert "nan" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_one_line(tmp_path, monkeypatch, capsys):
+    def warn():
+        warnings.warn("slow\n  mixing", stacklevel=1)
+        return comparisons.dilemma()
+
+    stand_in(monkeypatch, warn)
+    assert compare("--out", str(tmp_path)) == 0
+    assert capsys.readouterr().err == "ergodax: warning: slow mixing\n"
+
+
+def test_help_and_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ergodax {ex.__version__}\n"
+    assert main(["--help"]) == 0
+    assert "examples:" in capsys.readouterr().out
+    assert main(["compare", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "examples:" in printed
+    assert "--initial-state" in printed
+
+
+def run(*words, cwd):
+    command = [sys.executable, "-m", "ergodax", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_as_a_program(tmp_path, done):
+    finished = run("compare", "prisoners-dilemma", *SMALL, cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    # Another process, the same numbers.
+    assert finished.stdout.splitlines()[:3] == done[2].splitlines()[:3]
+    _, data = settings(tmp_path / "out")
+    xarray.testing.assert_equal(data, ex.io.to_dataset(comparisons.dilemma()))
+
+
+def test_as_a_program_with_a_bad_value(tmp_path):
+    failed = run("compare", "prisoners-dilemma", "--runs", "0", cwd=tmp_path)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.startswith("ergodax: error: argument --runs")
+    assert list(tmp_path.iterdir()) == []

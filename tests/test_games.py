@@ -1,0 +1,115 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ergodax as ex
+from helpers import annotations_off
+
+PAYOFFS = np.random.default_rng(0).normal(size=(2, 3, 2))
+
+
+def test_prisoners_dilemma_is_the_golden_game(golden):
+    game = ex.games.prisoners_dilemma(1.5)
+    np.testing.assert_array_equal(game.kernel, golden["pd"]["T"])
+    np.testing.assert_allclose(game.rewards[..., 0, :], golden["pd"]["R"], rtol=1e-15)
+    assert game.state_names == ("CC", "CD", "DC", "DD")
+    assert game.action_names == (("C", "D"), ("C", "D"))
+
+
+def test_prisoners_dilemma_has_the_gain_of_the_paper_by_default():
+    default, given = ex.games.prisoners_dilemma(), ex.games.prisoners_dilemma(g=1.5)
+    np.testing.assert_array_equal(default.rewards, given.rewards)
+
+
+def test_prisoners_dilemma_is_differentiable_by_its_gain():
+    slope = jax.jacobian(lambda g: ex.games.prisoners_dilemma(g).rewards[0, ..., 0, :])(1.2)
+    np.testing.assert_allclose(slope, [[[2, 2], [1, 1]], [[1, 1], [0, 0]]])
+
+
+def test_prisoners_dilemmas_stack():
+    games = jax.vmap(ex.games.prisoners_dilemma)(jnp.array([1.1, 1.9]))
+    assert games.rewards.shape == (2, 4, 2, 2, 1, 2)
+    np.testing.assert_allclose(games.rewards[:, 0, 0, 0, 0], [[2.2, 2.2], [3.8, 3.8]])
+
+
+@pytest.mark.parametrize("memory", [0, 1, 2, 3])
+def test_the_state_is_the_memory_of_past_play(memory):
+    game = ex.games.repeated(PAYOFFS, memory=memory)
+    joint_actions = list(itertools.product(range(2), range(3)))
+    histories = list(itertools.product(joint_actions, repeat=memory))
+    assert game.num_states == len(histories) == 6**memory
+    assert game.num_actions == (2, 3)
+    assert game.num_successors == 1
+    for state, history in enumerate(histories):
+        for action in joint_actions:
+            following = (*history, action)[1:] if memory else ()
+            successor = int(game.successors[(state, *action, 0)])
+            assert histories[successor] == following
+            np.testing.assert_array_equal(game.rewards[(state, *action, 0)], PAYOFFS[action])
+
+
+def test_three_agents_with_unequal_actions():
+    payoffs = np.random.default_rng(1).normal(size=(2, 1, 3, 3))
+    game = ex.games.repeated(payoffs)
+    assert (game.num_agents, game.num_states, game.num_actions) == (3, 6, (2, 1, 3))
+    assert game.state_names[:4] == ("000", "001", "002", "100")
+    np.testing.assert_array_equal(game.successors[2, 1, 0, 2, 0], 5)
+
+
+@pytest.mark.parametrize(
+    ("memory", "names", "expected"),
+    [
+        (0, [["C", "D"], ["L", "M", "R"]], ("-",)),
+        (1, [["C", "D"], ["L", "M", "R"]], ("CL", "CM", "CR", "DL", "DM", "DR")),
+        (
+            1,
+            [["low", "high"], ["L", "M", "R"]],
+            ("low-L", "low-M", "low-R", "high-L", "high-M", "high-R"),
+        ),
+        (1, None, ("00", "01", "02", "10", "11", "12")),
+    ],
+)
+def test_states_are_named_after_actions(memory, names, expected):
+    game = ex.games.repeated(PAYOFFS, memory=memory, action_names=names)
+    assert game.state_names == expected
+
+
+def test_longer_memories_are_named_oldest_first():
+    names = ex.games.repeated(PAYOFFS, memory=2).state_names
+    assert names[:3] == ("00 00", "00 01", "00 02")
+    assert names[-1] == "12 12"
+    assert names[6] == "01 00"
+
+
+def test_initial_law_is_passed_on():
+    initial = np.array([0, 0, 0.5, 0, 0.5, 0])
+    np.testing.assert_array_equal(ex.games.repeated(PAYOFFS, initial=initial).initial, initial)
+    np.testing.assert_allclose(ex.games.repeated(PAYOFFS).initial, 1 / 6)
+
+
+def test_integer_payoffs_are_allowed():
+    game = ex.games.repeated(np.array([[[3, 3], [0, 5]], [[5, 0], [1, 1]]]))
+    assert game.rewards.dtype == jnp.float64
+    np.testing.assert_array_equal(game.rewards[2, 0, 1, 0], [0, 5])
+
+
+def test_bad_repeated_games_are_refused():
+    with pytest.raises(ValueError, match="memory must be 0 or more rounds; found -1"):
+        ex.games.repeated(PAYOFFS, memory=-1)
+    wrong = PAYOFFS.copy()
+    wrong[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match=r"nan of agent 0 at state 0, joint action \(1, 2\)"):
+        ex.games.repeated(wrong)
+    for shape in [(2, 3, 3), (2,), ()]:
+        with annotations_off(), pytest.raises(ValueError, match="payoffs must have shape"):
+            ex.games.repeated(np.zeros(shape))
+
+
+@pytest.mark.parametrize("memory", [0, 1, 2])
+@pytest.mark.parametrize("names", [[["C", "D"]], [["C", "D"], ["L", "R"]]])
+def test_missing_action_names_are_refused_by_their_own_name(memory, names):
+    with pytest.raises(ValueError, match=r"^action_names"):
+        ex.games.repeated(PAYOFFS, memory=memory, action_names=names)

@@ -1,0 +1,250 @@
+import subprocess
+import sys
+
+import equinox as eqx
+import matplotlib
+import matplotlib.figure
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+
+import comparisons
+import ergodax as ex
+from ergodax import plot
+
+BLUE, VERMILLION, BLACK = "#0072b2", "#d55e00", "#000000"
+
+
+def drawn(ax):
+    """The lines of an axes by label."""
+    return {line.get_label(): line for line in ax.get_lines()}
+
+
+def check_table(ax, series, state, names):
+    """ODE, mean and band of every action of one state."""
+    lines = drawn(ax)
+    times = comparisons.TIMES
+    assert list(lines) == [f"{n}, {kind}" for n in names for kind in ("ODE", "ensemble mean")]
+    for action, name in enumerate(names):
+        ode, mean = lines[f"{name}, ODE"], lines[f"{name}, ensemble mean"]
+        for line, values in ((ode, series.ode), (mean, series.mean)):
+            np.testing.assert_array_equal(line.get_xdata(), times)
+            np.testing.assert_array_equal(line.get_ydata(), values[:, state, action])
+        assert mean.get_linestyle() == "None"
+        assert mean.get_marker() not in ("None", None)
+        assert ode.get_color() == mean.get_color()
+
+        reach = 2 * np.sqrt(series.variance[:, state, action])
+        corners = ax.collections[action].get_paths()[0].vertices
+        assert to_hex(ax.collections[action].get_facecolor()[0]) == ode.get_color().lower()
+        middle = series.mean[:, state, action]
+        for k, t in enumerate(times):
+            found = corners[corners[:, 0] == t, 1]
+            assert found.min() == pytest.approx(middle[k] - reach[k], rel=1e-14)
+            assert found.max() == pytest.approx(middle[k] + reach[k], rel=1e-14)
+
+
+@pytest.mark.parametrize(("agent", "state", "name"), [(0, 0, "CC"), (1, 2, "DC")])
+def test_parameters(agent, state, name):
+    c = comparisons.dilemma()
+    for given in (state, name):
+        ax = plot.parameters(c, agent, given)
+        check_table(ax, c.parameter_series[agent], state, "CD")
+        assert ax.get_title() == f"agent {agent}, state {name}"
+        assert ax.get_xlabel() == "time (unscaled steps)"
+        assert ax.get_ylabel() == "$Q(s, a)$"
+
+
+def test_policies():
+    c = comparisons.dilemma()
+    ax = plot.policies(c, 1, "DD")
+    check_table(ax, c.policy_series[1], 3, "CD")
+    assert ax.get_ylabel() == r"$\pi(a \mid s)$"
+    assert ax.get_ylim() == pytest.approx((-0.04, 1.04))
+
+
+def test_many_small_chances_fill_the_axes():
+    c = comparisons.dilemma()
+    small = eqx.tree_at(lambda c: c.policies[1], c, c.policies[1] / 10)
+    highest = small.policies[1].max()
+    assert plot.policies(small, 1, "DD").get_ylim()[1] == pytest.approx(1.04 * 1.5 * highest)
+
+
+def test_the_actor_of_an_actor_critic():
+    c = comparisons.market()
+    series = c.parameter_series[0]
+    assert series.name == "theta"
+    ax = plot.parameters(c, 0, "bust")
+    check_table(ax, series, 1, ["low", "mid", "high"])
+    assert ax.get_ylabel() == "theta"
+
+
+def test_actions_differ_in_colour_line_style_and_marker():
+    lines = drawn(plot.parameters(comparisons.market(), 0, 0))
+    names = ("low", "mid", "high")
+    assert [lines[f"{n}, ODE"].get_color().lower() for n in names] == [BLUE, VERMILLION, "#009e73"]
+    assert len({lines[f"{n}, ODE"].get_linestyle() for n in names}) == 3
+    assert len({lines[f"{n}, ensemble mean"].get_marker() for n in names}) == 3
+
+
+def test_state_distribution():
+    c = comparisons.dilemma()
+    ax = plot.state_distribution(c)
+    lines = drawn(ax)
+    assert len(lines) == 8
+    for state, name in enumerate(("CC", "CD", "DC", "DD")):
+        ode, simulated = lines[f"{name}, ODE"], lines[f"{name}, simulated"]
+        np.testing.assert_array_equal(ode.get_xdata(), comparisons.TIMES)
+        np.testing.assert_array_equal(ode.get_ydata(), c.solution.state_distribution[:, state])
+        np.testing.assert_array_equal(simulated.get_xdata(), [2.5, 7.5, 12.5, 17.5])
+        np.testing.assert_array_equal(
+            simulated.get_ydata(), c.simulation.state_frequency[1:, state]
+        )
+        assert max(ode.get_ydata().max(), simulated.get_ydata().max()) < ax.get_ylim()[1]
+    assert len({line.get_color() for line in lines.values()}) == 4
+    assert ax.get_ylim()[0] == 0
+
+
+def test_one_state_is_black():
+    lines = drawn(plot.state_distribution(comparisons.dilemma(), "DC"))
+    assert list(lines) == ["DC, ODE", "DC, simulated"]
+    assert {line.get_color() for line in lines.values()} == {BLACK}
+
+
+def test_axes_given_are_used():
+    ax = matplotlib.figure.Figure().subplots()
+    c = comparisons.dilemma()
+    assert plot.parameters(c, 0, 0, ax=ax) is ax
+    assert plot.policies(c, 0, 0, ax=ax) is ax
+    assert plot.state_distribution(c, 0, ax=ax) is ax
+    assert len(ax.get_lines()) == 4 + 4 + 2
+
+
+def grid(figure):
+    rows = figure.axes[0].get_gridspec().nrows
+    return np.array(figure.axes).reshape(rows, -1)
+
+
+def test_comparison_figure():
+    c = comparisons.dilemma()
+    axes = grid(plot.comparison(c))
+    assert axes.shape == (5, 4)
+    for column in range(4):
+        check_table(axes[0, column], c.parameter_series[0], column, "CD")
+        check_table(axes[1, column], c.policy_series[0], column, "CD")
+        check_table(axes[2, column], c.parameter_series[1], column, "CD")
+        check_table(axes[3, column], c.policy_series[1], column, "CD")
+        name = ("CC", "CD", "DC", "DD")[column]
+        assert list(drawn(axes[4, column])) == [f"{name}, ODE", f"{name}, simulated"]
+    titles = [ax.get_title() for ax in axes.ravel()]
+    assert titles == ["state CC", "state CD", "state DC", "state DD"] + 16 * [""]
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == [
+        "agent 0\n$Q(s, a)$",
+        "agent 0\n$\\pi(a \\mid s)$",
+        "agent 1\n$Q(s, a)$",
+        "agent 1\n$\\pi(a \\mid s)$",
+        "share of steps",
+    ]
+    assert {ax.get_ylabel() for ax in axes[:, 1:].ravel()} == {""}
+    for row in axes:
+        assert len({ax.get_ylim() for ax in row}) == 1
+    assert len({ax.get_xlim() for ax in axes.ravel()}) == 1
+    assert axes[0, 0].figure.get_supxlabel() == "time (unscaled steps)"
+
+
+def test_comparison_figure_without_tables():
+    figure = plot.comparison(comparisons.untabulated())
+    assert [ax.get_ylabel() for ax in grid(figure)[:, 0]] == [
+        "agent 0\n$\\pi(a \\mid s)$",
+        "agent 1\n$\\pi(a \\mid s)$",
+        "share of steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "columns", "labels"),
+    [
+        ("dilemma", 3, ["mean of 64 runs at scale 10", "action C", "action D"]),
+        (
+            "market",
+            1,
+            ["mean of 32 runs at scale 5"]
+            + [f"agent 0, action {name}" for name in ("low", "mid", "high")]
+            + [f"agent 1, action {name}" for name in ("in", "out")],
+        ),
+    ],
+)
+def test_one_legend(make, columns, labels):
+    figure = plot.comparison(getattr(comparisons, make)())
+    (legend,) = figure.legends
+    assert not any(ax.get_legend() for ax in figure.axes)
+    found = [text.get_text() for text in legend.get_texts()]
+    wanted = ["averaged ODE", labels[0], "mean ± 2 standard deviations", *labels[1:]]
+    assert found == [label for k in range(columns) for label in wanted[k::columns]]
+
+
+@pytest.mark.parametrize("make", ["dilemma", "market", "untabulated"])
+def test_nothing_overlaps(make):
+    figure = plot.comparison(getattr(comparisons, make)())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    boxes = [ax.get_tightbbox(renderer) for ax in figure.axes]
+    boxes.append(figure.legends[0].get_window_extent(renderer))
+    for k, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[k + 1 :])
+
+
+def test_states_of_the_figure(monkeypatch):
+    c = comparisons.dilemma()
+    titles = [ax.get_title() for ax in grid(plot.comparison(c, states=["DD", 1]))[0]]
+    assert titles == ["state DD", "state CD"]
+    # With too many states: the most frequent at the end, in the game's order.
+    monkeypatch.setattr(plot, "_MOST_STATES", 2)
+    frequent = np.sort(np.argsort(c.solution.state_distribution[-1])[-2:])
+    titles = [ax.get_title() for ax in grid(plot.comparison(c))[0]]
+    assert titles == [f"state {('CC', 'CD', 'DC', 'DD')[s]}" for s in frequent]
+
+
+def test_nothing_global_changes(tmp_path):
+    before = dict(matplotlib.rcParams)
+    plot.comparison(comparisons.dilemma()).savefig(tmp_path / "figure.png")
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda c: plot.parameters(c, 2, 0), "agent must be 0 to 1; found 2"),
+        (lambda c: plot.policies(c, -1, 0), "agent must be 0 to 1; found -1"),
+        (lambda c: plot.policies(c, 0, 4), "state 4 is not a state; the states are CC, CD, DC, DD"),
+        (lambda c: plot.state_distribution(c, "XY"), "state 'XY' is not a state"),
+        (lambda c: plot.comparison(c, states=[-1]), "state -1 is not a state"),
+    ],
+)
+def test_what_is_not_there(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw(comparisons.dilemma())
+
+
+def test_parameters_without_a_table():
+    with pytest.raises(ValueError, match="agent 1 hold no table of states and actions"):
+        plot.parameters(comparisons.untabulated(), 1, 0)
+
+
+def test_importing_the_package_is_light():
+    code = """if True:
+        import sys, ergodax
+        from jax._src import xla_bridge
+        assert callable(ergodax.compare) and callable(ergodax.plot.comparison)
+        print(sorted({"matplotlib", "xarray"} & set(sys.modules)))
+        print(xla_bridge.backends_are_initialized())
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["[]", "False"]
+    assert ex.plot is plot
