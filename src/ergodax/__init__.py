@@ -1,7 +1,5 @@
 """Learning agents in Markov games: simulated, and solved as averaged differential equations."""
 
-from importlib.metadata import version
-
 from . import games as games
 from . import io as io
 from . import learners as learners
@@ -30,6 +28,5 @@ from .simulate import Ensemble as Ensemble
 from .simulate import Simulation as Simulation
 from .simulate import simulate as simulate
 from .stationary import stationary_distribution as stationary_distribution
+from .version import __version__ as __version__
 from .wrapped import WrappedGame as WrappedGame
-
-__version__ = version("ergodax")
