@@ -25,6 +25,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ergodax")
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compiles with little optimisation: for modules of many small programs that each run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Golden values by case and name: `golden["pd"]["T"]`."""

@@ -178,12 +178,6 @@ def flatten_times(params):
     return np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(params))
 
 
-def quickly(function):
-    """`jax.jit` with little optimisation, for tests whose every example has its own shapes."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function, compiler_options=options)
-
-
 @contextlib.contextmanager
 def annotations_off():
     """Switches the checks of annotations off, to see what users see who get a shape wrong."""

@@ -63,7 +63,8 @@ def test_solution_and_simulation_are_those_of_solve_and_simulate():
         np.dtype("float32")
     }
     np.testing.assert_array_equal(c.simulation.final.state, simulation.final.state)
-    jax.tree.map(np.testing.assert_array_equal, c.simulation.mean[0], simulation.mean)
+    for found, expected in zip(c.simulation.mean[0], simulation.mean, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-6)
     policies = jax.vmap(jax.vmap(wrapped.policies))(simulation.values)
     for k, all_runs in enumerate(policies):
         runs = np.asarray(all_runs, dtype=float)
@@ -71,6 +72,12 @@ def test_solution_and_simulation_are_those_of_solve_and_simulate():
         np.testing.assert_allclose(
             c.simulation.variance[1][k], runs.var(axis=0, ddof=1), rtol=1e-3, atol=1e-11
         )
+
+
+def test_lists_of_times_and_whole_scales_will_do():
+    wrapped, key = comparisons.dilemma_game(), jax.random.key(0)
+    c = ex.compare(wrapped, wrapped.init(), comparisons.TIMES.tolist(), scale=10, runs=64, key=key)
+    assert c.parameter_gap == comparisons.dilemma().parameter_gap
 
 
 def test_gap_shrinks_with_the_scale():

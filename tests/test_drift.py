@@ -23,13 +23,14 @@ from helpers import (
     central_difference,
     flatten,
     make_learner,
-    quickly,
     random_case,
     random_game,
     random_kernel,
     random_specs,
     unflatten,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Golden values
 
@@ -123,7 +124,7 @@ def test_drift_equals_the_oracle(case):
 
 
 def test_expected_rewards_equal_the_oracle(case):
-    found = quickly(lambda w, p: expected_rewards(w, average(w, p)))(case.wrapped, case.params)
+    found = jax.jit(lambda w, p: expected_rewards(w, average(w, p)))(case.wrapped, case.params)
     assert_close(found, oracle.expected_rewards(case.game, case.learners, case.flat), 1e-11)
 
 
@@ -171,7 +172,7 @@ def test_averages_of_any_game_equal_the_oracle(description):
         found = average(wrapped, params)
         return found, expected_rewards(wrapped, found)
 
-    found, rewards = quickly(averages)(case.wrapped, case.params)
+    found, rewards = jax.jit(averages)(case.wrapped, case.params)
     joint = oracle.joint_policy(case.game, case.learners, case.flat)
     law = oracle.stationary_distribution(oracle.state_chain(case.game, joint))
     np.testing.assert_allclose(found.state_distribution, law, atol=1e-12)
@@ -196,7 +197,7 @@ def test_jacobian_of_any_game_equals_the_complex_step(description):
     def drift(x, wrapped):
         return ravel_pytree(average(wrapped, unravel(x)).drift)[0]
 
-    found = quickly(jax.jacfwd(drift))(flat, case.wrapped)
+    found = jax.jit(jax.jacfwd(drift))(flat, case.wrapped)
     expected = oracle.jacobian(case.game, case.learners, case.flat)
     np.testing.assert_allclose(found, expected, atol=1e-11)
 
@@ -260,24 +261,23 @@ def test_drift_is_differentiable_by_everything_but_probabilities(everything):
     rng = np.random.default_rng(1)
     directions = [jnp.asarray(rng.normal(size=leaf.shape)) for leaf in leaves]
 
-    @quickly
+    @jax.jit
     def loss(step):
         moved = [leaf + step * d for leaf, d in zip(leaves, directions, strict=True)]
         learners, rewards, params = jax.tree.unflatten(treedef, moved)
         paying = eqx.tree_at(lambda g: g.rewards, game, rewards)
         return weights @ ravel_pytree(ex.drift(ex.WrappedGame(paying, learners), params))[0]
 
-    reverse = quickly(jax.grad(loss))(0.0)
+    reverse = jax.jit(jax.grad(loss))(0.0)
     assert_close(reverse, central_difference(loss, 0.0, 1.0, step=1e-3), 1e-8)
-    np.testing.assert_allclose(quickly(jax.jacfwd(loss))(0.0), reverse, rtol=1e-11)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(loss))(0.0), reverse, rtol=1e-11)
 
 
 def test_jacobian_is_the_same_in_reverse(everything):
     case, _ = everything
     flat, unravel = ravel_pytree(case.params)
-    drift = lambda x: ravel_pytree(ex.drift(case.wrapped, unravel(x)))[0]  # noqa: E731
-    reverse = quickly(jax.jacrev(drift))(flat)
-    assert_close(reverse, ex.jacobian(case.wrapped, case.params), 1e-12)
+    reverse = jax.jacrev(lambda x: ravel_pytree(ex.drift(case.wrapped, unravel(x)))[0])
+    assert_close(jax.jit(reverse)(flat), ex.jacobian(case.wrapped, case.params), 1e-12)
 
 
 @pytest.mark.parametrize("kinds", [("counterfactual", "q"), ("sarsa", "actor_critic")])
@@ -291,12 +291,12 @@ def test_derivative_by_the_kernel_equals_differences_that_keep_rows(kinds):
     params = unravel(rng.normal(size=flat.size))
     weights = rng.normal(size=flat.size)
 
-    @quickly
+    @jax.jit
     def loss(kernel):
         wrapped = ex.WrappedGame(ex.MarkovGame.from_dense(kernel, rewards), learners)
         return weights @ ravel_pytree(ex.drift(wrapped, params))[0]
 
-    gradient = quickly(jax.grad(loss))(kernel)
+    gradient = jax.jit(jax.grad(loss))(kernel)
     noise = rng.normal(size=kernel.shape)
     direction = kernel * (noise - np.sum(kernel * noise, axis=-1, keepdims=True))
     difference = central_difference(loss, kernel, direction, step=1e-3)

@@ -184,20 +184,33 @@ def test_one_legend(make, columns, labels):
     assert found == [label for k in range(columns) for label in wanted[k::columns]]
 
 
-@pytest.mark.parametrize("make", ["dilemma", "market", "untabulated"])
-def test_nothing_overlaps(make):
-    figure = plot.comparison(getattr(comparisons, make)())
+def boxes(figure):
+    """Where the axes with all their labels, and the legend, are drawn."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    boxes = [ax.get_tightbbox(renderer) for ax in figure.axes]
-    boxes.append(figure.legends[0].get_window_extent(renderer))
-    for k, box in enumerate(boxes):
+    legend = figure.legends[0].get_window_extent(renderer)
+    return [ax.get_tightbbox(renderer) for ax in figure.axes], legend
+
+
+@pytest.mark.parametrize("make", ["dilemma", "market", "untabulated"])
+def test_nothing_overlaps(make):
+    figure = plot.comparison(getattr(comparisons, make)())
+    axes, legend = boxes(figure)
+    everything = [*axes, legend]
+    for k, box in enumerate(everything):
         assert box.x0 >= 0
         assert box.y0 >= 0
         assert box.x1 <= figure.bbox.x1
         assert box.y1 <= figure.bbox.y1
-        assert not any(box.overlaps(other) for other in boxes[k + 1 :])
+        assert not any(box.overlaps(other) for other in everything[k + 1 :])
+
+
+def test_the_legend_stands_above_wide_figures_and_beside_narrow_ones():
+    axes, legend = boxes(plot.comparison(comparisons.dilemma()))
+    assert legend.y0 > max(box.y1 for box in axes)
+    axes, legend = boxes(plot.comparison(comparisons.market()))
+    assert legend.x0 > max(box.x1 for box in axes)
 
 
 def test_states_of_the_figure(monkeypatch):

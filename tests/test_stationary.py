@@ -21,12 +21,13 @@ from helpers import (
     assert_close,
     central_difference,
     make_learner,
-    quickly,
     random_case,
     random_kernel,
     random_specs,
     unflatten,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZES = [5, 8, 9, 14]  # loops are written out up to 8 states
 
@@ -264,10 +265,10 @@ def test_a_reducible_chain_is_seen_in_its_mixing_time(chain):
 @pytest.mark.parametrize("size", SIZES)
 def test_derivative_of_the_law_equals_differences(size):
     rng = np.random.default_rng(size)
-    law = quickly(stationary_law)
-    forward = quickly(lambda P, D: jax.jvp(stationary_law, (P,), (D,)))
+    law = jax.jit(stationary_law)
+    forward = jax.jit(lambda P, D: jax.jvp(stationary_law, (P,), (D,)))
     weights = jnp.asarray(rng.normal(size=size))
-    reverse = quickly(jax.grad(lambda P: weights @ stationary_law(P)))
+    reverse = jax.jit(jax.grad(lambda P: weights @ stationary_law(P)))
     for density in (0.2, 0.5, 1.0):
         chain = dyadic_chain(rng, size, density=density)
         direction = zero_sum_direction(rng, chain)
@@ -282,8 +283,8 @@ def test_derivative_of_the_law_with_transient_states_equals_differences():
     rng = np.random.default_rng(0)
     chains, transient = random_chains(rng, 200, 6)
     directions = zero_sum_direction(rng, chains)
-    law = quickly(jax.vmap(stationary_law))
-    forward = quickly(jax.vmap(lambda P, D: jax.jvp(stationary_law, (P,), (D,))[1]))
+    law = jax.jit(jax.vmap(stationary_law))
+    forward = jax.jit(jax.vmap(lambda P, D: jax.jvp(stationary_law, (P,), (D,))[1]))
     found = forward(chains, directions)
     assert transient.any(axis=1).sum() > 20
     assert_close(found, central_difference(law, chains, directions, step=1e-3), 1e-8)
@@ -299,8 +300,8 @@ def test_second_derivative_of_the_law_equals_differences(size):
     def slope(P):
         return jax.jvp(stationary_law, (P,), (jnp.asarray(first),))[1]
 
-    found = quickly(lambda P, D: jax.jvp(slope, (P,), (D,))[1])(chain, second)
-    assert_close(found, central_difference(quickly(slope), chain, second, step=1e-3), 1e-9)
+    found = jax.jit(lambda P, D: jax.jvp(slope, (P,), (D,))[1])(chain, second)
+    assert_close(found, central_difference(jax.jit(slope), chain, second, step=1e-3), 1e-9)
 
 
 @pytest.mark.parametrize("size", [5, 9])
@@ -312,8 +313,8 @@ def test_law_and_derivative_work_in_batches(size):
     def law_and_gradient(P):
         return stationary_law(P), jax.grad(lambda P: weights @ stationary_law(P))(P)
 
-    laws, gradients = quickly(jax.vmap(law_and_gradient))(chains)
-    single = quickly(law_and_gradient)
+    laws, gradients = jax.jit(jax.vmap(law_and_gradient))(chains)
+    single = jax.jit(law_and_gradient)
     for k in range(6):
         law, gradient = single(chains[k])
         np.testing.assert_allclose(laws[k], law, rtol=1e-13)
@@ -373,16 +374,16 @@ def test_stationary_distribution_is_differentiable_by_everything(num_states):
     leaves, treedef = jax.tree.flatten((case.wrapped.learners, case.params))
     direction = [np.random.default_rng(1).normal(size=leaf.shape) for leaf in leaves]
 
-    @quickly
+    @jax.jit
     def loss(step):
         moved = [leaf + step * d for leaf, d in zip(leaves, direction, strict=True)]
         learners, params = jax.tree.unflatten(treedef, moved)
         wrapped = ex.WrappedGame(case.wrapped.game, learners)
         return weights @ ex.stationary_distribution(wrapped, params)
 
-    reverse = quickly(jax.grad(loss))(0.0)
+    reverse = jax.jit(jax.grad(loss))(0.0)
     assert_close(reverse, central_difference(loss, 0.0, 1.0, step=1e-3), 1e-8)
-    np.testing.assert_allclose(quickly(jax.jacfwd(loss))(0.0), reverse, rtol=1e-11)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(loss))(0.0), reverse, rtol=1e-11)
 
 
 def weighted_law(num_states, num_actions):
@@ -394,7 +395,7 @@ def weighted_law(num_states, num_actions):
     weights = rng.normal(size=num_states)
     tables = tuple(jnp.asarray(rng.normal(size=(num_states, count))) for count in num_actions)
 
-    @quickly
+    @jax.jit
     def loss(kernel):
         wrapped = ex.WrappedGame(ex.MarkovGame.from_dense(kernel, rewards), learners)
         return weights @ ex.stationary_distribution(wrapped, tables)
@@ -407,7 +408,7 @@ def test_derivative_by_the_kernel_equals_differences_that_keep_rows(num_states):
     loss = weighted_law(num_states, (2, 2))
     rng = np.random.default_rng(0)
     kernel = random_kernel(rng, num_states, (2, 2))
-    gradient = quickly(jax.grad(loss))(kernel)
+    gradient = jax.jit(jax.grad(loss))(kernel)
     np.testing.assert_allclose(gradient.sum(axis=-1), 0, atol=1e-14)
     for _ in range(3):
         direction = zero_sum_direction(rng, kernel)
@@ -422,7 +423,7 @@ def test_derivative_by_a_deterministic_kernel_equals_one_sided_differences(num_s
     next_state = rng.integers(num_states, size=(num_states, 2, 2))
     next_state[:, 0, 0] = (np.arange(num_states) + 1) % num_states
     kernel = np.eye(num_states)[next_state]
-    gradient = quickly(jax.grad(loss))(kernel)
+    gradient = jax.jit(jax.grad(loss))(kernel)
     for _ in range(3):
         # Every row gives a little of its certain outcome to all others.
         direction = rng.dirichlet(np.ones(num_states), size=kernel.shape[:-1]) - kernel

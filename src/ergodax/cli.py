@@ -10,9 +10,10 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from .version import __version__
 
 if TYPE_CHECKING:
     from .compare import Comparison
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=layout,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"ergodax {version('ergodax')}")
+    parser.add_argument("--version", action="version", version=f"ergodax {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compare(commands, layout)
     return parser

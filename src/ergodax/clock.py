@@ -27,13 +27,32 @@ def check_times(ts) -> None:
         )
 
 
+def check_scale(scale) -> float:
+    """Returns a scale as a float.
+
+    Raises:
+        ValueError: unless it is a positive number.
+    """
+    if not (np.ndim(scale) == 0 and np.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive number; found {scale}.")
+    return float(scale)
+
+
 def steps_at(ts, scale: float) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"]]:
     """Steps k = floor(scale t) of the rescaled process, and the times k / scale they stand for.
 
     A product within 1e-9 (relative) of an integer counts as that integer, so that decimal fractions
     of time land where they should.
+
+    Raises:
+        ValueError: if there are more than 2^53 steps, which float64 cannot count.
     """
     product = np.asarray(ts, dtype=float) * scale
+    if product.max() > 2**53:
+        raise ValueError(
+            f"t = {np.max(ts):g} at scale {scale:g} takes {product.max():.1e} steps; at most 2^53 "
+            "can be counted."
+        )
     nearest = np.rint(product)
     close = np.abs(product - nearest) <= 1e-9 * np.maximum(1.0, nearest)
     steps = np.where(close, nearest, np.floor(product)).astype(np.int64)

@@ -13,14 +13,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real, UInt32
+from jaxtyping import Array, ArrayLike, Float, Real, UInt32
 
-from .clock import check_times, steps_at
+from .clock import check_scale, check_times, steps_at
 from .drift import jacobian
 from .flow import Solution, solve
 from .game import MarkovGame
 from .learners.action_value import AbstractActionValueLearner
-from .simulate import Simulation, _check_scale, simulate
+from .simulate import Simulation, simulate
 from .stationary import mixing_time
 from .wrapped import WrappedGame
 
@@ -139,9 +139,9 @@ class _Observe(eqx.Module):
 def compare(
     wrapped: WrappedGame,
     params0: Any,
-    ts: Real[Any, " K"],
+    ts: Real[ArrayLike, " K"] | Sequence[float],
     *,
-    scale: float = 10,
+    scale: Real[ArrayLike, ""] = 10,
     runs: int = 1000,
     key: Array,
     initial_state: int | str | None = None,
@@ -170,7 +170,7 @@ def compare(
         ValueError: as `simulate` and `solve`; also if two times are the same step.
         RuntimeError: if the ODE cannot be solved up to the last time.
     """
-    scale = _check_scale(scale)
+    scale = check_scale(scale)
     times = _times_of_steps(ts, scale)
     # The ODE first: it is quick, and says whether there is anything to compare with.
     solution, compile_seconds, run_seconds = _timed_solve(wrapped, params0, times)

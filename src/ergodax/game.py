@@ -338,7 +338,7 @@ def _names(field: str, names: Sequence[str] | None, count: int) -> tuple[str, ..
     return names
 
 
-def _where(game: MarkovGame | None, index: tuple[int, ...]) -> str:
+def _where(game: MarkovGame | None, index: tuple[np.integer, ...]) -> str:
     """Names a state and joint action for an error message."""
     state, actions = int(index[0]), tuple(int(a) for a in index[1:])
     if game is None:

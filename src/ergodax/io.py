@@ -7,7 +7,6 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from .compare import Comparison, Series
+from .version import __version__
 
 if TYPE_CHECKING:
     import xarray
@@ -93,7 +93,7 @@ def settings(comparison: Comparison) -> dict[str, Any]:
     """How a comparison was made, in plain Python values: versions, sizes, learners, random key."""
     game, simulation = comparison.wrapped.game, comparison.simulation
     return {
-        "ergodax": version("ergodax"),
+        "ergodax": __version__,
         "jax": jax.__version__,
         "scale": simulation.scale,
         "runs": simulation.runs,

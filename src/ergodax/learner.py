@@ -23,6 +23,8 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from .game import MarkovGame, is_concrete
 
 Params = PyTree[Float[Array, "..."]]
+# A hyper-parameter: given as a number or an array, held as an array.
+Scalar = Float[Array, ""] | float
 
 
 class Transition(NamedTuple):
@@ -189,8 +191,8 @@ class EpsilonSoftmax(AbstractExploration):
         epsilon: probability of a uniformly drawn action, in [0, 1].
     """
 
-    temperature: Float[Array, ""] = hyper(1.0, within="(0, inf)")
-    epsilon: Float[Array, ""] = hyper(0.0, within="[0, 1]")
+    temperature: Scalar = hyper(1.0, within="(0, inf)")
+    epsilon: Scalar = hyper(0.0, within="[0, 1]")
 
     def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
         """Returns the action probabilities for the action values `[A]`."""

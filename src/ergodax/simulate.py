@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Real
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from .clock import check_times, steps_at
+from .clock import check_scale, check_times, steps_at
 from .learner import At, Transition
 from .results import RESULTS
 from .streams import run_keys, uniforms
@@ -147,7 +147,7 @@ def simulate(
     check_times(ts)
     wrapped.check_structure(params0)
     wrapped.check_finite(params0)
-    scale = _check_scale(scale)
+    scale = check_scale(scale)
     steps, times = steps_at(ts, scale)
     intervals = np.diff(steps, prepend=0)
     if intervals.max() >= 2**31:
@@ -471,12 +471,6 @@ def _cast(tree, dtype):
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
-
-
-def _check_scale(scale) -> float:
-    if not (np.ndim(scale) == 0 and np.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a positive number; found {scale}.")
-    return float(scale)
 
 
 def _check_count(name: str, count) -> int:

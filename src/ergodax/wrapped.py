@@ -78,7 +78,7 @@ class WrappedGame(eqx.Module):
             for agent, learner in enumerate(self.learners)
         )
 
-    def policies(self, params: tuple[Params, ...]) -> tuple[Float[Array, "S A_i"], ...]:
+    def policies(self, params: tuple[Params, ...]) -> tuple[Float[Array, "S _"], ...]:
         """Policies of all agents in all states: one array `[S, A_i]` per agent.
 
         Raises:
@@ -99,7 +99,7 @@ class WrappedGame(eqx.Module):
             policies.append(policy)
         return tuple(policies)
 
-    def joint_policy(self, policies: tuple[Float[Array, "S A_i"], ...]) -> Float[Array, "S *A"]:
+    def joint_policy(self, policies: tuple[Float[Array, "S _"], ...]) -> Float[Array, "S *A"]:
         """Probabilities of the joint actions, `[S, A_1, .., A_n]`: agents draw independently."""
         joint = jnp.ones((self.game.num_states,), dtype=policies[0].dtype)
         for policy in policies:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..game import MarkovGame
-from ..learner import AbstractExploration, AbstractLearner, EpsilonSoftmax, hyper
+from ..learner import AbstractExploration, AbstractLearner, EpsilonSoftmax, Scalar, hyper
 
 
 class AbstractActionValueLearner(AbstractLearner):
@@ -18,10 +18,10 @@ class AbstractActionValueLearner(AbstractLearner):
         initial: initial values, anything that broadcasts to `[S, A]`.
     """
 
-    learning_rate: Float[Array, ""] = hyper(0.1, within="[0, inf)")
-    discount: Float[Array, ""] = hyper(0.9, within="[0, 1]")
+    learning_rate: Scalar = hyper(0.1, within="[0, inf)")
+    discount: Scalar = hyper(0.9, within="[0, 1]")
     exploration: AbstractExploration = eqx.field(default_factory=EpsilonSoftmax)
-    initial: Float[Array, "..."] = hyper(0.0, scalar=False)
+    initial: Float[Array, "..."] | float = hyper(0.0, scalar=False)
 
     @property
     def continuous(self) -> bool:
@@ -41,7 +41,9 @@ class AbstractActionValueLearner(AbstractLearner):
         return self.exploration(params[state])
 
 
-def filled(initial: Float[Array, "..."], shape: tuple[int, ...], agent: int) -> Float[Array, "..."]:
+def filled(
+    initial: Float[Array, "..."] | float, shape: tuple[int, ...], agent: int
+) -> Float[Array, "..."]:
     """Returns an array of the given shape filled with initial values that broadcast to it."""
     try:
         return jnp.broadcast_to(initial, shape)

@@ -13,6 +13,7 @@ from ..learner import (
     AbstractLearner,
     At,
     EpsilonSoftmax,
+    Scalar,
     Transition,
     hyper,
 )
@@ -47,12 +48,12 @@ class ActorCritic(AbstractLearner):
         initial_values: anything that broadcasts to `[S]`.
     """
 
-    learning_rate: Float[Array, ""] = hyper(0.1, within="[0, inf)")
-    critic_rate: Float[Array, ""] = hyper(0.1, within="[0, inf)")
-    discount: Float[Array, ""] = hyper(0.9, within="[0, 1]")
+    learning_rate: Scalar = hyper(0.1, within="[0, inf)")
+    critic_rate: Scalar = hyper(0.1, within="[0, inf)")
+    discount: Scalar = hyper(0.9, within="[0, 1]")
     exploration: AbstractExploration = eqx.field(default_factory=EpsilonSoftmax)
-    initial_preferences: Float[Array, "..."] = hyper(0.0, scalar=False)
-    initial_values: Float[Array, "..."] = hyper(0.0, scalar=False)
+    initial_preferences: Float[Array, "..."] | float = hyper(0.0, scalar=False)
+    initial_values: Float[Array, "..."] | float = hyper(0.0, scalar=False)
 
     @property
     def continuous(self) -> bool:
