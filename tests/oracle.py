@@ -42,7 +42,8 @@ class DenseGame:
         for outcomes in self.outcomes.values():
             assert abs(sum(probability for probability, _, _ in outcomes) - 1) < 1e-8
             for probability, next_state, rewards in outcomes:
-                assert probability >= 0 and 0 <= next_state < self.num_states
+                assert probability >= 0
+                assert 0 <= next_state < self.num_states
                 assert len(rewards) == self.num_agents
 
     @classmethod
@@ -57,7 +58,7 @@ class DenseGame:
         num_states, num_actions = T.shape[0], T.shape[1:-1]
         num_agents = len(num_actions)
         assert T.shape[-1] == num_states
-        assert R.shape in (T.shape[:-1] + (num_agents,), T.shape + (num_agents,))
+        assert R.shape in ((*T.shape[:-1], num_agents), (*T.shape, num_agents))
         outcomes = {}
         for s in range(num_states):
             for a in itertools.product(*map(range, num_actions)):
@@ -200,7 +201,7 @@ class CounterfactualQLearning(TableLearner):
         Q = self.table(params, game, agent)
         f = np.zeros_like(Q, dtype=np.result_type(Q, float))
         for b in range(game.num_actions[agent]):
-            a = joint_action[:agent] + (b,) + joint_action[agent + 1 :]
+            a = (*joint_action[:agent], b, *joint_action[agent + 1 :])
             target = 0
             for probability, t, rewards in game.outcomes[state, a]:
                 target += probability * (rewards[agent] + self.gamma * maximum(Q[t]))

@@ -14,7 +14,6 @@ from ergodax.stationary import (
     is_reducible,
     mixing_time,
     poisson_solver,
-    spectral_gap,
     stationary_law,
 )
 from helpers import (
@@ -251,7 +250,8 @@ def test_mixing_time_of_a_slow_chain():
 @pytest.mark.parametrize("size", SIZES)
 def test_mixing_time_is_no_less_than_the_inverse_gap(size):
     chain = dyadic_chain(np.random.default_rng(size), size)
-    assert mixing_time(jnp.asarray(chain)) >= 1 / spectral_gap(chain) * (1 - 1e-12)
+    distances = np.sort(np.abs(1 - np.linalg.eigvals(chain)))  # the first is the simple 1 itself
+    assert mixing_time(jnp.asarray(chain)) >= 1 / distances[1] * (1 - 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -335,20 +335,6 @@ def test_closed_classes_of_random_chains():
         closed, found = closed_classes(chain)
         assert closed == [np.flatnonzero(~expected).tolist()]
         assert found == np.flatnonzero(expected).tolist()
-
-
-@pytest.mark.parametrize(
-    ("chain", "gap"),
-    [
-        ([[0.9, 0.1], [0.2, 0.8]], 0.3),
-        ([[0.0, 1.0], [1.0, 0.0]], 2.0),
-        ([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.sqrt(3)),
-        ([[0.5, 0.5, 0], [0.25, 0.5, 0.25], [0, 0.5, 0.5]], 0.5),
-    ],
-    ids=["slow", "period two", "period three", "walk"],
-)
-def test_spectral_gap_leaves_the_eigenvalue_one_out(chain, gap):
-    np.testing.assert_allclose(spectral_gap(np.array(chain, dtype=float)), gap, rtol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["pd", "random", "mixed"])

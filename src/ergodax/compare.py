@@ -139,7 +139,7 @@ class _Observe(eqx.Module):
 def compare(
     wrapped: WrappedGame,
     params0: Any,
-    ts: Real[ArrayLike, " K"] | Sequence[float],
+    ts: Real[ArrayLike, " K"] | Sequence,
     *,
     scale: Real[ArrayLike, ""] = 10,
     runs: int = 1000,

@@ -44,7 +44,7 @@ class Solution(eqx.Module):
 def solve(
     wrapped: WrappedGame,
     params0,
-    ts: Real[ArrayLike, " K"] | Sequence[float],
+    ts: Real[ArrayLike, " K"] | Sequence,
     *,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-8,
@@ -140,6 +140,8 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
     params, distribution, rewards, reducible = jax.vmap(describe)(solved.ys)
     result = RESULTS.promote(solved.result)
     lost = jnp.any(reached & reducible)
+    # Beyond the first reducible chain nothing is to be trusted.
+    reached &= ~jnp.cumsum(reducible & reached).astype(bool)
     return Solution(
         ts=ts,
         params=params,

@@ -55,7 +55,7 @@ class MarkovGame(eqx.Module):
         probabilities: Real[ArrayLike, "S *A K"],
         rewards: Real[ArrayLike, "S *A K n"],
         *,
-        initial: Real[ArrayLike, " S"] | Sequence[float] | None = None,
+        initial: Real[ArrayLike, " S"] | Sequence | None = None,
         state_names: Sequence[str] | None = None,
         action_names: Sequence[Sequence[str]] | None = None,
     ):
@@ -101,17 +101,7 @@ class MarkovGame(eqx.Module):
         self.num_states = num_states
         self.num_actions = num_actions
         self.state_names = _names("state_names", state_names, num_states)
-        if action_names is None:
-            action_names = [[str(a) for a in range(count)] for count in num_actions]
-        if len(action_names) != num_agents:
-            raise ValueError(
-                f"action_names must hold one sequence per agent ({num_agents}); "
-                f"found {len(action_names)}."
-            )
-        self.action_names = tuple(
-            _names(f"action_names of agent {agent}", names, count)
-            for agent, (names, count) in enumerate(zip(action_names, num_actions, strict=True))
-        )
+        self.action_names = name_actions(action_names, num_actions)
         if is_concrete(successors):
             _check_successors(self, np.asarray(successors))
         if is_concrete(probabilities):
@@ -131,7 +121,7 @@ class MarkovGame(eqx.Module):
         kernel: Real[ArrayLike, "S *A S"],
         rewards: Real[ArrayLike, "..."],
         *,
-        initial: Real[ArrayLike, " S"] | Sequence[float] | None = None,
+        initial: Real[ArrayLike, " S"] | Sequence | None = None,
         state_names: Sequence[str] | None = None,
         action_names: Sequence[Sequence[str]] | None = None,
         support: Int[ArrayLike, "S *A K"] | None = None,
@@ -204,7 +194,7 @@ class MarkovGame(eqx.Module):
         next_state: Int[ArrayLike, "S *A"],
         rewards: Real[ArrayLike, "S *A n"],
         *,
-        initial: Real[ArrayLike, " S"] | Sequence[float] | None = None,
+        initial: Real[ArrayLike, " S"] | Sequence | None = None,
         state_names: Sequence[str] | None = None,
         action_names: Sequence[Sequence[str]] | None = None,
     ) -> "MarkovGame":
@@ -316,6 +306,27 @@ def _project_tangent_jvp(primals, tangents):
     tangent = jnp.where(padded, 0.0, tangents[0])
     mean = tangent.sum(-1, keepdims=True) / (~padded).sum(-1, keepdims=True)
     return probabilities, jnp.where(padded, 0.0, tangent - mean)
+
+
+def name_actions(
+    action_names: Sequence[Sequence[str]] | None, num_actions: tuple[int, ...]
+) -> tuple[tuple[str, ...], ...]:
+    """Names of all agents' actions, "0", "1", ... by default.
+
+    Raises:
+        ValueError: unless there is one distinct name per action of every agent.
+    """
+    if action_names is None:
+        action_names = [[str(a) for a in range(count)] for count in num_actions]
+    if len(action_names) != len(num_actions):
+        raise ValueError(
+            f"action_names must hold one sequence per agent ({len(num_actions)}); "
+            f"found {len(action_names)}."
+        )
+    return tuple(
+        _names(f"action_names of agent {agent}", names, count)
+        for agent, (names, count) in enumerate(zip(action_names, num_actions, strict=True))
+    )
 
 
 def _support(kernel: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ class Simulation(eqx.Module):
 def simulate(
     wrapped: WrappedGame,
     params0: Any,
-    ts: Real[ArrayLike, " K"] | Sequence[float],
+    ts: Real[ArrayLike, " K"] | Sequence,
     *,
     scale: Real[ArrayLike, ""] = 1,
     runs: int = 1,

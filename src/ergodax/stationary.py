@@ -258,13 +258,3 @@ def closed_classes(chain: np.ndarray) -> tuple[list[list[int]], list[int]]:
     leaves[label[source[label[source] != label[target]]]] = True
     closed = [np.flatnonzero(label == c).tolist() for c in range(count) if not leaves[c]]
     return sorted(closed), np.flatnonzero(leaves[label]).tolist()
-
-
-def spectral_gap(chain: np.ndarray) -> float:
-    """Smallest `|1 - lambda|` over the eigenvalues of a transition matrix other than the simple 1.
-
-    It is the rate at which time averages along the chain converge, also for periodic chains, where
-    the second-largest modulus is 1.
-    """
-    size = chain.shape[0]
-    return float(np.abs(np.linalg.eigvals(np.eye(size) - chain + 1 / size)).min())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
-from ..game import MarkovGame
+from ..game import MarkovGame, name_actions
 
 
 def repeated(
@@ -16,7 +16,7 @@ def repeated(
     *,
     memory: int = 1,
     action_names: Sequence[Sequence[str]] | None = None,
-    initial: Real[ArrayLike, " S"] | Sequence[float] | None = None,
+    initial: Real[ArrayLike, " S"] | Sequence | None = None,
 ) -> MarkovGame:
     """A matrix game played for ever by agents that remember the last `memory` joint actions.
 
@@ -42,10 +42,9 @@ def repeated(
         raise ValueError(f"payoffs must have shape [A_1, .., A_n, n]; found {shape}.")
     if memory < 0:
         raise ValueError(f"memory must be 0 or more rounds; found {memory}.")
-    if action_names is None:
-        action_names = [[str(a) for a in range(count)] for count in num_actions]
-    profiles = list(itertools.product(*action_names))
-    short = all(len(name) == 1 for names in action_names for name in names)
+    names = name_actions(action_names, num_actions)
+    profiles = list(itertools.product(*names))
+    short = all(len(name) == 1 for own in names for name in own)
     labels = [("" if short else "-").join(profile) for profile in profiles]
     histories = list(itertools.product(labels, repeat=memory))
 
@@ -60,7 +59,7 @@ def repeated(
         rewards,
         initial=initial,
         state_names=[" ".join(history) or "-" for history in histories],
-        action_names=action_names,
+        action_names=names,
     )
 
 
