@@ -1,10 +1,11 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ergodax.clock import check_times, steps_at
+from ergodax.clock import check_scale, check_times, steps_at
 
 
 @pytest.mark.parametrize(
@@ -94,3 +95,15 @@ def test_traced_times_are_checked_by_shape_only():
     np.testing.assert_array_equal(jax.jit(kernel)(np.array([2.0, 1.0])), [2.0, 1.0])
     with pytest.raises(ValueError, match="non-empty list of times"):
         jax.jit(kernel)(np.zeros((0,)))
+
+
+@pytest.mark.parametrize("scale", [1, 0.5, np.int64(3), np.float32(2.5), jnp.asarray(4.0)])
+def test_scales_become_floats(scale):
+    assert type(check_scale(scale)) is float
+    assert check_scale(scale) == scale
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, np.nan, np.inf, -np.inf, np.ones(2), [1.0]])
+def test_scales_that_are_not_positive_numbers_are_refused(scale):
+    with pytest.raises(ValueError, match="scale must be a positive number; found "):
+        check_scale(scale)
