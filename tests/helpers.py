@@ -80,7 +80,9 @@ class Case(NamedTuple):
         return [np.asarray(ravel_pytree(params)[0]) for params in self.params]
 
 
-def random_case(seed, num_states, num_actions, kinds, form="state_action", density=1.0):
+def random_case(
+    seed, num_states, num_actions, kinds, form="state_action", density=1.0, recurrent=None
+):
     """A random game with one closed class, random learners and random parameters.
 
     Args:
@@ -89,27 +91,30 @@ def random_case(seed, num_states, num_actions, kinds, form="state_action", densi
         num_actions: number of actions of each agent.
         kinds: kind of learner of each agent.
         form: how rewards enter, one of `FORMS`.
-        density: chance that a state is a successor; below 1 some states may be transient.
+        density: chance that a state is a successor.
+        recurrent: if given, this many states keep among themselves and the others are transient.
     """
     rng = np.random.default_rng(seed)
     specs = random_specs(rng, kinds)
-    game, dense = random_game(rng, num_states, num_actions, form, density)
+    game, dense = random_game(rng, num_states, num_actions, form, density, recurrent)
     wrapped = ex.WrappedGame(game, [make_learner(spec) for spec in specs])
     flat, unravel = ravel_pytree(wrapped.init())
     params = unravel(rng.normal(size=flat.size))
     return Case(wrapped, params, dense, [make_oracle_learner(spec) for spec in specs])
 
 
-def random_game(rng, num_states, num_actions, form, density=1.0):
+def random_game(rng, num_states, num_actions, form, density=1.0, recurrent=None):
     """A random game with one closed class, as a `MarkovGame` and as the oracle's `DenseGame`."""
     shape, n = (num_states, *num_actions), len(num_actions)
     if form == "deterministic":
         next_state = rng.integers(num_states, size=shape)
         next_state[(slice(None),) + (0,) * n] = np.maximum(np.arange(num_states) - 1, 0)
+        if recurrent is not None:
+            next_state[:recurrent] %= recurrent
         rewards = rng.normal(size=(*shape, n))
         dense = oracle.DenseGame.from_dense(np.eye(num_states)[next_state], rewards)
         return ex.MarkovGame.deterministic(next_state, rewards), dense
-    kernel = random_kernel(rng, num_states, num_actions, density)
+    kernel = random_kernel(rng, num_states, num_actions, density, recurrent)
     if form == "duplicates":
         return _duplicated(rng, kernel)
     rewards = rng.normal(size=(*shape, *((num_states,) if form == "next_state" else ()), n))
@@ -117,7 +122,7 @@ def random_game(rng, num_states, num_actions, form, density=1.0):
     return game, oracle.DenseGame.from_dense(kernel, rewards)
 
 
-def random_kernel(rng, num_states, num_actions, density=1.0):
+def random_kernel(rng, num_states, num_actions, density=1.0, recurrent=None):
     """A random kernel whose state 0 can be reached from everywhere: one closed class."""
     shape = (num_states, *num_actions)
     kernel = rng.dirichlet(np.ones(num_states), size=shape)
@@ -129,6 +134,9 @@ def random_kernel(rng, num_states, num_actions, density=1.0):
         row = kernel[(state, *(0,) * len(num_actions))]
         row *= 0.5
         row[max(state - 1, 0)] += 0.5
+    if recurrent is not None:
+        kernel[:recurrent, ..., 0] += kernel[:recurrent, ..., recurrent:].sum(axis=-1)
+        kernel[:recurrent, ..., recurrent:] = 0
     return kernel
 
 

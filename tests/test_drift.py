@@ -153,17 +153,28 @@ def descriptions(draw, states, joint_actions):
     for _ in range(draw(st.integers(1, 4))):
         largest = min(4, joint_actions // math.prod(num_actions))
         num_actions.append(draw(st.integers(1, largest)))
+    num_states = draw(st.integers(1, states))
     return {
         "seed": draw(st.integers(0, 2**32 - 1)),
-        "num_states": draw(st.integers(1, states)),
+        "num_states": num_states,
         "num_actions": tuple(num_actions),
         "kinds": tuple(draw(st.sampled_from(KINDS)) for _ in num_actions),
         "form": draw(st.sampled_from(FORMS)),
         "density": draw(st.sampled_from([0.2, 0.5, 1.0])),
+        "recurrent": draw(st.none() | st.integers(1, num_states)),
     }
 
 
-@hypothesis.settings(max_examples=50)
+def transient(form):
+    """A description in which two of five states are transient."""
+    kinds = ("sarsa", "actor_critic")
+    sizes = {"num_states": 5, "num_actions": (2, 3), "recurrent": 3}
+    return {"seed": 0, **sizes, "kinds": kinds, "form": form, "density": 0.5}
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.example(transient("deterministic"))
+@hypothesis.example(transient("next_state"))
 @hypothesis.given(descriptions(states=6, joint_actions=16))
 def test_averages_of_any_game_equal_the_oracle(description):
     case = random_case(**description)
@@ -176,6 +187,8 @@ def test_averages_of_any_game_equal_the_oracle(description):
     joint = oracle.joint_policy(case.game, case.learners, case.flat)
     law = oracle.stationary_distribution(oracle.state_chain(case.game, joint))
     np.testing.assert_allclose(found.state_distribution, law, atol=1e-12)
+    if description["recurrent"] is not None:
+        assert (found.state_distribution[description["recurrent"] :] == 0).all()
     drift = oracle.drift(case.game, case.learners, case.flat)
     np.testing.assert_allclose(flatten(found.drift), drift, atol=1e-11)
     expected = oracle.expected_rewards(case.game, case.learners, case.flat)

@@ -468,3 +468,11 @@ def test_single_precision_works_and_is_said_once():
     wrapped = ex.WrappedGame(game, [ex.QLearning(0.1, 0.9, ex.EpsilonSoftmax(0.5, 0.1))])
     expected = ex.solve(wrapped, wrapped.init(), np.array([5.0])).params[0]
     assert_close([float(value) for value in done.stdout.split()], np.ravel(expected), 1e-4)
+
+
+def test_concrete_values_may_be_closed_over_by_jit(pd):
+    params, ts = pd.init(), jnp.array([0.0, 5.0])
+    law = jax.jit(lambda scale: scale * ex.stationary_distribution(pd, params))(2.0)
+    np.testing.assert_allclose(law, 2 * ex.stationary_distribution(pd, params), rtol=1e-14)
+    end = jax.jit(lambda shift: ex.solve(pd, params, ts).params[0][-1] + shift)(0.0)
+    np.testing.assert_allclose(end, ex.solve(pd, params, ts).params[0][-1], rtol=1e-13)

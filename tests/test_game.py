@@ -238,11 +238,11 @@ def test_bad_options_are_refused(options, message):
     [
         (
             {"successors": np.array([[[0], [1]], [[0], [3]], [[0], [1]]])},
-            r"successor 3 of state 1, joint action \(1,\).*not a state \(0 to 2\)",
+            r"successors at state 1, joint action \(1,\) must be states, 0 to 2; found 3",
         ),
         (
             {"successors": np.array([[[0], [1]], [[0], [2]], [[0], [-1]]])},
-            r"successor -1 of state 2, joint action \(1,\)",
+            r"successors at state 2, joint action \(1,\) must be states, 0 to 2; found -1",
         ),
         (
             {"probabilities": np.array([[[1.0], [1]], [[1], [0.5]], [[1], [1]]])},

@@ -180,3 +180,22 @@ def test_a_tied_maximum_has_the_mean_of_the_branches_as_its_derivative():
     slope = jax.grad(lambda q: learner.update(q, transition, game, 0).value)(table)
     scale = float(learner.learning_rate * learner.discount)
     np.testing.assert_allclose(slope[1], [scale / 2, 0, scale / 2])
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.2])
+def test_score_is_finite_where_the_probability_underflows(epsilon):
+    explore = ex.EpsilonSoftmax(0.01, epsilon)
+    values = jnp.array([0.0, 8.0])
+    share = 1.0 if epsilon == 0 else 0.0
+    np.testing.assert_allclose(explore.score(values, 0), share * jnp.array([100.0, -100.0]))
+    derivative = jax.jacrev(lambda v: explore.score(v, 0))(values)
+    assert np.all(np.isfinite(derivative))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.2])
+def test_score_is_the_derivative_of_the_log_probability(epsilon):
+    explore = ex.EpsilonSoftmax(0.7, epsilon)
+    values = jnp.array([0.3, -0.2, 1.1])
+    for action in range(3):
+        expected = jax.grad(lambda v, a=action: jnp.log(explore(v)[a]))(values)
+        np.testing.assert_allclose(explore.score(values, action), expected, rtol=1e-12)

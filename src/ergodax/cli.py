@@ -103,7 +103,14 @@ def _add_compare(commands, layout) -> None:
 
     group = compare.add_argument_group("comparison")
     add(group, "--runs", _count(1), 1000, "independent runs", metavar="R")
-    add(group, "--scale", _positive, 10.0, "updates N times smaller and as many more", metavar="N")
+    add(
+        group,
+        "--scale",
+        _positive,
+        10.0,
+        "updates N times smaller and N times as many",
+        metavar="N",
+    )
     add(group, "--t1", _positive, 1000.0, "last time, in unscaled steps", metavar="T")
     add(group, "--points", _count(2), 101, "report times, from 0 to T", metavar="K")
     add(group, "--seed", _count(0), 0, "random seed", metavar="SEED")

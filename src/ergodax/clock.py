@@ -41,8 +41,8 @@ def check_scale(scale) -> float:
 def steps_at(ts, scale: float) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"]]:
     """Steps k = floor(scale t) of the rescaled process, and the times k / scale they stand for.
 
-    A product within 1e-9 (relative) of an integer counts as that integer, so that decimal fractions
-    of time land where they should.
+    A product within 1e-9 (relative, at most 1e-3) of an integer counts as that integer, so that
+    decimal fractions of time land where they should.
 
     Raises:
         ValueError: if there are more than 2^53 steps, which float64 cannot count.
@@ -54,6 +54,6 @@ def steps_at(ts, scale: float) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray,
             "can be counted."
         )
     nearest = np.rint(product)
-    close = np.abs(product - nearest) <= 1e-9 * np.maximum(1.0, nearest)
+    close = np.abs(product - nearest) <= np.clip(1e-9 * nearest, 1e-9, 1e-3)
     steps = np.where(close, nearest, np.floor(product)).astype(np.int64)
     return steps, steps / scale

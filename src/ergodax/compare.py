@@ -255,6 +255,8 @@ def _separation(wrapped, params, scale: float) -> float | None:
     some = np.linspace(0, num_times - 1, min(num_times, _MOST_TIMES)).astype(int)
     path = jax.tree.map(lambda leaf: leaf[some], params)
     jacobians, mixing_times = jax.device_get(_linearise(wrapped, path))
+    if not np.all(np.isfinite(jacobians)):
+        return float("nan")
     rates = np.linalg.norm(jacobians, 2, axis=(1, 2))
     with np.errstate(divide="ignore"):
         return float(np.min(scale / (mixing_times * rates)))

@@ -103,7 +103,7 @@ class MarkovGame(eqx.Module):
         self.state_names = _names("state_names", state_names, num_states)
         self.action_names = name_actions(action_names, num_actions)
         if is_concrete(successors):
-            _check_successors(self, np.asarray(successors))
+            _check_successors("successors", num_states, np.asarray(successors))
         if is_concrete(probabilities):
             _check_rows(self, np.asarray(probabilities))
         if is_concrete(rewards):
@@ -160,6 +160,7 @@ class MarkovGame(eqx.Module):
                 raise ValueError(
                     f"support must have shape {(*shape[:-1], 'K')}; found {table.shape}."
                 )
+            _check_successors("support", num_states, table)
         elif is_concrete(kernel):
             table = _support(np.asarray(kernel))
         else:
@@ -279,7 +280,8 @@ def scatter_successors(game: MarkovGame, weights: Float[Array, "S *A K"]) -> Flo
 
 def padding(game: MarkovGame) -> Bool[Array, "S *A K"]:
     """Marks the outcomes that only pad a row: a repeat of the one before, with probability zero."""
-    repeat = game.successors[..., 1:] == game.successors[..., :-1]
+    same_state = game.successors[..., 1:] == game.successors[..., :-1]
+    repeat = same_state & (game.rewards[..., 1:, :] == game.rewards[..., :-1, :]).all(axis=-1)
     first = jnp.zeros((*game.successors.shape[:-1], 1), dtype=bool)
     return jnp.concatenate([first, repeat], axis=-1) & (game.probabilities == 0)
 
@@ -359,15 +361,15 @@ def _where(game: MarkovGame | None, index: tuple[np.integer, ...]) -> str:
     return f"state {state}, joint action {actions}" + labels
 
 
-def _check_successors(game: MarkovGame, successors: np.ndarray) -> None:
+def _check_successors(field: str, num_states: int, successors: np.ndarray) -> None:
     if not np.issubdtype(successors.dtype, np.integer):
-        raise ValueError(f"successors must be integers; found dtype {successors.dtype}.")
-    bad = (successors < 0) | (successors >= game.num_states)
+        raise ValueError(f"{field} must be integers; found dtype {successors.dtype}.")
+    bad = (successors < 0) | (successors >= num_states)
     if bad.any():
         index = tuple(np.argwhere(bad)[0])
         raise ValueError(
-            f"successor {successors[index]} of {_where(game, index[:-1])} is not a state "
-            f"(0 to {game.num_states - 1})."
+            f"{field} at {_where(None, index[:-1])} must be states, 0 to {num_states - 1}; found "
+            f"{successors[index]}."
         )
 
 

@@ -56,7 +56,8 @@ class At(eqx.Module):
     """The increment `value` of one entry, row or slice of a table, zero elsewhere.
 
     Attributes:
-        index: leading scalar indices into the table, e.g. `(state, action)` or `(state,)`.
+        index: leading scalar indices into the table, e.g. `(state, action)` or `(state,)`. Each
+            must lie inside the table, from 0 on: only `check_learner` looks.
         value: the increment there, of shape `table.shape[len(index):]`.
     """
 
@@ -180,6 +181,10 @@ class AbstractExploration(_Hyper):
     def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
         """Returns the action probabilities for the action values `[A]`."""
 
+    def score(self, values: Float[Array, " A"], action: Int[Array, ""] | int) -> Float[Array, " A"]:
+        """Returns the derivative of the log probability of `action` by the values, `[A]`."""
+        return jax.grad(lambda values: jnp.log(self(values)[action]))(values)
+
 
 class EpsilonSoftmax(AbstractExploration):
     """Softmax (Boltzmann) exploration mixed with uniform play.
@@ -196,5 +201,18 @@ class EpsilonSoftmax(AbstractExploration):
 
     def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
         """Returns the action probabilities for the action values `[A]`."""
-        greedy = jax.nn.softmax(values / self.temperature)
-        return (1 - self.epsilon) * greedy + self.epsilon / values.shape[-1]
+        softmax = jax.nn.softmax(values / self.temperature)
+        return (1 - self.epsilon) * softmax + self.epsilon / values.shape[-1]
+
+    def score(self, values: Float[Array, " A"], action: Int[Array, ""] | int) -> Float[Array, " A"]:
+        """Returns the score `w (1{b = action} - softmax_b) / temperature`, `[A]`.
+
+        `w` is the share of the softmax in the action's probability: 1 without epsilon, also where
+        the probability itself underflows to zero.
+        """
+        softmax = jax.nn.softmax(values / self.temperature)
+        explored = (1 - self.epsilon) * softmax[action]
+        total = explored + self.epsilon / values.shape[-1]
+        share = jnp.where(total > 0, explored / jnp.where(total > 0, total, 1), 1)
+        chosen = jnp.arange(values.shape[-1]) == action
+        return share * (chosen - softmax) / self.temperature

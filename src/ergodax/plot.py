@@ -78,7 +78,8 @@ def policies(
     """
     table = comparison.policy_series[_check_agent(comparison, agent)]
     ax = _draw(comparison, table, state, r"$\pi(a \mid s)$", ax)
-    most = min(1.0, 1.5 * float(table.ode.max()))
+    reached = table.mean + 2 * np.sqrt(np.nan_to_num(table.variance))
+    most = min(1.0, 1.1 * float(max(table.ode.max(), np.nan_to_num(reached).max())))
     ax.set_ylim(-0.04 * most, 1.04 * most)
     ax.locator_params(axis="y", nbins=3)
     return ax

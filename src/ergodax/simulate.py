@@ -37,7 +37,7 @@ def _parameters(params):
 
 
 class Ensemble(NamedTuple):
-    """Where all runs stand: everything needed to continue them.
+    """Where all runs stand: with the random key and the steps taken, enough to continue them.
 
     Attributes:
         params: parameters of all agents, each leaf `[R, ...]`.
@@ -105,19 +105,20 @@ def simulate(
     ts: Real[ArrayLike, " K"] | Sequence,
     *,
     scale: Real[ArrayLike, ""] = 1,
-    runs: int = 1,
+    runs: int | np.integer = 1,
     key: Array,
-    initial_state: int | str | None = None,
+    initial_state: int | np.integer | str | None = None,
     observe: Callable[[Any], Any] = _parameters,
     keep_runs: bool = False,
     dtype: Any = None,
-    batch_size: int = 512,
+    batch_size: int | np.integer = 512,
     progress: bool = False,
 ) -> Simulation:
     """Simulates independent runs of the rescaled learning process.
 
     Time t is step `floor(scale t)`. A run's random numbers depend on `key`, its number and the step
-    alone: not on `runs`, `batch_size` or `ts`.
+    alone: not on `runs`, `batch_size` or `ts`. They have 23 bits in either precision: an action
+    of probability below 6e-8 may never be drawn.
 
     Args:
         wrapped: a game and its learners.
@@ -129,7 +130,7 @@ def simulate(
         initial_state: the first state, by number or name; drawn from the game's initial law by
             default.
         observe: what to report, a function of one run's parameters, e.g. `wrapped.policies`; the
-            parameters themselves by default.
+            parameters themselves by default. A function compiles once: define it outside loops.
         keep_runs: also return the observable of every run.
         dtype: float32 or float64; that of `params0` by default. Float32 additions are compensated.
         batch_size: runs simulated together; a few hundred suit a CPU's cache.
@@ -162,7 +163,10 @@ def simulate(
         (wrapped, params0, law, jnp.asarray(1 / scale)), dtype
     )
 
-    cumulative = jnp.cumsum(wrapped.game.probabilities, axis=-1)[..., :-1]
+    probabilities = wrapped.game.probabilities
+    # No uniform number goes beyond the last possible outcome, however the sums are rounded.
+    beyond = jnp.cumsum(probabilities[..., ::-1], axis=-1)[..., -2::-1]
+    cumulative = jnp.where(beyond > 0, jnp.cumsum(probabilities, axis=-1)[..., :-1], 2)
 
     # Batches of one width, in multiples of 16: whole vector registers round every run alike.
     width = min(16 * -(-batch_size // 16), 16 * -(-runs // 16))
@@ -200,7 +204,8 @@ def simulate(
                 step += taken
                 bar.update(live * taken)
             record = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(steps)], *records)
-            moments = _merge(moments, record.moments)
+            with np.errstate(invalid="ignore", over="ignore"):
+                moments = _merge(moments, record.moments)
             nonfinite += record.nonfinite
             if keep_runs:
                 values = jax.tree.map(lambda leaf: np.moveaxis(leaf, 0, 1), record.values)
@@ -248,6 +253,7 @@ class _Moments(NamedTuple):
     """Sums over runs at every report time, mergeable across batches."""
 
     count: Any
+    origin: Any
     mean: Any
     square: Any
     visits: Any
@@ -414,8 +420,14 @@ def _advance(
         )
         words, run = jax.lax.fori_loop(0, steps, one_step, (words, run))
         values = jax.vmap(observe)(run.standing.params)
-        mean = jax.tree.map(lambda leaf: sum_live(leaf) / live, values)
-        square = jax.tree.map(lambda leaf, m: sum_live((leaf - m) ** 2), values, mean)
+        # Distances from the first run, whose sums round less than those of the values themselves.
+        observed = jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(leaf, dtype)), values)
+        origin = _first(1, observed)
+        distances = jax.tree.map(jnp.subtract, observed, origin)
+        mean = jax.tree.map(lambda leaf: sum_live(leaf) / live, distances)
+        square = jax.tree.map(lambda leaf, m: sum_live((leaf - m) ** 2), distances, mean)
+        origin = jax.tree.map(lambda leaf: leaf[0], origin)
+        visits, rewards = sum_live(run.visits.astype(dtype)), sum_live(run.rewards)
         finite = jnp.stack(
             [
                 jnp.isfinite(leaf).reshape(lanes, -1).all(axis=1)
@@ -423,7 +435,7 @@ def _advance(
             ]
         ).all(axis=0)
         record = _Record(
-            _Moments(live, mean, square, sum_live(run.visits.astype(dtype)), sum_live(run.rewards)),
+            _Moments(live, origin, mean, square, visits, rewards),
             sum_live(~finite),
             values if keep_runs else None,
         )
@@ -436,6 +448,7 @@ def _advance(
 def _merge(a: Any, b: _Moments) -> _Moments:
     """Moments of two groups of runs together (Chan, Golub and LeVeque 1983), in float64."""
     b = jax.tree.map(lambda leaf: leaf.astype(float), b)
+    b = b._replace(origin=None, mean=jax.tree.map(np.add, b.origin, b.mean))
     if a is None:
         return b
     count = a.count + b.count
@@ -451,7 +464,7 @@ def _merge(a: Any, b: _Moments) -> _Moments:
         a.mean,
         b.mean,
     )
-    return _Moments(count, mean, square, a.visits + b.visits, a.rewards + b.rewards)
+    return _Moments(count, None, mean, square, a.visits + b.visits, a.rewards + b.rewards)
 
 
 def _first(count: int, tree):
@@ -467,6 +480,8 @@ def _cast(tree, dtype):
     """The same pytree with all floating-point leaves in one precision."""
 
     def cast(leaf):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            return leaf  # a function, say
         leaf = jnp.asarray(leaf)
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
@@ -480,8 +495,12 @@ def _check_count(name: str, count) -> int:
 
 
 def _check_dtype(dtype, params0):
-    found = jnp.result_type(*jax.tree.leaves(params0)) if dtype is None else jnp.dtype(dtype)
-    if found not in (jnp.float32, jnp.float64):
+    found = jnp.result_type(*jax.tree.leaves(params0)) if dtype is None else dtype
+    try:
+        found = np.dtype(found)
+    except TypeError:
+        raise ValueError(f"dtype must be float32 or float64; found {dtype!r}.") from None
+    if found not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64; found {found}.")
     if found == jnp.float64 and jnp.result_type(float) != jnp.float64:
         raise ValueError(
@@ -501,7 +520,7 @@ def _initial_law(wrapped: WrappedGame, initial_state) -> Float[Array, " S"]:
                 f"{', '.join(game.state_names)}."
             )
         initial_state = game.state_names.index(initial_state)
-    if not 0 <= initial_state < game.num_states:
+    if not isinstance(initial_state, int | np.integer) or not 0 <= initial_state < game.num_states:
         raise ValueError(
             f"initial_state must be a state, 0 to {game.num_states - 1}; found {initial_state}."
         )

@@ -146,12 +146,16 @@ def mixing_time(chain: Float[Array, "S S"]) -> Float[Array, ""]:
         chain: the transition matrix P, `[S, S]`.
     """
     law = stationary_law(chain)
-    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(chain.shape[0]) - law)
+    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law)
     return jnp.abs(deviation).sum(axis=1).max()
 
 
 def is_reducible(mixing: Float[Array, ""]) -> Bool[Array, ""]:
-    """Whether a mixing time is so long that the stationary law is not defined to two digits."""
+    """Whether a mixing time is so long that working precision is used up to two digits.
+
+    That is about 5e13 steps in float64 and 8e4 in float32. The law itself may be accurate still,
+    but a rounding error in the chain, or a small derivative, is magnified by that much.
+    """
     return ~(mixing * jnp.finfo(mixing.dtype).eps < 1e-2)
 
 
@@ -212,6 +216,8 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
         return
     wrapped.check_finite(params)
     chain = _frozen_chain(wrapped, params)
+    if not is_concrete(chain):  # under an outer trace that closes over concrete values
+        return
     names = wrapped.game.state_names
     closed, transient = closed_classes(np.asarray(chain))
     if len(closed) > 1:
@@ -229,7 +235,7 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
     if transient:
         warnings.warn(
             f"states {', '.join(names[s] for s in transient)} are transient: the averaged dynamics "
-            "never visit them, so their entries keep their initial values.",
+            "never visit them, so that what is learnt only there keeps its initial value.",
             stacklevel=3,
         )
     if mixing > _SLOW_MIXING:

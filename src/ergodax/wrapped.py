@@ -176,6 +176,11 @@ class WrappedGame(eqx.Module):
                         f"params of agent {agent}{jax.tree_util.keystr(path)} must have shape "
                         f"{aval.shape}; found {jnp.shape(leaf)}."
                     )
+                if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                    raise ValueError(
+                        f"params of agent {agent}{jax.tree_util.keystr(path)} must be "
+                        f"floating-point; found {jnp.result_type(leaf)}."
+                    )
 
     def check_finite(self, params: tuple[Params, ...]) -> None:
         """Raises ValueError if a concrete parameter is infinite or NaN, naming its agent."""

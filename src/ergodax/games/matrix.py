@@ -40,7 +40,7 @@ def repeated(
     num_actions, num_agents = shape[:-1], len(shape) - 1
     if num_agents < 1 or shape[-1] != num_agents:
         raise ValueError(f"payoffs must have shape [A_1, .., A_n, n]; found {shape}.")
-    if memory < 0:
+    if not isinstance(memory, int | np.integer) or memory < 0:
         raise ValueError(f"memory must be 0 or more rounds; found {memory}.")
     names = name_actions(action_names, num_actions)
     profiles = list(itertools.product(*names))
@@ -66,9 +66,9 @@ def repeated(
 def prisoners_dilemma(g: Real[ArrayLike, ""] = 1.5) -> MarkovGame:
     """The memory-one prisoner's dilemma of Kerzreho (2025).
 
-    Cooperating gives each agent a share g/2 of what both put in: payoffs are CC `(2g, 2g)`,
-    CD `(g, 2 + g)`, DC `(2 + g, g)`, DD `(2, 2)`: a dilemma for 1 < g < 2. The states CC, CD, DC,
-    DD are the last joint action.
+    Each agent has 2 to put in or keep, and receives g/2 times what both put in. Payoffs are CC
+    `(2g, 2g)`, CD `(g, 2 + g)`, DC `(2 + g, g)`, DD `(2, 2)`: a dilemma for 1 < g < 2. The states
+    CC, CD, DC, DD are the last joint action.
 
     Args:
         g: the gain from cooperation.

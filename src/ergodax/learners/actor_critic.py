@@ -3,8 +3,6 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..game import MarkovGame
@@ -82,10 +80,7 @@ class ActorCritic(AbstractLearner):
         """Returns the steps of the actor's row and of the critic's entry of `state`."""
         t = transition
         delta = t.reward + self.discount * params.V[t.next_state] - params.V[t.state]
-        # d log pi(a | s) / d theta(s, .), whatever the exploration rule.
-        score = jax.grad(lambda row: jnp.log(self.exploration(row)[t.action]))(
-            params.theta[t.state]
-        )
+        score = self.exploration.score(params.theta[t.state], t.action)
         return ActorCriticParams(
             theta=At((t.state,), self.learning_rate * delta * score),
             V=At((t.state,), self.critic_rate * delta),
