@@ -208,7 +208,7 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
     for agent, learner in enumerate(wrapped.learners):
         if not learner.continuous:
             raise ValueError(
-                f"agent {agent}: the policy of {learner!r} is not continuous in its parameters "
+                f"agent {agent}: the policy of {type(learner).__name__} is not continuous in its parameters "
                 "(argmax), so the averaged drift is discontinuous and the theorem behind the ODE "
                 "does not hold; such learners can only be simulated."
             )
