@@ -66,9 +66,20 @@ def test_policies():
 
 def test_many_small_chances_fill_the_axes():
     c = comparisons.dilemma()
-    small = eqx.tree_at(lambda c: c.policies[1], c, c.policies[1] / 10)
-    highest = small.policies[1].max()
-    assert plot.policies(small, 1, "DD").get_ylim()[1] == pytest.approx(1.04 * 1.5 * highest)
+
+    def chances(c):
+        return c.policies[1], c.simulation.mean[1][1], c.simulation.variance[1][1]
+
+    ode, mean, variance = chances(c)
+    small = eqx.tree_at(chances, c, (ode / 10, mean / 10, variance / 100))
+    highest = max(ode.max(), (mean + 2 * np.sqrt(variance)).max()) / 10
+    assert plot.policies(small, 1, "DD").get_ylim()[1] == pytest.approx(1.04 * 1.1 * highest)
+
+
+def test_an_ensemble_far_above_the_ode_is_not_cut_off():
+    c = comparisons.dilemma()
+    low = eqx.tree_at(lambda c: c.policies[1], c, c.policies[1] / 10)
+    assert plot.policies(low, 1, "DD").get_ylim()[1] > c.simulation.mean[1][1].max()
 
 
 def test_the_actor_of_an_actor_critic():
