@@ -61,7 +61,7 @@ def solve(
     runs until its slowest member ends.
 
     Where a learner takes a maximum (Q-learning), F is only piecewise smooth. The solution is not
-    affected, but reverse mode is accurate to about 1e-3 once the maximising action has changed
+    affected, but reverse mode is accurate to about 2e-3 once the maximising action has changed
     along the way, as the solver controls the error of the solution and not of its derivative.
 
     Args:
