@@ -49,6 +49,7 @@ P_VALUE = 4e-9
 KEY = jax.random.key(0)
 # The module: the package has the function under this name.
 simulate_module = importlib.import_module("ergodax.simulate")
+kernel_module = importlib.import_module("ergodax.kernel")
 
 
 def rows(values):
@@ -185,8 +186,8 @@ def test_every_run_follows_the_definition(num_actions, kinds, form, density):
 
 def test_steps_beyond_the_first_word_of_the_counter(monkeypatch):
     """The step number carries into its second word, and from block to block of report times."""
-    offset, original = 2**33 - 20, simulate_module._words
-    monkeypatch.setattr(simulate_module, "_words", lambda step: original(step + offset))
+    offset, original = 2**33 - 20, simulate_module.words_of
+    monkeypatch.setattr(simulate_module, "words_of", lambda step: original(step + offset))
     # Five states: no other test has compiled a program of these shapes.
     case = random_case(12, 5, (2, 3), ("q", "sarsa"), "next_state")
     ts = np.arange(61.0)
@@ -503,8 +504,8 @@ class Tally(ex.AbstractLearner):
 @pytest.mark.parametrize(("num_states", "num_actions"), [(64, 32), (65, 33), (80, 40)])
 def test_many_states_and_many_actions(num_states, num_actions):
     """On both sides of the sizes where the simulator changes its method."""
-    assert simulate_module._ONE_HOT_STATES == 64
-    assert simulate_module._UNROLLED == 32
+    assert kernel_module._ONE_HOT_STATES == 64
+    assert kernel_module._UNROLLED == 32
     rng = np.random.default_rng(31)
     next_state = (5 * np.arange(num_states)[:, None] + np.arange(num_actions)) % num_states
     game = ex.MarkovGame.deterministic(next_state, np.zeros((num_states, num_actions, 1)))
@@ -537,7 +538,8 @@ def test_impossible_outcomes_never_happen(monkeypatch, size, uniform, dtype):
     def extreme(key, step, count, dtype):
         return [jnp.asarray(uniform, dtype) for _ in range(count)]
 
-    monkeypatch.setattr(simulate_module, "uniforms", extreme)
+    for module in (kernel_module, simulate_module):
+        monkeypatch.setattr(module, "uniforms", extreme)
     rng = np.random.default_rng(32)
     kernel = np.zeros((size, 1, size))
     kernel[:, 0, 5:-5] = rng.dirichlet(np.ones(size - 10), size=size)

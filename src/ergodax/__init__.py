@@ -16,6 +16,7 @@ from .game import MarkovGame as MarkovGame
 from .learner import AbstractExploration as AbstractExploration
 from .learner import AbstractLearner as AbstractLearner
 from .learner import At as At
+from .learner import EpsilonGreedy as EpsilonGreedy
 from .learner import EpsilonSoftmax as EpsilonSoftmax
 from .learner import Transition as Transition
 from .learner import hyper as hyper

@@ -216,3 +216,27 @@ class EpsilonSoftmax(AbstractExploration):
         share = jnp.where(total > 0, explored / jnp.where(total > 0, total, 1), 1)
         chosen = jnp.arange(values.shape[-1]) == action
         return share * (chosen - softmax) / self.temperature
+
+
+class EpsilonGreedy(AbstractExploration):
+    """The best action, ties broken at random, mixed with uniform play; for simulation only.
+
+    `pi = (1 - epsilon) 1{a is best} / (number of best actions) + epsilon / A`. Its probabilities
+    jump, so that the averaged drift is discontinuous and the averaged side refuses it.
+
+    Attributes:
+        epsilon: probability of a uniformly drawn action, in [0, 1].
+    """
+
+    epsilon: Scalar = hyper(0.1, within="[0, 1]")
+
+    @property
+    def continuous(self) -> bool:
+        """False: the best action jumps."""
+        return False
+
+    def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
+        """Returns the action probabilities for the action values `[A]`."""
+        best = values == values.max()
+        greedy = best / best.sum(dtype=values.dtype)
+        return (1 - self.epsilon) * greedy + self.epsilon / values.shape[-1]

@@ -22,35 +22,16 @@ from jaxtyping import Array, ArrayLike, Float, Int, Real
 from tqdm import tqdm
 
 from .clock import check_scale, check_times, steps_at
-from .learner import At, Transition
+from .kernel import Ensemble, Run, cumulative_law, draw, draw_actions, step, words_of
 from .results import RESULTS
 from .streams import run_keys, uniforms
 from .wrapped import WrappedGame
 
 _BLOCK = 32
-_ONE_HOT_STATES = 64
-_UNROLLED = 32
 
 
 def _parameters(params):
     return params
-
-
-class Ensemble(NamedTuple):
-    """Where all runs stand: with the random key and the steps taken, enough to continue them.
-
-    Attributes:
-        params: parameters of all agents, each leaf `[R, ...]`.
-        compensation: what float32 additions have lost so far, like `params`; None in float64.
-        state: current states, `[R]`.
-        joint_action: actions already drawn for the current state, `[R, n]`; None unless a learner
-            needs its next action.
-    """
-
-    params: Any
-    compensation: Any
-    state: Int[Array, " R"]
-    joint_action: Any
 
 
 class Simulation(eqx.Module):
@@ -163,10 +144,7 @@ def simulate(
         (wrapped, params0, law, jnp.asarray(1 / scale)), dtype
     )
 
-    probabilities = wrapped.game.probabilities
-    # No uniform number goes beyond the last possible outcome, however the sums are rounded.
-    beyond = jnp.cumsum(probabilities[..., ::-1], axis=-1)[..., -2::-1]
-    cumulative = jnp.where(beyond > 0, jnp.cumsum(probabilities, axis=-1)[..., :-1], 2)
+    cumulative = cumulative_law(wrapped.game.probabilities)
 
     # Batches of one width, in multiples of 16: whole vector registers round every run alike.
     width = min(16 * -(-batch_size // 16), 16 * -(-runs // 16))
@@ -180,7 +158,7 @@ def simulate(
 
     def advance(ensemble, keys, step, lengths, live):
         fixed = (wrapped, cumulative, observe, keys, inverse_scale, np.int32(live), keep_runs)
-        return _advance(ensemble, _words(step), lengths, *fixed)
+        return _advance(ensemble, words_of(step), lengths, *fixed)
 
     before = time.perf_counter()
     keys, ensemble = start(0)
@@ -240,15 +218,6 @@ def simulate(
         )
 
 
-class _Run(NamedTuple):
-    """One run inside the kernel: its standing and its sums since the last report time."""
-
-    standing: Ensemble
-    visits: Int[Array, " S"]
-    rewards: Float[Array, " n"]
-    rewards_compensation: Float[Array, " n"] | None
-
-
 class _Moments(NamedTuple):
     """Sums over runs at every report time, mergeable across batches."""
 
@@ -266,108 +235,16 @@ class _Record(NamedTuple):
     values: Any
 
 
-def _step(wrapped, cumulative, inverse_scale, key, counter, run):
-    """One step of one run."""
-    game, learners = wrapped.game, wrapped.learners
-    params, compensation, state, joint_action = run.standing
-    draws = uniforms(key, counter, game.num_agents + 1, inverse_scale.dtype)
-    if joint_action is None:
-        joint_action = _draw_actions(learners, params, state, draws)
-    event = (state, *joint_action)
-    outcome = jnp.sum(draws[-1] >= cumulative[event], dtype=jnp.int32)
-    next_state, rewards = game.successors[(*event, outcome)], game.rewards[(*event, outcome)]
-    next_action: Any = None
-    if wrapped.needs_next_action:
-        next_action = _draw_actions(learners, params, next_state, draws)
-    increments = tuple(
-        learner.update(
-            params[agent],
-            Transition(
-                state=state,
-                action=joint_action[agent],
-                joint_action=joint_action,
-                reward=rewards[agent],
-                next_state=next_state,
-                next_action=next_action[agent] if learner.needs_next_action else None,
-            ),
-            game,
-            agent,
-        )
-        for agent, learner in enumerate(learners)
-    )
-    params, compensation = _add_increments(params, compensation, increments, inverse_scale)
-    total, lost = _add(run.rewards, run.rewards_compensation, rewards)
-    return _Run(
-        Ensemble(params, compensation, next_state, next_action),
-        _count_visit(run.visits, state),
-        total,
-        lost,
-    )
-
-
-def _draw_actions(learners, params, state, draws):
-    return jnp.stack(
-        [
-            _draw(learner.policy(own, state), draw)
-            for learner, own, draw in zip(learners, params, draws, strict=False)
-        ]
-    )
-
-
-def _draw(probabilities, uniform):
-    """Index whose cell of the distribution function holds the uniform number."""
-    if probabilities.shape[0] > _UNROLLED:
-        return jnp.sum(uniform >= jnp.cumsum(probabilities)[:-1], dtype=jnp.int32)
-    index, cumulative = jnp.zeros((), jnp.int32), jnp.zeros((), probabilities.dtype)
-    for k in range(probabilities.shape[0] - 1):
-        cumulative = cumulative + probabilities[k]
-        index = index + (uniform >= cumulative)
-    return index
-
-
-def _count_visit(visits, state):
-    if visits.shape[0] <= _ONE_HOT_STATES:
-        return visits + (jnp.arange(visits.shape[0]) == state)
-    return visits.at[state].add(1)
-
-
-def _add(value, compensation, increment):
-    """Adds with Kahan's compensation where there is one."""
-    if compensation is None:
-        return value + increment, None
-    increment = increment - compensation
-    total = value + increment
-    return total, (total - value) - increment
-
-
-def _add_increments(params, compensation, increments, inverse_scale):
-    leaves, structure = jax.tree.flatten(params)
-    lost: list[Any] = (
-        [None] * len(leaves) if compensation is None else jax.tree.leaves(compensation)
-    )
-    for k, increment in enumerate(structure.flatten_up_to(increments)):
-        sparse = isinstance(increment, At)
-        index = increment.index if sparse else ...
-        value = ((increment.value if sparse else increment) * inverse_scale).astype(leaves[k].dtype)
-        if lost[k] is None:
-            leaves[k] = leaves[k].at[index].add(value)
-        else:
-            total, rest = _add(leaves[k][index], lost[k][index], value)
-            leaves[k], lost[k] = leaves[k].at[index].set(total), lost[k].at[index].set(rest)
-    params = jax.tree.unflatten(structure, leaves)
-    return params, None if compensation is None else jax.tree.unflatten(structure, lost)
-
-
 @eqx.filter_jit
 def _start(wrapped, params0, keys, law):
     """The runs of a batch before their first step; their draws are those of step 0."""
 
     def start(key):
-        draws = uniforms(key, _words(0), wrapped.game.num_agents + 1, law.dtype)
-        state = _draw(law, draws[-1])
+        draws = uniforms(key, words_of(0), wrapped.game.num_agents + 1, law.dtype)
+        state = draw(law, draws[-1])
         joint_action = None
         if wrapped.needs_next_action:
-            joint_action = _draw_actions(wrapped.learners, params0, state, draws)
+            joint_action = draw_actions(wrapped.learners, params0, state, draws)
         single = law.dtype == jnp.float32
         compensation = jax.tree.map(jnp.zeros_like, params0) if single else None
         return Ensemble(params0, compensation, state, joint_action)
@@ -403,16 +280,16 @@ def _advance(
         words, run = carry
         words = next_words(words)
 
-        def step(key, run):
-            return _step(wrapped, cumulative, inverse_scale, key, words, run)
+        def of_run(key, run):
+            return step(wrapped, cumulative, inverse_scale, key, words, run)
 
-        return words, jax.vmap(step)(keys, run)
+        return words, jax.vmap(of_run)(keys, run)
 
     def interval(carry, steps):
         words, ensemble = carry
         lanes = keys.shape[0]
         sums = jnp.zeros((lanes, game.num_agents), dtype)
-        run = _Run(
+        run = Run(
             ensemble,
             jnp.zeros((lanes, game.num_states), jnp.int32),
             sums,
@@ -469,11 +346,6 @@ def _merge(a: Any, b: _Moments) -> _Moments:
 
 def _first(count: int, tree):
     return jax.tree.map(lambda leaf: leaf[:count], tree)
-
-
-def _words(step: int):
-    """Low and high word of a step number."""
-    return jnp.asarray(np.uint32(step % 2**32)), jnp.asarray(np.uint32(step // 2**32))
 
 
 def _cast(tree, dtype):
