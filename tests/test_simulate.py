@@ -48,7 +48,8 @@ P_VALUE = 4e-9
 
 KEY = jax.random.key(0)
 # The module: the package has the function under this name.
-simulate_module = importlib.import_module("ergodax.simulate")
+job_module = importlib.import_module("ergodax.job")
+block_module = importlib.import_module("ergodax.block")
 kernel_module = importlib.import_module("ergodax.kernel")
 
 
@@ -186,8 +187,8 @@ def test_every_run_follows_the_definition(num_actions, kinds, form, density):
 
 def test_steps_beyond_the_first_word_of_the_counter(monkeypatch):
     """The step number carries into its second word, and from block to block of report times."""
-    offset, original = 2**33 - 20, simulate_module.words_of
-    monkeypatch.setattr(simulate_module, "words_of", lambda step: original(step + offset))
+    offset, original = 2**33 - 20, job_module.words_of
+    monkeypatch.setattr(job_module, "words_of", lambda step: original(step + offset))
     # Five states: no other test has compiled a program of these shapes.
     case = random_case(12, 5, (2, 3), ("q", "sarsa"), "next_state")
     ts = np.arange(61.0)
@@ -538,7 +539,7 @@ def test_impossible_outcomes_never_happen(monkeypatch, size, uniform, dtype):
     def extreme(key, step, count, dtype):
         return [jnp.asarray(uniform, dtype) for _ in range(count)]
 
-    for module in (kernel_module, simulate_module):
+    for module in (kernel_module, block_module):
         monkeypatch.setattr(module, "uniforms", extreme)
     rng = np.random.default_rng(32)
     kernel = np.zeros((size, 1, size))

@@ -7,6 +7,7 @@ from . import plot as plot
 from .check import check_learner as check_learner
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .devices import use_all_cores as use_all_cores
 from .drift import drift as drift
 from .drift import jacobian as jacobian
 from .drift import occupation_measure as occupation_measure

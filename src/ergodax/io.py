@@ -1,13 +1,9 @@
 """Results as labelled data sets (xarray), and their safe writing to netCDF files."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -15,6 +11,8 @@ import jax
 import numpy as np
 
 from .compare import Comparison, Series
+from .files import prepare_folder as prepare_folder
+from .files import replacing as replacing
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -123,44 +121,6 @@ def save(result: "Comparison | xarray.Dataset", path: str | os.PathLike[str]) ->
     dataset = to_dataset(result) if isinstance(result, Comparison) else result
     with replacing(path) as temporary:
         dataset.to_netcdf(temporary, engine="h5netcdf")
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Lends a temporary path beside `path`, which takes its place if the block succeeds.
-
-    Args:
-        path: the file to write or replace.
-
-    Yields:
-        The path to write to. It is removed if the block fails, and `path` is left as it was.
-
-    Raises:
-        OSError: if the folder cannot be made or written.
-    """
-    path = Path(path)
-    prepare_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def prepare_folder(folder: str | os.PathLike[str]) -> None:
-    """Makes a folder if there is none, and checks that files can be made in it, by making one.
-
-    Raises:
-        OSError: if they cannot, naming the folder and the reason.
-    """
-    probe = Path(folder) / f".{uuid.uuid4().hex}.tmp"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"cannot write in the folder {str(folder)!r}: {error.strerror}") from None
 
 
 def _attributes(long_name: str, units: str | None = None) -> dict[str, str]:

@@ -7,6 +7,7 @@ In float32 an increment f/N far below the spacing of numbers around X would be l
 and summed rewards carry a compensation (Kahan 1965). Float64 needs none.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .lanes import is_large, once
 from .learner import At, Transition
 from .streams import uniforms
 
@@ -80,7 +82,7 @@ def step(wrapped, cumulative, inverse_scale, key, counter, run: Run) -> Run:
     """One step of one run: an event is drawn, all agents learn from it."""
     params, compensation, state, _ = run.standing
     event = draw_event(wrapped, cumulative, key, counter, run.standing)
-    learnt = increments_of(wrapped, params, event)
+    learnt = once(increments_of(wrapped, params, event))
     params, compensation = _add_increments(params, compensation, learnt, inverse_scale)
     total, lost = _add(run.rewards, run.rewards_compensation, event.rewards)
     return Run(
@@ -100,7 +102,7 @@ def draw_event(wrapped, cumulative, key, counter, standing: Ensemble) -> Event:
         joint_action = draw_actions(learners, params, state, draws)
     here = (state, *joint_action)
     outcome = jnp.sum(draws[-1] >= cumulative[here], dtype=jnp.int32)
-    next_state, rewards = game.successors[(*here, outcome)], game.rewards[(*here, outcome)]
+    next_state, rewards = once((game.successors[(*here, outcome)], game.rewards[(*here, outcome)]))
     next_action: Any = None
     if wrapped.needs_next_action:
         next_action = draw_actions(learners, params, next_state, draws)
@@ -145,7 +147,7 @@ def draw(probabilities, uniform):
     for k in range(probabilities.shape[0] - 1):
         cumulative = cumulative + probabilities[k]
         index = index + (uniform >= cumulative)
-    return index
+    return once(index)
 
 
 def _count_visit(visits, state):
@@ -170,15 +172,39 @@ def _add_increments(params, compensation, increments, inverse_scale):
     )
     for k, increment in enumerate(structure.flatten_up_to(increments)):
         sparse = isinstance(increment, At)
-        index = increment.index if sparse else ...
         value = ((increment.value if sparse else increment) * inverse_scale).astype(leaves[k].dtype)
-        if lost[k] is None:
-            leaves[k] = leaves[k].at[index].add(value)
+        if not sparse:
+            leaves[k], lost[k] = _add(leaves[k], lost[k], value)
+        elif lost[k] is None:
+            leaves[k] = _add_at(leaves[k], increment.index, value)
         else:
-            total, rest = _add(leaves[k][index], lost[k][index], value)
-            leaves[k], lost[k] = leaves[k].at[index].set(total), lost[k].at[index].set(rest)
+            # Both are read before either is written, so that they can be written in place.
+            entry, value = once((leaves[k][increment.index], value - lost[k][increment.index]))
+            total = entry + value
+            leaves[k] = _set_at(leaves[k], increment.index, total)
+            lost[k] = _set_at(lost[k], increment.index, (total - entry) - value)
     params = jax.tree.unflatten(structure, leaves)
     return params, None if compensation is None else jax.tree.unflatten(structure, lost)
+
+
+def _add_at(table, index, value):
+    if is_large(table.shape):
+        return table.at[index].add(value)
+    return jnp.where(_is_at(table, index), table + value, table)
+
+
+def _set_at(table, index, value):
+    if is_large(table.shape):
+        return table.at[index].set(value)
+    return jnp.where(_is_at(table, index), value, table)
+
+
+def _is_at(table, index):
+    """Which entries of a table stand at an index of leading axes, `[...]`."""
+    axes = [jax.lax.broadcasted_iota(jnp.int32, table.shape, k) for k in range(len(index))]
+    return functools.reduce(
+        jnp.logical_and, [axis == k for axis, k in zip(axes, index, strict=True)], True
+    )
 
 
 def words_of(step: int):

@@ -10,3 +10,4 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The state chain became numerically reducible, so that the stationary distribution is not "
         "defined to working precision."
     )
+    interrupted = "The computation was interrupted: what is returned was complete by then."

@@ -1,0 +1,32 @@
+"""Using every core: JAX sees the processor as one device unless it is told otherwise."""
+
+import os
+
+import jax
+
+
+def use_all_cores(count: int | None = None) -> None:
+    """Makes one JAX device of every processor core, over which `simulate` spreads its runs.
+
+    Call it before JAX's first computation; importing ergodax is not one. What runs on one device,
+    like a single solve, is not affected.
+
+    Args:
+        count: number of devices; by default the number of cores this process may use.
+
+    Raises:
+        ValueError: if `count` is not positive.
+        RuntimeError: if JAX has already started.
+    """
+    if count is None:
+        usable = getattr(os, "sched_getaffinity", None)
+        count = len(usable(0)) if usable else os.cpu_count() or 1
+    if count < 1:
+        raise ValueError(f"count must be a positive number of devices; found {count}.")
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        raise RuntimeError(
+            "JAX has already started and keeps its devices: call ergodax.use_all_cores() before "
+            "any computation, first thing in the program."
+        ) from None

@@ -1,0 +1,200 @@
+"""What the runs of a simulation start from: checked, in one precision, the same or run by run."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .game import MarkovGame
+from .kernel import Ensemble
+from .wrapped import WrappedGame
+
+
+class Inputs(NamedTuple):
+    """What the runs start from.
+
+    Attributes:
+        wrapped: the wrapped game; or those of all runs, with a leading axis on every array.
+        params0: initial parameters, the same in all runs or with a leading axis.
+        law: law of the first state, `[S]` or `[R, S]`.
+        ensemble: where the runs stand, if they have begun already; else None.
+        runs: number of runs R.
+        own_game: whether every run has its own game.
+        own_params: whether every run has its own parameters.
+        like: shapes and types of one run's parameters.
+    """
+
+    wrapped: WrappedGame
+    params0: Any
+    law: Any
+    ensemble: Ensemble | None
+    runs: int
+    own_game: bool
+    own_params: bool
+    like: Any
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Precision of the parameters."""
+        return np.dtype(jnp.result_type(*jax.tree.leaves(self.like)))
+
+    def rows(self, first: int, count: int, observe: Any) -> "tuple[Inputs, Any]":
+        """The inputs of consecutive runs, of which the last fills up what is missing.
+
+        Args:
+            first: the first run.
+            count: how many.
+            observe: what is observed, whose arrays are cut likewise if every run has its own game.
+
+        Returns:
+            The inputs, all with a leading axis but for a game that is the same for all runs, and
+            the observable.
+        """
+        index = np.minimum(np.arange(first, first + count), self.runs - 1)
+
+        def cut(tree, own):
+            return take(tree, index) if own else _repeat(tree, count)
+
+        if self.own_game:
+            wrapped, observe = take((self.wrapped, observe), index)
+        else:
+            wrapped = self.wrapped
+        rows = self._replace(
+            wrapped=wrapped,
+            params0=cut(self.params0, self.own_params),
+            law=cut(self.law, jnp.ndim(self.law) == 2),
+            ensemble=take(self.ensemble, index),
+        )
+        return rows, observe
+
+
+def take(tree: Any, index: Any) -> Any:
+    """The rows of all arrays of a pytree."""
+    return jax.tree.map(lambda a: a[index] if isinstance(a, jax.Array | np.ndarray) else a, tree)
+
+
+def _repeat(tree, count):
+    return jax.tree.map(lambda a: np.broadcast_to(a, (count, *np.shape(a))), tree)
+
+
+def check_inputs(
+    wrapped: WrappedGame,
+    params0: Any,
+    initial_state: Any,
+    ensemble: Ensemble | None,
+    runs: Any,
+    dtype: Any,
+) -> Inputs:
+    """Checks what the runs start from; the arguments are those of `simulate`.
+
+    Raises:
+        ValueError: if parameters, first states or numbers of runs do not fit.
+    """
+    params0 = params0 if ensemble is None else ensemble.params
+    own_game = wrapped.game.initial.ndim == 2
+    one = take(wrapped, 0) if own_game else wrapped
+    like = jax.eval_shape(lambda: one.init(jax.random.key(0)))
+    own_params = _has_leading_axis(params0, like)
+    own_state = np.ndim(initial_state) == 1
+
+    counts = {"runs": None if runs is None else check_count("runs", runs)}
+    if own_game:
+        counts["wrapped"] = _leading("wrapped", wrapped)
+    if own_params:
+        counts["params0"] = _leading("params0", params0)
+    if own_state:
+        counts["initial_state"] = np.shape(initial_state)[0]
+    given = {name: count for name, count in counts.items() if count is not None}
+    if len(set(given.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in given.items())
+        raise ValueError(f"the numbers of runs differ: {listed}.")
+    runs = next(iter(given.values()), 1)
+
+    one.check_structure(take(params0, 0) if own_params else params0)
+    one.check_finite(params0)
+    dtype = _check_dtype(dtype, params0)
+    wrapped, params0 = _cast((wrapped, params0), dtype)
+    if ensemble is None:
+        law = _initial_law(wrapped.game, initial_state, dtype)
+    else:
+        law = np.zeros(wrapped.game.num_states, dtype)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), like)
+    return Inputs(wrapped, params0, law, ensemble, runs, own_game, own_params, like)
+
+
+def _has_leading_axis(params, like) -> bool:
+    """Whether parameters have one axis more than those of one run."""
+    leaves, expected = jax.tree.leaves(params), jax.tree.leaves(like)
+    return len(leaves) == len(expected) and all(
+        jnp.ndim(leaf) == len(one.shape) + 1 for leaf, one in zip(leaves, expected, strict=True)
+    )
+
+
+def _leading(name: str, tree) -> int:
+    """Length of the leading axis that all arrays share."""
+    lengths = {a.shape[0] if a.ndim else None for a in map(jnp.asarray, jax.tree.leaves(tree))}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            f"all arrays in {name} must have a leading axis of runs, of one length; found "
+            f"{sorted(str(length) for length in lengths)}."
+        )
+    return lengths.pop()
+
+
+def _cast(tree, dtype):
+    """The same pytree with all floating-point leaves in one precision."""
+
+    def cast(leaf):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            return leaf  # a function, say
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def check_count(name: str, count: Any) -> int:
+    """Returns a positive integer, or raises ValueError."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"{name} must be a positive integer; found {count!r}.")
+    return int(count)
+
+
+def _check_dtype(dtype, params0) -> np.dtype:
+    found = jnp.result_type(*jax.tree.leaves(params0)) if dtype is None else dtype
+    try:
+        found = np.dtype(found)
+    except TypeError:
+        raise ValueError(f"dtype must be float32 or float64; found {dtype!r}.") from None
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64; found {found}.")
+    if found == jnp.float64 and jnp.result_type(float) != jnp.float64:
+        raise ValueError(
+            'dtype float64 needs jax.config.update("jax_enable_x64", True) before any computation.'
+        )
+    return found
+
+
+def _initial_law(game: MarkovGame, initial_state, dtype) -> np.ndarray:
+    if initial_state is None:
+        return np.asarray(game.initial, dtype)
+    if isinstance(initial_state, str):
+        if initial_state not in game.state_names:
+            raise ValueError(
+                f"initial_state {initial_state!r} is not a state; the states are "
+                f"{', '.join(game.state_names)}."
+            )
+        initial_state = game.state_names.index(initial_state)
+    states = np.asarray(initial_state)
+    bad = (
+        ~((states >= 0) & (states < game.num_states))
+        if np.issubdtype(states.dtype, np.integer) and states.ndim <= 1
+        else np.ones(states.shape, bool)
+    )
+    if bad.any():
+        raise ValueError(
+            f"initial_state must be a state, 0 to {game.num_states - 1}; found "
+            f"{np.atleast_1d(states)[np.atleast_1d(bad)][0]}."
+        )
+    return np.eye(game.num_states, dtype=dtype)[states]

@@ -1,0 +1,273 @@
+"""The host's part of a simulation: rounds of runs, blocks of steps, and what has come of them.
+
+A round is as many runs as all devices hold. It is carried through all blocks of steps; then its
+moments are merged with those of the rounds before it.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from . import block
+from .inputs import Inputs
+from .kernel import words_of
+from .moments import Merger, Moments, merge_tree
+from .streams import run_keys
+
+# Stretches of steps per block.
+_STRETCHES = 32
+
+
+class Block(NamedTuple):
+    """A block of steps.
+
+    Attributes:
+        lengths: steps of its stretches.
+        ends: which stretches end at a report time.
+    """
+
+    lengths: np.ndarray
+    ends: np.ndarray
+
+
+def plan(intervals: np.ndarray, longest: int) -> list[Block]:
+    """Cuts intervals between report times into blocks of equally many stretches.
+
+    Args:
+        intervals: steps up to each report time, `[K]`.
+        longest: steps of a block, at most.
+    """
+    stretches: list[tuple[int, bool]] = []
+    for interval in intervals.tolist():
+        whole, rest = divmod(interval, longest)
+        lengths = [longest] * whole + [rest] * (rest > 0 or not whole)
+        stretches += [(length, k == len(lengths) - 1) for k, length in enumerate(lengths)]
+    groups: list[list[tuple[int, bool]]] = [[]]
+    for stretch in stretches:
+        taken = sum(length for length, _ in groups[-1])
+        if len(groups[-1]) == _STRETCHES or taken + stretch[0] > longest:
+            groups.append([])
+        groups[-1].append(stretch)
+    groups = [group for group in groups if group]
+    size = max(len(group) for group in groups)
+    empty = [(0, False)]
+    return [
+        Block(*(np.array(column) for column in zip(*(g + empty * (size - len(g))), strict=True)))
+        for g in groups
+    ]
+
+
+class Job:
+    """A simulation under way.
+
+    Attributes:
+        done: number of runs that are complete.
+        final: where every run stands at the end, each leaf `[R, ...]`; valid up to `done`.
+        values: the observable of every run, each leaf `[R, K, ...]`; None unless kept.
+    """
+
+    def __init__(
+        self,
+        setting: block.Setting,
+        inputs: Inputs,
+        key: Array,
+        *,
+        width: int,
+        begun: int,
+        intervals: np.ndarray,
+        block_steps: int,
+    ):
+        """Plans the work and compiles it.
+
+        Args:
+            setting: what is simulated.
+            inputs: what the runs start from.
+            key: a JAX random key.
+            width: runs of one device.
+            begun: steps already taken.
+            intervals: steps up to each report time, `[K]`.
+            block_steps: steps of a block, at most.
+        """
+        self._setting, self._observe, self._inputs, self._key = (
+            setting,
+            setting.observe,
+            inputs,
+            key,
+        )
+        self._runs = runs = inputs.runs
+        self._width, self._round, self._begun = width, width * setting.mesh.size, begun
+        self._blocks = plan(intervals, block_steps)
+        self.done = 0
+        self._merger = Merger()
+        self._records: list[block.Record] = []
+        self._begin_round()
+        # A block without steps takes as long as its compilation.
+        first = self._blocks[0]
+        self._template = jax.device_get(self._advance(0 * first.lengths))
+        ensemble, record = self._template
+        self.final = jax.tree.map(lambda a: np.empty((runs, *a.shape[1:]), a.dtype), ensemble)
+        shape = (runs, len(intervals))
+        self.values = jax.tree.map(lambda a: np.empty(shape + a.shape[2:], a.dtype), record.values)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps taken by all runs together."""
+        lengths = [int(b.lengths.sum()) for b in self._blocks]
+        return self.done * sum(lengths) + self._live * sum(lengths[: len(self._records)])
+
+    def run(self) -> Iterator[int]:
+        """Does the work block by block, yielding the steps that all runs took together."""
+        while self.done < self._runs:
+            for b in self._blocks[len(self._records) :]:
+                ensemble, record = self._advance(b.lengths)
+                moments = self._of_devices(jax.device_get(record.moments))
+                self._keep(record.values, b.ends)
+                # From here on the block counts, wherever an interruption falls.
+                self._ensemble, self._records = ensemble, [*self._records, moments]
+                yield self._live * int(b.lengths.sum(dtype=np.int64))
+            self._end_round()
+
+    def cut(self) -> int:
+        """Gives up what is incomplete, but if no run is complete, the first runs' last times.
+
+        Returns:
+            The number of report times that are complete.
+        """
+        blocks = self._blocks if self.done else self._blocks[: len(self._records)]
+        count = sum(int(b.ends.sum()) for b in blocks)
+        if not self.done and count:
+            last = blocks[-1]
+            self._end_round()
+            # Where the runs stand is of use only at a report time.
+            if not last.ends[np.flatnonzero(last.lengths)[-1:]].all():
+                self.final = None
+        return count
+
+    def moments(self) -> Moments:
+        """Moments of the complete runs, with a leading axis of report times."""
+        return self._merger.result()
+
+    @property
+    def _live(self) -> int:
+        """Runs of the round that count."""
+        return min(self._round, self._runs - self.done)
+
+    def _begin_round(self) -> None:
+        rows, observe = self._inputs.rows(self.done, self._round, self._observe)
+        self._setting = dataclasses.replace(self._setting, wrapped=rows.wrapped, observe=observe)
+        numbers = jnp.arange(self.done, self.done + self._round, dtype=jnp.uint32)
+        self._keys = run_keys(self._key, numbers)
+        self._counted = np.arange(self._round) < self._live
+        self._ensemble = rows.ensemble
+        if rows.ensemble is None:
+            self._ensemble = block.start(self._setting, self._keys, rows.params0, rows.law)
+
+    def _advance(self, lengths):
+        taken = sum(int(b.lengths.sum()) for b in self._blocks[: len(self._records)])
+        return block.advance(
+            self._setting,
+            self._keys,
+            self._ensemble,
+            self._counted,
+            words_of(self._begun + taken),
+            lengths.astype(np.int32),
+        )
+
+    def _of_devices(self, moments: Moments) -> Moments:
+        """Merges the groups `[B, G]` of every device, in float64: `[B, devices]`."""
+        devices = self._setting.mesh.size
+
+        def by_group(leaf):
+            leaf = np.asarray(leaf, dtype=float)
+            leaf = leaf.reshape(leaf.shape[0], devices, -1, *leaf.shape[2:])
+            return np.moveaxis(leaf, 2, 0)
+
+        return merge_tree(jax.tree.map(by_group, moments))
+
+    def _keep(self, values, ends) -> None:
+        known = sum(int(b.ends.sum()) for b in self._blocks[: len(self._records)])
+        rows, times = slice(self.done, self.done + self._live), slice(known, known + ends.sum())
+
+        def store(all_values, new):
+            all_values[rows, times] = np.moveaxis(np.asarray(new)[ends, : self._live], 0, 1)
+
+        jax.tree.map(store, self.values, values)
+
+    def _end_round(self) -> None:
+        """Merges the round's moments and goes on to the next round."""
+        ends = np.concatenate([b.ends for b in self._blocks[: len(self._records)]])
+        last = np.flatnonzero(ends)
+        first = np.concatenate([[0], last[:-1] + 1])
+        moments = jax.tree.map(lambda *parts: np.concatenate(parts)[: last[-1] + 1], *self._records)
+        visits, rewards, lost = moments.total
+        moments = jax.tree.map(lambda leaf: leaf[last], moments)
+        sums = (np.add.reduceat(visits, first), np.add.reduceat(rewards, first), lost[last])
+        moments = moments._replace(total=sums)
+        for device in range(self._setting.mesh.size):
+            if device * self._width < self._live:
+                self._merger.add(jax.tree.map(lambda leaf, d=device: leaf[:, d], moments))
+
+        def store(all_runs, new):
+            all_runs[self.done : self.done + self._live] = np.asarray(new)[: self._live]
+
+        jax.tree.map(store, self.final, self._ensemble)
+        self.done, self._records = self.done + self._live, []
+        if self.done < self._runs:
+            self._begin_round()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is needed to go on, by name."""
+        kept = self.done + (self._live if self._records else 0)
+        trees = {
+            "part": self._merger.parts,
+            "record": self._records,
+            "ensemble": self._ensemble,
+            "final": jax.tree.map(lambda leaf: leaf[: self.done], self.final),
+            "value": jax.tree.map(lambda leaf: leaf[:kept], self.values),
+        }
+        arrays = {
+            "done": np.array(self.done),
+            "width": np.array(self._width),
+            "round": np.array(self._round),
+            "sizes": np.array(self._merger.sizes, dtype=int),
+        }
+        for name, tree in trees.items():
+            leaves = enumerate(jax.tree.leaves(tree))
+            arrays |= {f"{name}{k}": np.asarray(leaf) for k, leaf in leaves}
+        return arrays
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Goes on from what `state` returned."""
+
+        def leaves(name):
+            count = sum(1 for key in arrays if key.rstrip("0123456789") == name)
+            return [arrays[f"{name}{k}"] for k in range(count)]
+
+        ensemble, record = self._template
+        structure = jax.tree.structure(self._of_devices(record.moments))
+        size = structure.num_leaves
+
+        def moments(name):
+            found = leaves(name)
+            return [structure.unflatten(found[k : k + size]) for k in range(0, len(found), size)]
+
+        self._merger = Merger(arrays["sizes"].tolist(), moments("part"))
+        self.done = int(arrays["done"])
+        for all_runs, part in zip(
+            jax.tree.leaves((self.final, self.values)),
+            leaves("final") + leaves("value"),
+            strict=True,
+        ):
+            all_runs[: len(part)] = part
+        if self.done < self._runs:
+            self._begin_round()
+            if int(arrays["round"]) == self._round:
+                self._records = moments("record")
+                self._ensemble = jax.tree.unflatten(
+                    jax.tree.structure(ensemble), leaves("ensemble")
+                )

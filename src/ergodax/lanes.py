@@ -1,0 +1,250 @@
+"""Batches the code of one run over lanes, so that a processor's vector unit does the work.
+
+`jax.vmap` would turn the reading of `table[state, action]` in every run into a gather, which a CPU
+does number by number. Here the lanes stand on the last axis, and a small table is read by
+selections over all its entries. Of a large table, whose lanes stand on the first axis, one row per
+lane is gathered. The code of the run is not touched: it is traced once, and its operations are done
+again for all lanes together. Operations not named here are left to `jax.vmap`.
+
+XLA fuses chains of such operations, computing anew in every fusion what several of them use. The
+code of the run says `once` where a value is worth keeping.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+# A table of more entries than this is large.
+_MOST_SELECTIONS = 16
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+}
+_ELEMENTWISE = frozenset(
+    """
+    abs add and atan2 cbrt ceil clamp convert_element_type cos div eq erf exp exp2 expm1 floor ge gt
+    integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem round
+    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sqrt square
+    stop_gradient sub tan tanh xor
+    """.split()  # noqa: SIM905
+)
+_ALONG_OTHER_AXES = frozenset(
+    """
+    argmax argmin copy cumlogsumexp cummax cummin cumprod cumsum reduce_and reduce_max reduce_min
+    reduce_or reduce_prod reduce_sum squeeze
+    """.split()  # noqa: SIM905
+)
+_READS = frozenset(("dynamic_slice", "gather"))
+_SCATTERS = frozenset(("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul"))
+
+
+class Lanes(eqx.Module):
+    """One array of every run.
+
+    Attributes:
+        array: the arrays of all runs.
+        axis: the axis of the runs: last, or first if the array is large; None if all runs share one
+            array.
+    """
+
+    array: Any
+    axis: int | None = eqx.field(static=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one run's array."""
+        shape = jnp.shape(self.array)
+        return {None: shape, 0: shape[1:], -1: shape[:-1]}[self.axis]
+
+
+def once(tree: Any) -> Any:
+    """Marks values that several later operations use and that are worth computing only once."""
+    return jax.lax.optimization_barrier(tree)
+
+
+def is_large(shape: Sequence[int]) -> bool:
+    """Whether a table is too large to be read or written by selections over all its entries."""
+    return math.prod(shape) > _MOST_SELECTIONS
+
+
+def to_lanes(tree: Any) -> Any:
+    """Arrays with a leading axis of runs as `Lanes`."""
+    return jax.tree.map(lambda array: _stand(Lanes(array, 0)), tree)
+
+
+def from_lanes(tree: Any) -> Any:
+    """`Lanes` as arrays with a leading axis of runs."""
+    return jax.tree.map(lambda lanes: _move(lanes, 0).array, tree, is_leaf=_is_lanes)
+
+
+def batch(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls `function`, written for one run, for every lane.
+
+    Args:
+        function: a pure function of pytrees of arrays. What it closes over is shared by all lanes.
+        arguments: pytrees of `Lanes`.
+
+    Returns:
+        What `function` returns, as `Lanes`.
+    """
+    values, structure = jax.tree.flatten(arguments, is_leaf=_is_lanes)
+    single = [jax.ShapeDtypeStruct(v.shape, v.array.dtype) for v in values]
+    program, out = jax.make_jaxpr(function, return_shape=True)(
+        *jax.tree.unflatten(structure, single)
+    )
+    results = _evaluate(program.jaxpr, [Lanes(c, None) for c in program.consts], values)
+    count = values[0].array.shape[values[0].axis]
+    results = [
+        _stand(value if value.axis is not None else _spread(value, count)) for value in results
+    ]
+    return jax.tree.unflatten(jax.tree.structure(out), results)
+
+
+def _is_lanes(leaf) -> bool:
+    return isinstance(leaf, Lanes)
+
+
+def _stand(value: Lanes) -> Lanes:
+    return _move(value, 0 if is_large(value.shape) else -1)
+
+
+def _move(value: Lanes, axis: int) -> Lanes:
+    if value.axis == axis:
+        return value
+    return Lanes(jnp.moveaxis(value.array, value.axis, axis), axis)
+
+
+def _spread(value: Lanes, count: int, shape: tuple[int, ...] | None = None) -> Lanes:
+    """With all lanes on the last axis, broadcast to `shape` in one run."""
+    shape = value.shape if shape is None else shape
+    array = jnp.asarray(value.array)[..., None] if value.axis is None else _move(value, -1).array
+    array = array.reshape((1,) * (len(shape) - len(value.shape)) + array.shape)
+    return Lanes(jnp.broadcast_to(array, (*shape, count)), -1)
+
+
+def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes]) -> list[Lanes]:
+    known = dict(zip(jaxpr.constvars, constants, strict=True))
+    known |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(variable) -> Lanes:
+        return Lanes(variable.val, None) if isinstance(variable, Literal) else known[variable]
+
+    for equation in jaxpr.eqns:
+        results = _apply(equation, [read(variable) for variable in equation.invars])
+        known.update(zip(equation.outvars, results, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
+    """One operation, for all lanes unless they share all its inputs."""
+    primitive, params, name = equation.primitive, equation.params, equation.primitive.name
+    if name in _CALLS:
+        inner = params[_CALLS[name]]
+        constants = [Lanes(constant, None) for constant in getattr(inner, "consts", ())]
+        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs)
+
+    def bind(*arrays):
+        results = primitive.bind(*arrays, **params)
+        return results if primitive.multiple_results else [results]
+
+    batched = [value for value in inputs if value.axis is not None]
+    if not batched:
+        return [Lanes(result, None) for result in bind(*(value.array for value in inputs))]
+    if name == "optimization_barrier":
+        return [value if value.axis is None else _keep(value) for value in inputs]
+
+    count = batched[0].array.shape[batched[0].axis]
+    first = inputs[0]
+    if name in _READS and first.axis != 0 and _reads_few(name, inputs, params):
+        return [_read(name, inputs, params)]
+    if name in _SCATTERS or name in _READS:
+        return _vmapped(bind, inputs, first.axis if name in _SCATTERS else -1)
+
+    # All that is left is done with the lanes last.
+    inputs = [value if value.axis is None else _move(value, -1) for value in inputs]
+    array = inputs[0].array
+    if name in _ELEMENTWISE:
+        shape = jnp.broadcast_shapes(*(value.shape for value in inputs))
+        results = bind(*(_spread(value, count, shape).array for value in inputs))
+    elif name in _ALONG_OTHER_AXES and not params.get("reverse"):
+        results = bind(array)
+    elif name == "concatenate":
+        results = bind(*(_spread(value, count).array for value in inputs))
+    elif name == "broadcast_in_dim" and len(inputs) == 1:
+        shape = params["shape"]
+        axes = (*params["broadcast_dimensions"], len(shape))
+        results = [jax.lax.broadcast_in_dim(array, (*shape, count), axes)]
+    elif name == "reshape" and params["dimensions"] is None:
+        results = [array.reshape(*params["new_sizes"], count)]
+    elif name == "slice":
+        starts, ends = (*params["start_indices"], 0), (*params["limit_indices"], count)
+        steps = params["strides"]
+        results = [jax.lax.slice(array, starts, ends, None if steps is None else (*steps, 1))]
+    else:
+        return _vmapped(bind, inputs, -1)
+    return [Lanes(result, -1) for result in results]
+
+
+def _vmapped(bind, inputs: list[Lanes], axis: int | None) -> list[Lanes]:
+    axis = -1 if axis is None else axis
+    results = jax.vmap(bind, in_axes=[value.axis for value in inputs], out_axes=axis)(
+        *(value.array for value in inputs)
+    )
+    return [Lanes(result, axis) for result in results]
+
+
+def _keep(value: Lanes) -> Lanes:
+    """The same value, behind a reduction: XLA's CPU compiler does not compute those twice."""
+    array = value.array
+    if value.axis == 0 or array.dtype == bool:
+        return value
+    first = jnp.arange(2).reshape(2, *(1,) * array.ndim) == 0
+    kept = jnp.where(first, array, jnp.zeros((), array.dtype))
+    return Lanes(jnp.sum(kept, axis=0, dtype=array.dtype), -1)
+
+
+def _reads_few(name: str, inputs: list[Lanes], params) -> bool:
+    """Whether one place of a table is read that is one of few, along each axis one entry or all."""
+    table, sizes = inputs[0], params["slice_sizes"]
+    sliced = [length for length, size in zip(table.shape, sizes, strict=True) if size != length]
+    whole = all(size in (1, length) for length, size in zip(table.shape, sizes, strict=True))
+    if name == "gather":
+        numbers = params["dimension_numbers"]
+        whole &= len(inputs[1].shape) == 1 and not numbers.operand_batching_dims
+    return whole and math.prod(sliced) <= _MOST_SELECTIONS
+
+
+def _read(name: str, inputs: list[Lanes], params) -> Lanes:
+    """One place of a small table, cut to the table's range, by selections."""
+    table, sizes = inputs[0], params["slice_sizes"]
+    starts: list[Any] = [0] * len(sizes)
+    if name == "dynamic_slice":
+        starts = [start.array for start in inputs[1 : 1 + len(sizes)]]
+    else:
+        for k, axis in enumerate(params["dimension_numbers"].start_index_map):
+            starts[axis] = inputs[1].array[k]
+    result = table.array if table.axis == -1 else jnp.asarray(table.array)[..., None]
+    for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        length = result.shape[axis]
+        if size == length:
+            continue
+        entries = [jax.lax.slice_in_dim(result, k, k + 1, axis=axis) for k in range(length)]
+        result = entries[-1]
+        for k in range(length - 2, -1, -1):
+            result = jnp.where(start <= k, entries[k], result)
+    if name == "gather":
+        collapsed = params["dimension_numbers"].collapsed_slice_dims
+        kept = [size for axis, size in enumerate(sizes) if axis not in collapsed]
+        result = result.reshape(*kept, result.shape[-1])
+    return Lanes(result, -1)

@@ -1,0 +1,118 @@
+"""Mean and variance over runs, merged pairwise in one fixed order.
+
+Runs are grouped by `GROUP`, and groups are merged as the leaves of a binary tree over the run
+numbers (Chan, Golub and LeVeque 1983). Batches hold a power of two of whole groups, so that the
+numbers do not depend on how runs are cut into batches or spread over devices. Values are held as
+distances from one run's value, which round less than the values themselves.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GROUP = 64
+
+
+class Moments(NamedTuple):
+    """Moments of some runs; each leaf has leading axes of its own, here `[...]`.
+
+    Attributes:
+        count: number of runs, `[...]`.
+        origin: what distances are measured from, a pytree.
+        mean: mean distance from `origin`.
+        square: sum of squared distances from the mean.
+        total: what is only summed over runs, a pytree.
+    """
+
+    count: Any
+    origin: Any
+    mean: Any
+    square: Any
+    total: Any
+
+
+def of_groups(values: Any, total: Any, live) -> Moments:
+    """Moments of consecutive groups of runs.
+
+    Args:
+        values: arrays `[R, ...]`, R a multiple of `GROUP`.
+        total: arrays `[R, ...]` to be summed.
+        live: `[R]`, which runs count; in every group the first ones.
+
+    Returns:
+        Moments with a leading axis of R / GROUP groups.
+    """
+    live = live.reshape(-1, GROUP)
+    count = jnp.sum(live, axis=1)
+
+    def sum_live(leaf):
+        return jnp.sum(jnp.where(_like(live, leaf), leaf, 0), axis=1)
+
+    def grouped(leaf):
+        return leaf.reshape(-1, GROUP, *leaf.shape[1:])
+
+    values = jax.tree.map(grouped, values)
+    origin = jax.tree.map(lambda leaf: leaf[:, 0], values)
+    distances = jax.tree.map(lambda leaf, o: leaf - o[:, None], values, origin)
+    divisor = jnp.maximum(count, 1)
+    mean = jax.tree.map(lambda d: sum_live(d) / _like(divisor, d[:, 0]), distances)
+    square = jax.tree.map(lambda d, m: sum_live((d - m[:, None]) ** 2), distances, mean)
+    return Moments(count, origin, mean, square, jax.tree.map(lambda t: sum_live(grouped(t)), total))
+
+
+def merge_tree(moments: Moments) -> Moments:
+    """Merges moments along their leading axis, a power of two long, in pairs of neighbours."""
+    while moments.count.shape[0] > 1:
+        even, odd = (jax.tree.map(lambda leaf, k=k: leaf[k::2], moments) for k in (0, 1))
+        moments = merge(even, odd)
+    return jax.tree.map(lambda leaf: leaf[0], moments)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of both sets of runs together; an empty set leaves the other unchanged."""
+    count = a.count + b.count
+    share = b.count / np.maximum(count, 1)
+
+    def apart(oa, ob, ma, mb):
+        return np.where(_like(b.count, oa) > 0, (ob - oa) + (mb - ma), 0)
+
+    distance = jax.tree.map(apart, a.origin, b.origin, a.mean, b.mean)
+    mean = jax.tree.map(lambda m, d: m + _like(share, d) * d, a.mean, distance)
+    square = jax.tree.map(
+        lambda p, q, d: p + q + _like(a.count * share, d) * d**2, a.square, b.square, distance
+    )
+    return Moments(count, a.origin, mean, square, jax.tree.map(np.add, a.total, b.total))
+
+
+class Merger:
+    """Merges the moments of equally large batches, given in the order of their runs.
+
+    Attributes:
+        sizes: how many batches each part holds.
+        parts: merged moments that wait for neighbours of the same size.
+    """
+
+    def __init__(self, sizes: Sequence[int] = (), parts: Sequence[Moments] = ()):
+        """Starts from the parts of another merger, if any."""
+        self.sizes, self.parts = list(sizes), list(parts)
+
+    def add(self, moments: Moments) -> None:
+        """Adds the next batch, in float64."""
+        size = 1
+        while self.sizes and self.sizes[-1] == size:
+            moments, size = merge(self.parts.pop(), moments), size + self.sizes.pop()
+        self.sizes.append(size)
+        self.parts.append(moments)
+
+    def result(self) -> Moments:
+        """Moments of all batches so far."""
+        return functools.reduce(lambda later, earlier: merge(earlier, later), reversed(self.parts))
+
+
+def _like(array, leaf):
+    """The array with axes of one appended, to be broadcast against the leaf."""
+    return array.reshape(array.shape + (1,) * (leaf.ndim - array.ndim))
