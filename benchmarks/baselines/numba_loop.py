@@ -156,7 +156,9 @@ def _seed_lanes(state, seed, first, lanes):
 
 # ------------------------------------------------------------------------------ generic kernel
 @cache
-def _generic_kernel(actions: tuple[int, ...], is_dense: bool, name: str) -> Callable[..., None]:
+def _generic_kernel(
+    actions: tuple[int, ...], is_dense: bool, is_greedy: bool, name: str
+) -> Callable[..., None]:
     """Compiles the kernel for any game with these action counts."""
     real = np.dtype(name).type
     exp2 = _exp2_32 if name == "float32" else _exp2_64
@@ -211,8 +213,73 @@ def _generic_kernel(actions: tuple[int, ...], is_dense: bool, name: str) -> Call
                 high = middle
         return low
 
+    @njit(inline="always")
+    def rescan(q, row, count):
+        best = 0
+        for b in range(1, count):
+            if q[row + b] > q[row + best]:
+                best = b
+        return best
+
     @njit(fastmath=FAST)
-    def advance(q, rng, where, visits, steps, count, states, table, cdf, rewards, hyper):
+    def advance_greedy(
+        q, best, rng, where, visits, steps, count, states, table, cdf, rewards, hyper
+    ):
+        """As ``advance``, epsilon-greedy; ``best`` remembers the best action of every row."""
+        entry = np.empty(agents, np.int64)
+        rows = np.empty(agents, np.int64)
+        size = q.shape[0] // lanes
+        for _ in range(steps):
+            for lane in range(count):
+                r0 = rng[lane]
+                r1 = rng[lanes + lane]
+                r2 = rng[2 * lanes + lane]
+                r3 = rng[3 * lanes + lane]
+                s = where[lane]
+                visits[s] += 1
+                joint = s
+                offset = lane * size
+                for i in range(agents):
+                    width = actions[i]
+                    bits, r0, r1, r2, r3 = _xoshiro(r0, r1, r2, r3)
+                    rows[i] = (lane * agents + i) * states
+                    draw = uniform(bits)
+                    if draw < hyper[3, i]:
+                        a = min(width - 1, I64(draw / hyper[3, i] * width))
+                    else:
+                        a = I64(best[rows[i] + s])
+                    entry[i] = a
+                    joint = joint * width + a
+                draw = real(0.0)
+                if is_dense:
+                    bits, r0, r1, r2, r3 = _xoshiro(r0, r1, r2, r3)
+                    draw = uniform(bits)
+                t = successor(table, cdf, joint, states, draw)
+                offset = lane * size
+                for i in range(agents):
+                    width = actions[i]
+                    here = offset + s * width
+                    a = entry[i]
+                    old = q[here + a]
+                    top = q[offset + t * width + I64(best[rows[i] + t])]
+                    gain = rewards[joint * agents + i] + hyper[1, i] * top - old
+                    new = old + hyper[0, i] * gain
+                    q[here + a] = new
+                    known = I64(best[rows[i] + s])
+                    if a == known:
+                        if new < old:
+                            best[rows[i] + s] = rescan(q, here, width)
+                    elif new > q[here + known]:
+                        best[rows[i] + s] = a
+                    offset += states * width
+                where[lane] = t
+                rng[lane] = r0
+                rng[lanes + lane] = r1
+                rng[2 * lanes + lane] = r2
+                rng[3 * lanes + lane] = r3
+
+    @njit(fastmath=FAST)
+    def advance(q, best, rng, where, visits, steps, count, states, table, cdf, rewards, hyper):
         """Moves ``count`` interleaved runs on by ``steps`` steps."""
         scratch = np.empty(widest, real)
         entry = np.empty(agents, np.int64)
@@ -258,6 +325,8 @@ def _generic_kernel(actions: tuple[int, ...], is_dense: bool, name: str) -> Call
                 rng[2 * lanes + lane] = r2
                 rng[3 * lanes + lane] = r3
 
+    move = advance_greedy if is_greedy else advance
+
     @njit(parallel=True)
     def drive(x0, s0, saves, runs, seed, table, cdf, rewards, hyper, sums, squares, visits):
         groups = sums.shape[0]
@@ -266,6 +335,7 @@ def _generic_kernel(actions: tuple[int, ...], is_dense: bool, name: str) -> Call
         blocks = (runs + lanes - 1) // lanes
         for g in prange(groups):
             q = np.empty(lanes * size, real)
+            best = np.empty(lanes * agents * states if is_greedy else 1, np.int8)
             rng = np.empty(4 * lanes, np.uint32)
             where = np.empty(lanes, np.int64)
             seen = np.empty(states, np.int64)
@@ -276,12 +346,18 @@ def _generic_kernel(actions: tuple[int, ...], is_dense: bool, name: str) -> Call
                     where[lane] = s0
                     for e in range(size):
                         q[lane * size + e] = x0[e]
+                    if is_greedy:
+                        row = lane * size
+                        for i in range(agents):
+                            for s in range(states):
+                                best[(lane * agents + i) * states + s] = rescan(q, row, actions[i])
+                                row += actions[i]
                 done = 0
                 for j in range(saves.shape[0]):
                     for s in range(states):
                         seen[s] = 0
-                    advance(
-                        q, rng, where, seen, saves[j] - done, count, states,
+                    move(
+                        q, best, rng, where, seen, saves[j] - done, count, states,
                         table, cdf, rewards, hyper,
                     )  # fmt: skip
                     done = saves[j]
@@ -463,7 +539,7 @@ def simulate(
         rewards: R[S, A_1, ..., A_n, n].
         alpha: learning rates, one per agent or one for all; likewise gamma, tau and eps.
         gamma: discount factors.
-        tau: softmax temperatures, positive.
+        tau: softmax temperatures; 0 for all is greedy, ties going to the first action.
         eps: probabilities of a uniform action.
         q0: initial tables, one [S, A_i] per agent.
         times: increasing save times in unscaled updates; step k = floor(scale * time).
@@ -496,6 +572,8 @@ def simulate(
         np.broadcast_to(np.asarray(value, dtype=np.float64), (agents,))
         for value in (alpha, gamma, tau, eps)
     )
+    is_greedy = not taus.any()
+    taus = np.where(is_greedy, 1.0, taus)
     hyper = np.stack([rates / scale, discounts, 1.0 / (taus * math.log(2.0)), epsilons])
     hyper = hyper.astype(real)
 
@@ -513,7 +591,7 @@ def simulate(
         remaining = np.cumsum(dense[:, ::-1], axis=1)[:, ::-1] - dense
         cdf = np.where(remaining > 0.0, np.cumsum(dense, axis=1), 2.0).astype(real).ravel()
 
-    fits = next_state is not None and actions == (2, 2) and states <= 4
+    fits = not is_greedy and next_state is not None and actions == (2, 2) and states <= 4
     if variant == "auto":
         variant = "lanes" if fits and runs >= 4 else "generic"
     if variant not in ("lanes", "generic") or (variant == "lanes" and not fits):
@@ -539,7 +617,7 @@ def simulate(
         padded[: reward_table.size] = reward_table.ravel()
         game = (U32(word), padded, hyper)
     else:
-        drive = _generic_kernel(actions, kernel is not None, np.dtype(dtype).name)
+        drive = _generic_kernel(actions, kernel is not None, is_greedy, np.dtype(dtype).name)
         game = (table, cdf, np.ascontiguousarray(reward_table).ravel(), hyper)
 
     previous = numba.get_num_threads()

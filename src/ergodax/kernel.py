@@ -82,8 +82,8 @@ def step(wrapped, cumulative, inverse_scale, key, counter, run: Run) -> Run:
     """One step of one run: an event is drawn, all agents learn from it."""
     params, compensation, state, _ = run.standing
     event = draw_event(wrapped, cumulative, key, counter, run.standing)
-    learnt = once(increments_of(wrapped, params, event))
-    params, compensation = _add_increments(params, compensation, learnt, inverse_scale)
+    learnt = once(_scaled(increments_of(wrapped, params, event), params, inverse_scale))
+    params, compensation = _add_increments(params, compensation, learnt)
     total, lost = _add(run.rewards, run.rewards_compensation, event.rewards)
     return Run(
         Ensemble(params, compensation, event.next_state, event.next_action),
@@ -165,24 +165,34 @@ def _add(value, compensation, increment):
     return total, (total - value) - increment
 
 
-def _add_increments(params, compensation, increments, inverse_scale):
+def _scaled(increments, params, inverse_scale):
+    """Increments 1/N as large, in the precision of the parameters."""
+
+    def scale(leaf, increment):
+        if isinstance(increment, At):
+            return At(increment.index, scale(leaf, increment.value))
+        return (increment * inverse_scale).astype(leaf.dtype)
+
+    return jax.tree.map(scale, params, increments)
+
+
+def _add_increments(params, compensation, increments):
     leaves, structure = jax.tree.flatten(params)
     lost: list[Any] = (
         [None] * len(leaves) if compensation is None else jax.tree.leaves(compensation)
     )
     for k, increment in enumerate(structure.flatten_up_to(increments)):
-        sparse = isinstance(increment, At)
-        value = ((increment.value if sparse else increment) * inverse_scale).astype(leaves[k].dtype)
-        if not sparse:
-            leaves[k], lost[k] = _add(leaves[k], lost[k], value)
+        if not isinstance(increment, At):
+            leaves[k], lost[k] = _add(leaves[k], lost[k], increment)
         elif lost[k] is None:
-            leaves[k] = _add_at(leaves[k], increment.index, value)
+            leaves[k] = _add_at(leaves[k], increment.index, increment.value)
         else:
             # Both are read before either is written, so that they can be written in place.
-            entry, value = once((leaves[k][increment.index], value - lost[k][increment.index]))
+            at = increment.index
+            entry, value = once((leaves[k][at], increment.value - lost[k][at]))
             total = entry + value
-            leaves[k] = _set_at(leaves[k], increment.index, total)
-            lost[k] = _set_at(lost[k], increment.index, (total - entry) - value)
+            leaves[k] = _set_at(leaves[k], at, total)
+            lost[k] = _set_at(lost[k], at, (total - entry) - value)
     params = jax.tree.unflatten(structure, leaves)
     return params, None if compensation is None else jax.tree.unflatten(structure, lost)
 

@@ -10,11 +10,12 @@ XLA fuses chains of such operations, computing anew in every fusion what several
 code of the run says `once` where a value is worth keeping.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
@@ -49,7 +50,9 @@ _READS = frozenset(("dynamic_slice", "gather"))
 _SCATTERS = frozenset(("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul"))
 
 
-class Lanes(eqx.Module):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["axis"])
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lanes:
     """One array of every run.
 
     Attributes:
@@ -59,7 +62,7 @@ class Lanes(eqx.Module):
     """
 
     array: Any
-    axis: int | None = eqx.field(static=True)
+    axis: int | None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,13 +140,14 @@ def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes]) -> list[Lan
     known = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-    def read(variable) -> Lanes:
-        return Lanes(variable.val, None) if isinstance(variable, Literal) else known[variable]
-
     for equation in jaxpr.eqns:
-        results = _apply(equation, [read(variable) for variable in equation.invars])
+        results = _apply(equation, [_value(known, variable) for variable in equation.invars])
         known.update(zip(equation.outvars, results, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
+    return [_value(known, variable) for variable in jaxpr.outvars]
+
+
+def _value(known, variable) -> Lanes:
+    return Lanes(variable.val, None) if isinstance(variable, Literal) else known[variable]
 
 
 def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
@@ -154,10 +158,7 @@ def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
         constants = [Lanes(constant, None) for constant in getattr(inner, "consts", ())]
         return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs)
 
-    def bind(*arrays):
-        results = primitive.bind(*arrays, **params)
-        return results if primitive.multiple_results else [results]
-
+    bind = functools.partial(_bind, primitive, params)
     batched = [value for value in inputs if value.axis is not None]
     if not batched:
         return [Lanes(result, None) for result in bind(*(value.array for value in inputs))]
@@ -194,6 +195,11 @@ def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
     else:
         return _vmapped(bind, inputs, -1)
     return [Lanes(result, -1) for result in results]
+
+
+def _bind(primitive, params, *arrays):
+    results = primitive.bind(*arrays, **params)
+    return results if primitive.multiple_results else [results]
 
 
 def _vmapped(bind, inputs: list[Lanes], axis: int | None) -> list[Lanes]:

@@ -50,7 +50,12 @@ def of_groups(values: Any, total: Any, live) -> Moments:
     count = jnp.sum(live, axis=1)
 
     def sum_live(leaf):
-        return jnp.sum(jnp.where(_like(live, leaf), leaf, 0), axis=1)
+        # In halves, so that the order of additions is the same in arrays of any shape.
+        leaf = jnp.where(_like(live, leaf), leaf, 0)
+        while leaf.shape[1] > 1:
+            half = leaf.shape[1] // 2
+            leaf = leaf[:, :half] + leaf[:, half:]
+        return leaf[:, 0]
 
     def grouped(leaf):
         return leaf.reshape(-1, GROUP, *leaf.shape[1:])

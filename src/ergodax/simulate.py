@@ -66,7 +66,8 @@ class Simulation(eqx.Module):
             `[K, S]`; NaN where no step was taken.
         rewards: mean reward per step since the previous time, mean over runs, `[K, n]`; NaN where
             no step was taken.
-        final: where all runs stand after the last step.
+        final: where all runs stand after the last step; None if they were interrupted on the way
+            to it.
         scale: N.
         runs: R.
         compensated: whether additions to the parameters were compensated for rounding, as they are
@@ -84,7 +85,7 @@ class Simulation(eqx.Module):
     values: Any
     state_frequency: Float[np.ndarray, "K S"]
     rewards: Float[np.ndarray, "K n"]
-    final: Ensemble
+    final: Ensemble | None
     scale: float
     runs: int
     compensated: bool
