@@ -302,7 +302,7 @@ for dtype in ("float32", "float64"):
     out += jax.tree.leaves((sim.mean, sim.variance, sim.values, sim.rewards, sim.final))
 np.savez(sys.argv[2], *out)
 try:
-    ex.use_all_cores()
+    ex.use_all_cores(int(sys.argv[1]) + 1)
 except RuntimeError as error:
     assert "JAX has already started" in str(error)
 else:

@@ -67,7 +67,7 @@ def test_every_run_has_its_own_parameters_and_first_state():
         (dict(runs=4), "the numbers of runs differ: runs has 4, wrapped has 3"),
         (
             dict(initial_state=[0, 1]),
-            "the numbers of runs differ: wrapped has 3, initial_state has",
+            "wrapped has 3, params0 has 3, initial_state has 2",
         ),
         (dict(initial_state=[0, 1, 4]), "initial_state must be a state, 0 to 3; found 4"),
         (dict(initial_state=[0.0, 1.0, 1.5]), "initial_state must be a state, 0 to 3; found 0.0"),

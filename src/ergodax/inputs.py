@@ -92,6 +92,7 @@ def check_inputs(
         ValueError: if parameters, first states or numbers of runs do not fit.
     """
     params0 = params0 if ensemble is None else ensemble.params
+    params0 = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, params0)
     own_game = wrapped.game.initial.ndim == 2
     one = take(wrapped, 0) if own_game else wrapped
     like = jax.eval_shape(lambda: one.init(jax.random.key(0)))

@@ -178,6 +178,10 @@ class Job:
             lengths.astype(np.int32),
         )
 
+    def _lengths_done(self, blocks: int) -> list[int]:
+        """Steps of the stretches in the first blocks."""
+        return [int(length) for b in self._blocks[:blocks] for length in b.lengths]
+
     def _of_devices(self, moments: Moments) -> Moments:
         """Merges the groups `[B, G]` of every device, in float64: `[B, devices]`."""
         devices = self._setting.mesh.size
@@ -233,7 +237,7 @@ class Job:
         arrays = {
             "done": np.array(self.done),
             "width": np.array(self._width),
-            "round": np.array(self._round),
+            "round": np.array([self._round, *self._lengths_done(len(self._records))]),
             "sizes": np.array(self._merger.sizes, dtype=int),
         }
         for name, tree in trees.items():
@@ -266,8 +270,10 @@ class Job:
             all_runs[: len(part)] = part
         if self.done < self._runs:
             self._begin_round()
-            if int(arrays["round"]) == self._round:
-                self._records = moments("record")
+            # A round begun under another plan starts anew: its numbers will be the same.
+            records = moments("record")
+            if arrays["round"].tolist() == [self._round, *self._lengths_done(len(records))]:
+                self._records = records
                 self._ensemble = jax.tree.unflatten(
                     jax.tree.structure(ensemble), leaves("ensemble")
                 )
