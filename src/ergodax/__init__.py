@@ -10,6 +10,9 @@ from .compare import compare as compare
 from .drift import drift as drift
 from .drift import jacobian as jacobian
 from .drift import occupation_measure as occupation_measure
+from .equilibrium import RestPoint as RestPoint
+from .equilibrium import rest_point as rest_point
+from .equilibrium import rest_points as rest_points
 from .flow import Solution as Solution
 from .flow import solve as solve
 from .game import MarkovGame as MarkovGame
