@@ -8,7 +8,6 @@ from scipy.optimize import brentq
 import ergodax as ex
 from helpers import Spec, assert_close, central_difference, flatten, make_learner, unflatten
 
-
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -106,7 +105,7 @@ def test_coordination_has_a_pitchfork_at_one_half(tau, outer, middle):
     if middle == "singular":  # where distance goes with the cube root of the tolerance
         assert set(shares) <= {"singular", "stable", "unstable", "centre"}
         np.testing.assert_allclose(np.concatenate(list(shares.values())), 0.5, atol=1e-2)
-        exact = ex.rest_point(wrapped, (np.full((1, 2), 0.5), np.full((1, 2), 0.5)))
+        exact = ex.rest_point(wrapped, (jnp.full((1, 2), 0.5), jnp.full((1, 2), 0.5)))
         assert exact.stability == "singular"
         return
     np.testing.assert_allclose(shares.pop(middle), [0.5], atol=1e-9)
@@ -148,7 +147,7 @@ def test_transient_states_are_reported_and_keep_the_guess():
     expected = ex.rest_point(core, core.init())
     for table, like, kept in zip(found.params, expected.params, (0.3, -0.4), strict=True):
         np.testing.assert_allclose(table[:2], like, rtol=1e-9)
-        np.testing.assert_array_equal(table[2], kept)
+        np.testing.assert_allclose(table[2], kept, rtol=1e-12)
 
     def value(alpha_gamma, wrapped, guess):
         learners = [ex.QLearning(0.1, alpha_gamma, lr.exploration) for lr in wrapped.learners]
@@ -174,7 +173,7 @@ def test_a_small_chance_is_not_rest():
 
 def test_derivatives_equal_finite_differences():
     weights = np.random.default_rng(3).normal(size=8)
-    theta0 = jnp.array([0.6, 0.4, 1.3, 0.9, 0.05, 0.1, 0.3, 0.2, 3.0, 1.0])
+    theta0 = jnp.array([0.6, 0.4, 1.3, 0.9, 0.05, 0.1, 0.3, 0.2, 2.5, 1.5])
 
     def value(theta):
         tau, eps, gamma = theta[2:4], theta[4:6], theta[6:8]

@@ -32,5 +32,6 @@ from .simulate import Ensemble as Ensemble
 from .simulate import Simulation as Simulation
 from .simulate import simulate as simulate
 from .stationary import stationary_distribution as stationary_distribution
+from .sweep import sweep as sweep
 from .version import __version__ as __version__
 from .wrapped import WrappedGame as WrappedGame

@@ -160,7 +160,7 @@ def rest_points(
     guesses = jax.tree.map(jnp.asarray, guesses)
     wrapped.check_finite(guesses)
     check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses))
-    found = jax.device_get(_rest_points(wrapped, guesses, rtol, atol, max_steps))
+    found = _rest_points(wrapped, guesses, rtol, atol, max_steps)
     distinct: list[RestPoint] = []
     for k in np.flatnonzero(np.asarray(found.result == RESULTS.successful)):
         one = jax.tree.map(lambda leaf, k=k: leaf[k], found)
@@ -186,7 +186,8 @@ def count_batch(batch: Any) -> int:
 
 def distance(params: Any, other: Any) -> float:
     """Largest difference of two parameter sets, relative to one plus the largest entry."""
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True)
+    leaves = jax.tree.leaves(params), jax.tree.leaves(other)
+    pairs = zip(*jax.device_get(leaves), strict=True)
     gaps = [(np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)) for a, b in pairs]
     return float(max(gap for gap, _ in gaps) / (1 + max(size for _, size in gaps)))
 
@@ -230,9 +231,7 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> RestPoint:
             throw=False,
         )
         finite = jnp.all(jnp.isfinite(solved.value))
-        result = RESULTS.where(
-            finite, RESULTS.promote(solved.result), RESULTS.nonlinear_divergence
-        )
+        result = RESULTS.where(finite, RESULTS.promote(solved.result), RESULTS.nonlinear_divergence)
         found = result == RESULTS.successful
         return (jnp.where(found, solved.value, start), ~found), (solved.value, result)
 
