@@ -4,6 +4,9 @@ from . import games as games
 from . import io as io
 from . import learners as learners
 from . import plot as plot
+from .basins import Attractor as Attractor
+from .basins import Basins as Basins
+from .basins import basins as basins
 from .check import check_learner as check_learner
 from .compare import Comparison as Comparison
 from .compare import compare as compare
