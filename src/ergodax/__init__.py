@@ -16,6 +16,9 @@ from .drift import occupation_measure as occupation_measure
 from .equilibrium import RestPoint as RestPoint
 from .equilibrium import rest_point as rest_point
 from .equilibrium import rest_points as rest_points
+from .fit import Fit as Fit
+from .fit import fit as fit
+from .fit import standard_errors as standard_errors
 from .flow import Solution as Solution
 from .flow import solve as solve
 from .game import MarkovGame as MarkovGame

@@ -5,6 +5,7 @@ other end x0 the flow is followed further until it comes back through the plane 
 (a Poincare section): if it closes there, that is a limit cycle, and the time it took its period.
 """
 
+import warnings
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ _TRACED_STEPS = 4096
 # A return this near, relative to the orbit's extent, is worth a closer look.
 _NEAR = 0.05
 _MOST_RETURNS = 20
-_MOST_STRAYS = 8
+_MOST_STRAYS = 32
 
 
 class Attractor(eqx.Module):
@@ -94,6 +95,7 @@ def basins(
     An end belongs to an attractor from which it is at most `tolerance` away (relative to one plus
     the attractor's largest entry, in the Euclidean norm). Ends that are on their way still, or on
     an attractor of another kind (quasi-periodic, chaotic), are left unidentified: give more time.
+    After 32 ends that lie on no attractor the rest is left unidentified too.
     An end near an unstable rest point counts as that: see the stability of `Attractor.rest`.
 
     Args:
@@ -112,6 +114,9 @@ def basins(
 
     Raises:
         ValueError: if an argument does not fit, or as `solve`.
+
+    Warns:
+        UserWarning: if ends were not identified.
     """
     count = count_batch(params0)
     params0 = jax.tree.map(jnp.asarray, params0)
@@ -141,6 +146,13 @@ def basins(
         labels[near], pending[near] = len(found), False
         found.append(attractor)
 
+    lost = int(np.sum(labels < 0))
+    if lost:
+        warnings.warn(
+            f"the attractors of {lost} of {count} starts were not identified ({np.sum(~reached)} "
+            "could not be followed to the end); the others may need more time.",
+            stacklevel=2,
+        )
     counts = np.bincount(labels[labels >= 0], minlength=len(found))
     order = np.argsort(-counts, kind="stable")
     ranks = np.append(np.argsort(order), -1)
