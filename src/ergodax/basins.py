@@ -31,6 +31,7 @@ _TRACED_STEPS = 4096
 # A return this near, relative to the orbit's extent, is worth a closer look.
 _NEAR = 0.05
 _MOST_RETURNS = 20
+_NEWTON_STEPS = 3
 _MOST_STRAYS = 32
 
 
@@ -228,15 +229,18 @@ def _attractor(wrapped, start, tolerance, rtol, atol) -> Attractor | None:
     if rest.result == RESULTS.successful and np.linalg.norm(x - y) <= tolerance * _size(y):
         return Attractor(jax.tree.map(lambda leaf: leaf[None], rest.params), 0.0, rest)
     for _ in range(_MOST_RETURNS):
-        period = _first_return(*map(np.asarray, _trace(wrapped, start, rtol, atol)), x)
+        ts, path = _trace(wrapped, start, rtol, atol)
+        period = _first_return(np.asarray(ts), np.asarray(path), x)
         if period is None:
             return None
-        # Newton's method for the time of the return through the plane at x.
         velocity = np.asarray(_velocity(wrapped, start))
-        for _ in range(4):
+        orbit, back, speed = _go_round(wrapped, start, period, rtol, atol)
+        # Newton's method for the time of the return through the plane at x.
+        for _ in range(_NEWTON_STEPS):
+            away = np.asarray(flat_drift(back)[0]) - x
+            period -= float(velocity @ away / (velocity @ np.asarray(speed)))
             orbit, back, speed = _go_round(wrapped, start, period, rtol, atol)
-            y = np.asarray(flat_drift(back)[0])
-            period -= float(velocity @ (y - x) / (velocity @ np.asarray(speed)))
+        y = np.asarray(flat_drift(back)[0])
         if np.linalg.norm(y - x) <= 0.1 * tolerance * _size(x):
             return Attractor(orbit, period, None)
         start, x = back, y

@@ -54,7 +54,7 @@ class RestPoint(eqx.Module):
     @property
     def eigenvalues(self) -> Complex[np.ndarray, " d"]:
         """Eigenvalues of the Jacobian per unscaled step, largest real part first; concrete only."""
-        values = np.linalg.eigvals(np.asarray(self.jacobian)).astype(complex)
+        values: Any = np.linalg.eigvals(np.asarray(self.jacobian)).astype(complex)
         return values[np.lexsort((values.imag, -values.real))]
 
     @property
@@ -203,11 +203,10 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> RestPoint:
     wrapped = preserve_rows(wrapped)
     start, unravel, field = flat_drift(guess)
     accuracy = 4 * jnp.finfo(start.dtype).eps
+    tolerances: Any = jnp.maximum(rtol, accuracy), jnp.maximum(atol, accuracy)
     # Minimal-norm steps where the Jacobian is singular.
     linear_solver = lineax.SVD()
-    newton = optimistix.Newton(
-        jnp.maximum(rtol, accuracy), jnp.maximum(atol, accuracy), linear_solver=linear_solver
-    )
+    newton = optimistix.Newton(*tolerances, linear_solver=linear_solver)
 
     def balanced(x, wrapped):
         """The drift in units of distance: each entry over the size of its row of the Jacobian.

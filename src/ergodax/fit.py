@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .results import RESULTS
 
 Theta = Mapping[str, Any]
+Number = float | Real[ArrayLike, ""]
 
 
 class Fit(eqx.Module):
@@ -47,11 +48,11 @@ def fit(
     loss: Callable[[dict[str, Any]], Any],
     theta0: Theta,
     *,
-    bounds: Mapping[str, tuple[float, float]] | None = None,
+    bounds: Mapping[str, tuple[Number, Number]] | None = None,
     optimizer: optax.GradientTransformation | None = None,
     max_steps: int = 100,
-    rtol: float = 1e-8,
-    atol: float = 1e-12,
+    rtol: Number = 1e-8,
+    atol: Number = 1e-12,
     progress: bool = False,
 ) -> Fit:
     """Minimises a loss by its gradient, within bounds.
@@ -92,8 +93,7 @@ def fit(
 
     @eqx.filter_jit
     def evaluate(free):
-        value, slope = jax.value_and_grad(objective)(free)
-        return value, slope
+        return jax.value_and_grad(objective)(free)
 
     @eqx.filter_jit
     def advance(free, state, value, slope):
@@ -107,30 +107,36 @@ def fit(
     _check_finite(value, slope, free, intervals)
     losses, evaluations = [float(value)], 1
     best = (float(value), free, slope)
-    result: Any = RESULTS.nonlinear_max_steps_reached
+    slack, threshold = float(np.asarray(rtol)), float(np.asarray(atol))
+    done = False
     with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
         for _ in range(max_steps):
             free, state = advance(free, state, value, slope)
-            value, slope = evaluate(free)
+            tried = optax.tree_utils.tree_get(state, "num_linesearch_steps")
+            stored = optax.tree_utils.tree_get(state, "grad")
+            if tried is None or stored is None:
+                value, slope = evaluate(free)
+            else:  # the line search has been there already
+                value, slope = optax.tree_utils.tree_get(state, "value"), stored
+            evaluations += 1 if tried is None else int(tried)
             _check_finite(value, slope, free, intervals)
-            tried = optax.tree_utils.tree_get(state, "num_linesearch_steps", 0)
-            evaluations += 1 + int(np.asarray(tried))
             losses.append(float(value))
             if losses[-1] < best[0]:
                 best = (losses[-1], free, slope)
             bar.set_postfix(loss=f"{losses[-1]:.4g}")
             bar.update()
             gained = losses[-2] - losses[-1]
-            if abs(gained) <= atol + rtol * abs(losses[-1]):
-                result = RESULTS.successful
+            if abs(gained) <= threshold + slack * abs(losses[-1]):
+                done = True
                 break
-    if result != RESULTS.successful:
+    if not done:
         warnings.warn(
             f"the fit took all {max_steps} steps; the last lowered the loss by "
             f"{losses[-2] - losses[-1]:.3g} to {losses[-1]:.6g}.",
             stacklevel=2,
         )
     least, free, slope = best
+    result: Any = RESULTS.successful if done else RESULTS.nonlinear_max_steps_reached
     theta = _from_free(free, intervals)
     stretch = jax.jvp(lambda free: _from_free(free, intervals), (free,), (_ones(free),))[1]
     return Fit(
@@ -173,7 +179,7 @@ def standard_errors(
         RuntimeError: if a derivative is not finite, naming the parameter.
     """
     theta = {name: jnp.asarray(value, dtype=float) for name, value in theta.items()}
-    flat, unravel = ravel_pytree(theta)
+    unravel = ravel_pytree(theta)[1]
     sensitivity = np.asarray(_sensitivity(predict, theta))
     if sensitivity.ndim != 2:
         raise ValueError(f"predict must return a vector; found shape {sensitivity.shape[:-1]}.")
@@ -220,7 +226,7 @@ def _check_bounds(theta0, bounds) -> dict[str, tuple[float, float]]:
             raise ValueError(f"bounds: {name!r} is not a parameter; they are {', '.join(theta0)}.")
     intervals = {}
     for name, value in theta0.items():
-        low, high = (float(end) for end in bounds.get(name, (-np.inf, np.inf)))
+        low, high = (float(np.asarray(end)) for end in bounds.get(name, (-np.inf, np.inf)))
         if not low < high:
             raise ValueError(f"bounds of {name!r} must be low < high; found {(low, high)}.")
         if not np.all(np.isfinite(value) & (value > low) & (value < high)):

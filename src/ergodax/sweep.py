@@ -117,7 +117,7 @@ def sweep(
     if simulation is None:
         check_ergodic(*_first_set(build, names, sets))
     devices = jax.local_devices()
-    size = _batch_size(batch_size, wrapped, params0, len(times), len(devices))
+    size = _batch_size(batch_size, wrapped, params0, len(times), len(devices), count)
     pace = _survey(build, wrapped, names, sets, size, simulation is None)
 
     store = None if folder is None else Path(folder)
@@ -351,7 +351,7 @@ def _padded(chosen: np.ndarray, size: int) -> np.ndarray:
     return np.pad(chosen, (0, size - len(chosen)), mode="edge")
 
 
-def _batch_size(batch_size, wrapped, params0, num_times: int, num_devices: int) -> int:
+def _batch_size(batch_size, wrapped, params0, num_times: int, num_devices: int, count: int) -> int:
     """Sets per batch, a multiple of the number of devices."""
     if batch_size is None:
         events = math.prod(wrapped.game.rewards.shape)
@@ -361,7 +361,7 @@ def _batch_size(batch_size, wrapped, params0, num_times: int, num_devices: int) 
         batch_size = min(max(_BATCH_BYTES // needed, 1), _MOST_SETS) * num_devices
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer; found {batch_size!r}.")
-    return num_devices * -(-batch_size // num_devices)
+    return num_devices * -(-min(batch_size, count) // num_devices)
 
 
 def _solve_batches(build: Build, names, sets, rest, size: int, options):
