@@ -15,11 +15,11 @@ def last(params):
     return jax.tree.map(lambda leaf: leaf[-1], params)
 
 
-def dilemma(theta, rates=(0.1, 0.1)):
+def dilemma(theta):
     """Q-learners in the dilemma, optimistic to different degrees."""
     exploration = ex.EpsilonSoftmax(theta["tau"], 0.1)
-    first = ex.QLearning(rates[0], theta.get("gamma", 0.9), exploration, 30.0)
-    second = ex.QLearning(rates[1], theta.get("gamma", 0.9), exploration, 21.0)
+    first = ex.QLearning(theta["alpha"], theta["gamma"], exploration, 30.0)
+    second = ex.QLearning(theta["alpha"], theta["gamma"], exploration, 21.0)
     wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(1.5), [first, second])
     return wrapped, wrapped.init()
 
@@ -40,7 +40,7 @@ def test_learning_parameters_are_recovered_from_an_observed_mean():
     weights = 1 / np.diag(covariance)
 
     def predict(theta, adjoint=None):
-        wrapped, params0 = dilemma(theta, (theta["alpha"], theta["alpha"]))
+        wrapped, params0 = dilemma(theta)
         tables = ex.solve(wrapped, params0, ts, adjoint=adjoint).params
         return jnp.concatenate([table.ravel() for table in tables])
 
@@ -74,15 +74,22 @@ def test_learning_parameters_are_recovered_from_an_observed_mean():
 
 @pytest.mark.slow
 def test_temperature_and_learning_rates_for_a_target_of_cooperation():
-    target = jnp.array([0.42, 0.33])
-    bounds = {"tau": (0.05, 5.0), "alpha0": (0.005, 0.5), "alpha1": (0.005, 0.5)}
+    bounds = {"tau": (0.1, 10.0), "alpha0": (0.005, 0.5), "alpha1": (0.005, 0.5)}
+    payoffs = np.array([[3.0, 0.0], [5.0, 1.0]])
+    game = ex.games.repeated(np.stack([payoffs, payoffs.T], axis=-1), memory=0)
+
+    def cooperation(theta):
+        exploration = ex.EpsilonSoftmax(theta["tau"], 0.02)
+        first = ex.QLearning(theta["alpha0"], 0.5, exploration, 4.0)
+        second = ex.QLearning(theta["alpha1"], 0.5, exploration, 2.0)
+        wrapped = ex.WrappedGame(game, [first, second])
+        solution = ex.solve(wrapped, wrapped.init(), [40.0], rtol=1e-6, atol=1e-6)
+        return jnp.stack([p[0, 0] for p in wrapped.policies(last(solution.params))])
+
+    target = cooperation({"tau": 2.1, "alpha0": 0.013, "alpha1": 0.21})
 
     def loss(theta):
-        wrapped, params0 = dilemma(theta, (theta["alpha0"], theta["alpha1"]))
-        solution = ex.solve(wrapped, params0, [300.0], rtol=1e-6, atol=1e-6)
-        policies = wrapped.policies(last(solution.params))
-        cooperation = [solution.state_distribution[-1] @ policy[:, 0] for policy in policies]
-        return jnp.sum((jnp.stack(cooperation) - target) ** 2)
+        return jnp.sum((cooperation(theta) - target) ** 2)
 
     start = {"tau": 1.0, "alpha0": 0.05, "alpha1": 0.05}
     found = ex.fit(loss, start, bounds=bounds, atol=1e-10)

@@ -230,7 +230,8 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> RestPoint:
             throw=False,
         )
         finite = jnp.all(jnp.isfinite(solved.value))
-        result = RESULTS.where(finite, RESULTS.promote(solved.result), RESULTS.nonlinear_divergence)
+        codes: Any = RESULTS
+        result = codes.where(finite, codes.promote(solved.result), codes.nonlinear_divergence)
         found = result == RESULTS.successful
         return (jnp.where(found, solved.value, start), ~found), (solved.value, result)
 
