@@ -32,7 +32,8 @@ class Fit(eqx.Module):
         loss: the loss there.
         gradient: its derivative by every parameter there.
         losses: the loss before every step and after the last, `[steps + 1]`.
-        evaluations: how often loss and gradient were computed.
+        evaluations: how often the loss was computed, with its gradient or, in some line searches,
+            without.
         result: `RESULTS.successful`, or that the steps did not suffice.
     """
 
@@ -112,13 +113,13 @@ def fit(
     with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
         for _ in range(max_steps):
             free, state = advance(free, state, value, slope)
-            tried = optax.tree_utils.tree_get(state, "num_linesearch_steps")
+            evaluations += int(optax.tree_utils.tree_get(state, "num_linesearch_steps", 0))
             stored = optax.tree_utils.tree_get(state, "grad")
-            if tried is None or stored is None:
+            if stored is None:
                 value, slope = evaluate(free)
+                evaluations += 1
             else:  # the line search has been there already
                 value, slope = optax.tree_utils.tree_get(state, "value"), stored
-            evaluations += 1 if tried is None else int(tried)
             _check_finite(value, slope, free, intervals)
             losses.append(float(value))
             if losses[-1] < best[0]:
