@@ -241,7 +241,7 @@ def test_several_devices_share_the_sets():
 
 def test_an_interrupted_sweep_goes_on(tmp_path):
     thetas, folder = {"tau": np.linspace(0.4, 2, 7)}, tmp_path / "sweep"
-    expected = ex.sweep(dilemma, thetas, TS)
+    expected = ex.sweep(dilemma, thetas, TS, batch_size=2)
     ex.sweep(dilemma, thetas, TS, batch_size=2, folder=folder)
     pieces = sorted(folder.glob("piece-*"))
     assert len(pieces) == 4
@@ -252,7 +252,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     again = ex.sweep(dilemma, thetas, TS, batch_size=3, folder=folder)
     xarray.testing.assert_allclose(again, expected, rtol=1e-12)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    complete = ex.sweep(dilemma, thetas, TS, folder=folder)
+    complete = ex.sweep(dilemma, thetas, TS, batch_size=2, folder=folder)
     xarray.testing.assert_identical(complete, again)
 
 
