@@ -4,6 +4,9 @@ from . import games as games
 from . import io as io
 from . import learners as learners
 from . import plot as plot
+from .basins import Attractor as Attractor
+from .basins import Basins as Basins
+from .basins import basins as basins
 from .check import check_learner as check_learner
 from .compare import Comparison as Comparison
 from .compare import compare as compare
@@ -11,6 +14,12 @@ from .devices import use_all_cores as use_all_cores
 from .drift import drift as drift
 from .drift import jacobian as jacobian
 from .drift import occupation_measure as occupation_measure
+from .equilibrium import RestPoint as RestPoint
+from .equilibrium import rest_point as rest_point
+from .equilibrium import rest_points as rest_points
+from .fit import Fit as Fit
+from .fit import fit as fit
+from .fit import standard_errors as standard_errors
 from .flow import Solution as Solution
 from .flow import solve as solve
 from .game import MarkovGame as MarkovGame
@@ -30,5 +39,6 @@ from .simulate import Ensemble as Ensemble
 from .simulate import Simulation as Simulation
 from .simulate import simulate as simulate
 from .stationary import stationary_distribution as stationary_distribution
+from .sweep import sweep as sweep
 from .version import __version__ as __version__
 from .wrapped import WrappedGame as WrappedGame

@@ -127,12 +127,13 @@ class Comparison(eqx.Module):
         return f"{_gap_table(self)}\n\n{_cost_table(self)}"
 
 
-class _Observe(eqx.Module):
+class Observe(eqx.Module):
     """Observes parameters and policies: a module, so that one compiled simulation serves all."""
 
     wrapped: WrappedGame
 
     def __call__(self, params):
+        """Returns the parameters and the policies of all agents."""
         return params, self.wrapped.policies(params)
 
 
@@ -182,7 +183,7 @@ def compare(
         runs=runs,
         key=key,
         initial_state=initial_state,
-        observe=_Observe(wrapped),
+        observe=Observe(wrapped),
         dtype=dtype,
         progress=progress,
     )

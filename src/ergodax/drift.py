@@ -6,6 +6,7 @@ real, asynchronous algorithm.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -61,6 +62,24 @@ def _expectation(weights, like, increments):
     return accumulate(jnp.zeros_like(like), At(increments.index, weighted))
 
 
+def flat_drift(params) -> tuple[Array, Callable, Callable]:
+    """The drift on flat vectors; pure, unchecked, for use inside compiled code.
+
+    Args:
+        params: parameters of all agents, d numbers in all.
+
+    Returns:
+        `x`, the parameters as one vector `[d]`; `unravel`, which restores their structure; and
+        `field(x, wrapped)`, the drift as a vector `[d]`.
+    """
+    flat, unravel = ravel_pytree(params)
+
+    def field(x: Float[Array, " d"], wrapped: WrappedGame) -> Float[Array, " d"]:
+        return ravel_pytree(average(wrapped, unravel(x)).drift)[0]
+
+    return flat, unravel, field
+
+
 def drift(wrapped: WrappedGame, params):
     """Averaged drift F(x) of all agents' parameters, per unscaled step.
 
@@ -104,9 +123,8 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
 
 @eqx.filter_jit
 def _jacobian(wrapped, params):
-    wrapped = preserve_rows(wrapped)
-    flat, unravel = ravel_pytree(params)
-    return jax.jacfwd(lambda x: ravel_pytree(average(wrapped, unravel(x)).drift)[0])(flat)
+    x, _, field = flat_drift(params)
+    return jax.jacfwd(field)(x, preserve_rows(wrapped))
 
 
 def occupation_measure(wrapped: WrappedGame, params) -> Float[Array, "S *A S"]:

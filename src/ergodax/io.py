@@ -4,7 +4,8 @@ import dataclasses
 import json
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from .compare import Comparison, Series
 from .files import prepare_folder as prepare_folder
 from .files import replacing as replacing
+from .game import MarkovGame
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -47,41 +49,36 @@ def to_dataset(comparison: Comparison) -> "xarray.Dataset":
 
     game, simulation = comparison.wrapped.game, comparison.simulation
     coordinates: dict[str, Any] = {
-        "time": ("time", simulation.ts, _attributes("time", _TIME_UNITS)),
-        "step": ("time", simulation.steps, _attributes("step of the simulation")),
-        "agent": ("agent", np.arange(game.num_agents), _attributes("agent")),
-        "state": ("state", list(game.state_names), _attributes("state of the game")),
-    }
-    for agent, names in enumerate(game.action_names):
-        dimension = _action_dimension(comparison, agent)
-        owner = "" if dimension == "action" else f" of agent {agent}"
-        coordinates[dimension] = (dimension, list(names), _attributes(f"action{owner}"))
-
+        "time": ("time", simulation.ts, attributes("time", _TIME_UNITS)),
+        "step": ("time", simulation.steps, attributes("step of the simulation")),
+        "agent": ("agent", np.arange(game.num_agents), attributes("agent")),
+        "state": ("state", list(game.state_names), attributes("state of the game")),
+    } | action_coordinates(game)
     per_step = "reward per step"
     variables: dict[str, Any] = {
         "ode_state_distribution": (
             ("time", "state"),
             np.asarray(comparison.solution.state_distribution),
-            _attributes("stationary distribution of the states along the ODE", "1"),
+            attributes("stationary distribution of the states along the ODE", "1"),
         ),
         "ensemble_state_frequency": (
             ("time", "state"),
             simulation.state_frequency,
-            _attributes("share of steps since the previous time, mean over runs", "1"),
+            attributes("share of steps since the previous time, mean over runs", "1"),
         ),
         "ode_rewards": (
             ("time", "agent"),
             np.asarray(comparison.solution.rewards),
-            _attributes("expected reward per step along the ODE", per_step),
+            attributes("expected reward per step along the ODE", per_step),
         ),
         "ensemble_rewards": (
             ("time", "agent"),
             simulation.rewards,
-            _attributes("mean reward per step since the previous time, mean over runs", per_step),
+            attributes("mean reward per step since the previous time, mean over runs", per_step),
         ),
     }
-    variables |= _tables(comparison, "parameters", comparison.parameter_series)
-    variables |= _tables(comparison, "policy", comparison.policy_series)
+    variables |= _comparison_tables(comparison, "parameters", comparison.parameter_series)
+    variables |= _comparison_tables(comparison, "policy", comparison.policy_series)
     return xarray.Dataset(
         variables, coordinates, attrs={"settings": json.dumps(settings(comparison))}
     )
@@ -123,48 +120,113 @@ def save(result: "Comparison | xarray.Dataset", path: str | os.PathLike[str]) ->
         dataset.to_netcdf(temporary, engine="h5netcdf")
 
 
-def _attributes(long_name: str, units: str | None = None) -> dict[str, str]:
+def attributes(long_name: str, units: str | None = None) -> dict[str, str]:
+    """Attributes of a variable or coordinate."""
     return {"long_name": long_name} | ({} if units is None else {"units": units})
 
 
-def _action_dimension(comparison: Comparison, agent: int) -> str:
-    shared = len(set(comparison.wrapped.game.action_names)) == 1
-    return "action" if shared else f"action_agent{agent}"
+class Part(NamedTuple):
+    """One array of one agent's parameters or policy, on leading axes of its own.
+
+    Attributes:
+        agent: the agent.
+        name: the array's place in the agent's parameters; empty for a single array.
+        is_table: whether its last axes are the game's states and the agent's actions.
+        values: the array.
+    """
+
+    agent: int
+    name: str
+    is_table: bool
+    values: Any
 
 
-def _tables(comparison: Comparison, quantity: str, series: list[Series]) -> dict[str, Any]:
-    """Variables of the parameters or policies: in one block where they fit, else one by one."""
+def parts(game: MarkovGame, params: tuple, leading: int) -> list[Part]:
+    """The arrays of all agents, with `leading` axes before their own."""
+    found = []
+    for agent, own in enumerate(params):
+        table = (game.num_states, game.num_actions[agent])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(own):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            values = np.asarray(leaf)
+            found.append(Part(agent, name, values.shape[leading:] == table, values))
+    return found
+
+
+def action_coordinates(game: MarkovGame) -> dict[str, Any]:
+    """Coordinates of the actions: one for all agents where their actions have the same names."""
+    coordinates = {}
+    for agent, names in enumerate(game.action_names):
+        dimension = _action_dimension(game, agent)
+        owner = "" if dimension == "action" else f" of agent {agent}"
+        coordinates[dimension] = (dimension, list(names), attributes(f"action{owner}"))
+    return coordinates
+
+
+def tables(
+    game: MarkovGame,
+    variable: str,
+    long_name: str,
+    parts: Sequence[Part],
+    leading: tuple[str, ...],
+    quantity: str,
+) -> dict[str, Any]:
+    """Variables of parameters or policies: in one block where they fit, else one by one.
+
+    Args:
+        game: names states and actions.
+        variable: the variable's name, to which a suffix is added for single arrays.
+        long_name: its description.
+        parts: the arrays of all agents.
+        leading: the dimensions before an array's own.
+        quantity: names the axes that are neither states nor actions.
+
+    Returns:
+        What `xarray.Dataset` takes as variables.
+    """
+    one_block = (
+        all(part.is_table for part in parts)
+        and [part.agent for part in parts] == list(range(game.num_agents))
+        and _action_dimension(game, 0) == "action"
+    )
+    if one_block:
+        values = np.stack([part.values for part in parts], axis=len(leading))
+        return {variable: ((*leading, "agent", "state", "action"), values, attributes(long_name))}
+    variables = {}
+    for part, suffix in zip(parts, _suffixes(parts), strict=True):
+        count = part.values.ndim - len(leading)
+        axes = [f"{quantity}{suffix}_axis{k}" for k in range(count)]
+        if part.is_table:
+            axes = ["state", _action_dimension(game, part.agent)]
+        owner = f"agent {part.agent} {part.name}".rstrip()
+        described = attributes(f"{long_name}, {owner}")
+        variables[variable + suffix] = ((*leading, *axes), part.values, described)
+    return variables
+
+
+def _action_dimension(game: MarkovGame, agent: int) -> str:
+    return "action" if len(set(game.action_names)) == 1 else f"action_agent{agent}"
+
+
+def _comparison_tables(comparison: Comparison, quantity: str, series: list[Series]):
     kinds = (
         ("ode", f"ode_{quantity}", f"{quantity} along the ODE"),
         ("mean", f"ensemble_{quantity}", f"{quantity}, mean over runs"),
         ("variance", f"ensemble_{quantity}_variance", f"{quantity}, variance over runs"),
     )
-    owners = [s.agent for s in series]
-    one_block = (
-        all(s.is_table for s in series)
-        and owners == list(range(comparison.wrapped.game.num_agents))
-        and _action_dimension(comparison, 0) == "action"
-    )
     variables = {}
     for kind, name, long_name in kinds:
-        values = [getattr(s, kind) for s in series]
-        if one_block:
-            dimensions = ("time", "agent", "state", "action")
-            variables[name] = (dimensions, np.stack(values, axis=1), _attributes(long_name))
-            continue
-        for s, own, suffix in zip(series, values, _suffixes(series), strict=True):
-            axes = [f"{quantity}{suffix}_axis{k}" for k in range(own.ndim - 1)]
-            if s.is_table:
-                axes = ["state", _action_dimension(comparison, s.agent)]
-            owner = f"agent {s.agent} {s.name}".rstrip()
-            variables[name + suffix] = (("time", *axes), own, _attributes(f"{long_name}, {owner}"))
+        arrays = [Part(s.agent, s.name, s.is_table, getattr(s, kind)) for s in series]
+        game = comparison.wrapped.game
+        variables |= tables(game, name, long_name, arrays, ("time",), quantity)
     return variables
 
 
-def _suffixes(series: list[Series]) -> list[str]:
+def _suffixes(parts: Sequence[Part]) -> list[str]:
     """One distinct, plain suffix per array: its agent and its place in the agent's parameters."""
     suffixes = [
-        re.sub(r"\W+", "_", f"_agent{s.agent}" + (f"_{s.name}" if s.name else "")) for s in series
+        re.sub(r"\W+", "_", f"_agent{part.agent}" + (f"_{part.name}" if part.name else ""))
+        for part in parts
     ]
     return [
         suffix if suffixes.count(suffix) == 1 else f"{suffix}_array{k}"

@@ -126,12 +126,13 @@ class _Hyper(eqx.Module):
                     f"{name} must be a scalar (each agent has its own learner); found an array of "
                     f"shape {jnp.shape(value)}."
                 )
-            if is_concrete(value) and not _is_within(np.asarray(value), field.metadata["within"]):
+            if is_concrete(value) and not is_within(np.asarray(value), field.metadata["within"]):
                 interval = field.metadata["within"]
                 raise ValueError(f"{name} must be finite and in {interval}; found {value}.")
 
 
-def _is_within(value: np.ndarray, interval: str) -> bool:
+def is_within(value: np.ndarray, interval: str) -> bool:
+    """Whether all values are finite and in an interval written as for `hyper`."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
