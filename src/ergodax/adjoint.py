@@ -27,7 +27,7 @@ STORED_STEPS = 2048
 # More report times than this are replaced by interpolation nodes, six in every step of the path.
 _MANY_TIMES = 32
 # At time 0 derivatives are taken this share of the time span later: an exact tie is broken there.
-_NUDGE = 1e-9
+NUDGE = 1e-9
 # A jump is located by dividing a step into _PARTS parts _ROUNDS times.
 _PARTS, _ROUNDS = 8, 8
 # A step is searched for a jump if its error exceeds what is allowed by this factor.
@@ -119,7 +119,7 @@ def _integrate_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_s
 
     def describe(t, x, args):
         velocity = vector_field(x, args)
-        side = x + _NUDGE * ts[-1] * velocity
+        side = x + NUDGE * ts[-1] * velocity
         return x, velocity, jax.jvp(lambda x: vector_field(x, args), (side,), (velocity,))[1]
 
     saveat = diffrax.SaveAt(
@@ -212,7 +212,7 @@ class _Tangent(NamedTuple):
     tol: Any
 
     def at(self, t):
-        return self.path(jnp.maximum(t, _NUDGE * self.path.times[self.path.count - 1]))
+        return self.path(jnp.maximum(t, NUDGE * self.path.times[self.path.count - 1]))
 
     def forward(self, x0_dot, moved_dot, ts):
         """Tangents at `ts`, `[K, d]`, of a start (None if it does not move) and moved leaves."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from .adjoint import MAX_STEPS, differentiable_once, diffeqsolve, integrate
+from .adjoint import MAX_STEPS, diffeqsolve, differentiable_once, integrate
 from .clock import check_times
 from .drift import average, expected_rewards
 from .game import is_concrete
@@ -95,7 +95,7 @@ def solve(
     """
     check_times(ts)
     check_ergodic(wrapped, params0)
-    _warn_single_precision()
+    warn_single_precision()
     solution = _solve(
         wrapped,
         params0,
@@ -106,11 +106,8 @@ def solve(
         adjoint,
         max_steps,
     )
-    if throw and is_concrete(solution.end_time) and solution.result != RESULTS.successful:
-        raise RuntimeError(
-            f"the averaged ODE was solved only up to t = {float(solution.end_time):.6g} of "
-            f"{float(solution.ts[-1]):.6g}: {RESULTS[solution.result]}"
-        )
+    if throw:
+        check_reached(solution)
     return solution
 
 
@@ -147,24 +144,47 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
         reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
         return params, averages.state_distribution, expected_rewards(wrapped, averages), reducible
 
-    reached = jnp.isfinite(saved)
     params, distribution, rewards, reducible = jax.vmap(describe)(values)
-    result = RESULTS.promote(ended)
-    lost = jnp.any(reached & reducible)
-    # Beyond the first reducible chain nothing is to be trusted.
-    reached &= ~jnp.cumsum(reducible & reached).astype(bool)
+    result, end_time = outcome(ts, saved, ended, reducible)
     return Solution(
         ts=ts,
         params=params,
         state_distribution=distribution,
         rewards=rewards,
         stats=stats,
-        result=RESULTS.where(lost, RESULTS.reducible, result),
-        end_time=jnp.max(jnp.where(reached, ts, 0.0)),
+        result=result,
+        end_time=end_time,
     )
 
 
-def _warn_single_precision() -> None:
+def outcome(ts, saved, ended, reducible) -> tuple[RESULTS, Float[Array, ""]]:
+    """How a solve ended, and the last report time that is to be trusted.
+
+    Args:
+        ts: report times, `[K]`.
+        saved: the same as the solver returns them, infinite where it did not get, `[K]`.
+        ended: the solver's result.
+        reducible: whether the state chain is numerically reducible at each time, `[K]`.
+    """
+    reached = jnp.isfinite(saved)
+    lost = jnp.any(reached & reducible)
+    # Beyond the first reducible chain nothing is to be trusted.
+    reached &= ~jnp.cumsum(reducible & reached).astype(bool)
+    result = RESULTS.where(lost, RESULTS.reducible, RESULTS.promote(ended))
+    return result, jnp.max(jnp.where(reached, ts, 0.0))
+
+
+def check_reached(solution) -> None:
+    """Raises RuntimeError if a solution, or anything with the same fields, ended too early."""
+    if is_concrete(solution.end_time) and solution.result != RESULTS.successful:
+        raise RuntimeError(
+            f"the averaged ODE was solved only up to t = {float(solution.end_time):.6g} of "
+            f"{float(solution.ts[-1]):.6g}: {RESULTS[solution.result]}"
+        )
+
+
+def warn_single_precision() -> None:
+    """Warns if JAX computes in float32."""
     if jnp.result_type(float) != jnp.float64:
         warnings.warn(
             "solving in float32: tolerances below about 1e-6 cannot be met and derivatives are "
