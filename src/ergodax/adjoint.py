@@ -33,7 +33,9 @@ _PARTS, _ROUNDS = 8, 8
 # A step is searched for a jump if its error exceeds what is allowed by this factor.
 _SUSPECT = 4.0
 # Error of tangents and cotangents per step, in units of the relative tolerance of the solution.
-_TOLERANCE = 100.0
+_TOLERANCE = 5.0
+# The path itself is solved to this share of the tolerances: kinks lie where it puts them.
+_PATH_TOLERANCE = 0.1
 _NODES = (1 - np.cos(np.pi * np.arange(6) / 5)) / 2
 # The two parts that each part is compared with: those beside it, or the nearest two at an end.
 _BESIDE = np.stack([np.arange(_PARTS) - 1, np.arange(_PARTS) + 1])
@@ -115,7 +117,13 @@ def diffeqsolve(x0, args, ts, saveat, adjoint, vector_field, solver, rtol, atol,
 def _integrate_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_steps):
     x0, args, ts = once(primals)
     x0_dot, args_dot, ts_dot = tangents
-    options = (vector_field, solver, rtol, atol, max_steps or STORED_STEPS)
+    options = (
+        vector_field,
+        solver,
+        _PATH_TOLERANCE * rtol,
+        _PATH_TOLERANCE * atol,
+        max_steps or STORED_STEPS,
+    )
 
     def describe(t, x, args):
         velocity = vector_field(x, args)
