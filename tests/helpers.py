@@ -263,7 +263,7 @@ def assert_derivatives_close(found, expected, tolerance):
 
 
 def flatten_derivatives(derivatives, theta):
-    """Derivatives of all parameters by theta, as `jax.jacobian` nests them: leaves `[K, d, ...]`."""
+    """Derivatives nested as `jax.jacobian` does, by leaf of theta: `[K, d, ...]`."""
     tables = jax.tree.structure(theta)
     outer = jax.tree.leaves(derivatives, is_leaf=lambda x: jax.tree.structure(x) == tables)
     return {

@@ -126,7 +126,9 @@ def test_the_derivative_at_the_start_is_the_identity(golden):
 def test_derivatives_of_a_failed_solve_are_not_numbers(golden):
     build, theta = golden_build(golden, "random")
     ts = jnp.array([10.0])
-    gradient = jax.grad(lambda theta: flat_solution(build, theta, ts, max_steps=8).sum())(theta)
+    gradient = jax.jit(jax.grad(lambda theta: flat_solution(build, theta, ts, max_steps=8).sum()))(
+        theta
+    )
     assert all(np.isnan(leaf) for leaf in gradient.values())
 
 

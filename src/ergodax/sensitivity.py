@@ -137,6 +137,8 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps):
         scale = atol + rtol * jnp.maximum(jnp.abs(y0[0]), jnp.abs(y1[0]))
         allowed = rtol * jnp.maximum(_rms(y0[1]), _rms(y1[1]))
         of_tangents = _rms(error[1]) / jnp.where(allowed > 0, allowed, 1)
+        # A derivative that is not finite is reported at the end; it must not stop the solution.
+        of_tangents = jnp.where(jnp.isnan(of_tangents), 0, of_tangents)
         return jnp.maximum(_rms(error[0] / scale), jnp.max(of_tangents, initial=0.0))
 
     # An exact tie at the start is broken by beginning a little later, on the side the flow enters.
@@ -228,7 +230,8 @@ def _check_build(build, theta):
             continue
 
         def with_leaf(value, k=k):
-            others = [other for _, other in leaves]
+            # Values of the others stay known inside the trace, as NumPy arrays.
+            others = [np.asarray(x) if is_concrete(x) else x for _, x in leaves]
             wrapped, params0 = build(structure.unflatten([*others[:k], value, *others[k + 1 :]]))
             return eqx.filter((wrapped.learners, params0), eqx.is_array)
 
