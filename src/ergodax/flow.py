@@ -66,7 +66,8 @@ def solve(
     the exact ones to about five digits, in the largest entry. A solution that rests on a tie has no
     derivative; what is returned there is the mean of the branches. If the solution only just
     touches a kink, the derivative by itself changes fast, and has about half as many digits as the
-    solution. Where the solve fails, derivatives are NaN.
+    solution. Where the solve fails, derivatives are NaN. When it is differentiated, the solution
+    itself is solved to a tenth of the tolerances.
 
     Second derivatives need smooth learners and `adjoint=diffrax.DirectAdjoint()`; otherwise they
     raise NotImplementedError.

@@ -138,7 +138,7 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps):
         allowed = rtol * jnp.maximum(_rms(y0[1]), _rms(y1[1]))
         of_tangents = _rms(error[1]) / jnp.where(allowed > 0, allowed, 1)
         # A derivative that is not finite is reported at the end; it must not stop the solution.
-        of_tangents = jnp.where(jnp.isnan(of_tangents), 0, of_tangents)
+        of_tangents = jnp.where(jnp.isfinite(_rms(y0[1])), of_tangents, 0)
         return jnp.maximum(_rms(error[0] / scale), jnp.max(of_tangents, initial=0.0))
 
     # An exact tie at the start is broken by beginning a little later, on the side the flow enters.
