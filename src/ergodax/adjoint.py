@@ -53,7 +53,7 @@ class Path(NamedTuple):
     values: Float[Array, "M d"]
     velocities: Float[Array, "M d"]
     accelerations: Float[Array, "M d"]
-    count: Int[Array, ""]
+    count: Any
 
     def step(self, t: Float[Array, ""]) -> Int[Array, ""]:
         """The step that contains time t."""
@@ -135,7 +135,7 @@ def _integrate_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_s
     )
     solved: Any = diffeqsolve(x0, args, ts, saveat, diffrax.ForwardMode(), *options)
     (reached, times), (ys, described) = solved.ts, solved.ys
-    path = Path(times, *described, solved.stats["num_accepted_steps"] + 1)
+    path = Path(times, *described, solved.stats["num_accepted_steps"] + 1)  # pyright: ignore[reportCallIssue]
 
     moved = jax.tree.map(
         lambda leaf, dot: None if dot is None else leaf, args, args_dot, is_leaf=lambda x: x is None
@@ -147,7 +147,7 @@ def _integrate_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_s
     derivative = jnp.zeros_like(ys)
     if len(inputs):
         derivative = _linear_map(
-            lambda inputs: tangent.forward(*unravel(inputs), ts),
+            lambda inputs: tangent.forward(*unravel(inputs), ts),  # pyright: ignore[reportCallIssue]
             lambda cotangents: tangent.backward(cotangents, ts, x0_dot is not None),
             inputs,
             ys.shape,

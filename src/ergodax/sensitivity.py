@@ -176,7 +176,7 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps):
 class _JointController(diffrax.PIDController):
     """Step sizes from one number: by how much the error of a step exceeds what is allowed."""
 
-    excess: Callable
+    excess: Callable  # pyright: ignore[reportGeneralTypeIssues]
 
     def __init__(self, excess: Callable):
         # With a proportional part step sizes do not oscillate at a kink.
