@@ -4,6 +4,7 @@ import contextlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 from jax.flatten_util import ravel_pytree
@@ -211,3 +212,67 @@ def central_difference(function, x, direction, step=1e-5):
         return (np.asarray(function(x + h * direction)) - function(x - h * direction)) / (2 * h)
 
     return (4 * slope(step / 2) - slope(step)) / 3
+
+
+def golden_build(golden, case):
+    """A golden case as a function of its hyper-parameters and one reward, and its theta.
+
+    Hyper-parameters are shared by the agents, or, in `mixed`, one per agent.
+    """
+    values = golden[case]
+    own, agents = case == "mixed", range(len(values["alpha"]))
+    theta = {name: jnp.asarray(values[name]) for name in ("alpha", "gamma", "tau", "eps")}
+    if not own:
+        theta = {name: value[0] for name, value in theta.items()}
+    theta["R"] = jnp.asarray(values["R"][tuple(values["reward_entry_index"])])
+
+    def build(theta):
+        rewards = jnp.asarray(values["R"]).at[tuple(values["reward_entry_index"])].set(theta["R"])
+
+        def learner(agent):
+            alpha, gamma, tau, eps = (
+                theta[name][agent] if own else theta[name]
+                for name in ("alpha", "gamma", "tau", "eps")
+            )
+            return ex.QLearning(alpha, gamma, ex.EpsilonSoftmax(tau, eps))
+
+        game = ex.MarkovGame.from_dense(values["T"], rewards)
+        wrapped = ex.WrappedGame(game, [learner(agent) for agent in agents])
+        return wrapped, unflatten(wrapped, values["x0"])
+
+    return build, theta
+
+
+def golden_derivatives(golden, case):
+    """Golden derivatives of x(T) by every leaf of the theta of `golden_build`, `[d, ...]`."""
+    values, names = golden[case], ("alpha", "gamma", "tau", "eps")
+    if case == "mixed":
+        agents = range(len(values["alpha"]))
+        found = {n: np.stack([values[f"dxT_d{n}{i}"] for i in agents], axis=-1) for n in names}
+    else:
+        found = {name: values[f"dxT_d{name}"] for name in names}
+    return found | {"R": values["dxT_dR"]}
+
+
+def assert_derivatives_close(found, expected, tolerance):
+    """Largest error relative to the largest entry, for every parameter apart."""
+    for name, like in expected.items():
+        columns = np.asarray(found[name]).reshape(len(like), -1).T
+        for column, reference in zip(columns, like.reshape(len(like), -1).T, strict=True):
+            assert_close(column, reference, tolerance)
+
+
+def flatten_derivatives(derivatives, theta):
+    """Derivatives nested as `jax.jacobian` does, by leaf of theta: `[K, d, ...]`."""
+    tables = jax.tree.structure(theta)
+    outer = jax.tree.leaves(derivatives, is_leaf=lambda x: jax.tree.structure(x) == tables)
+    return {
+        name: np.concatenate(
+            [
+                np.reshape(part[name], (len(part[name]), -1, *np.shape(theta[name])))
+                for part in outer
+            ],
+            axis=1,
+        )
+        for name in theta
+    }

@@ -35,6 +35,8 @@ from .learners import CounterfactualQLearning as CounterfactualQLearning
 from .learners import QLearning as QLearning
 from .learners import Sarsa as Sarsa
 from .results import RESULTS as RESULTS
+from .sensitivity import Sensitivities as Sensitivities
+from .sensitivity import sensitivities as sensitivities
 from .simulate import Ensemble as Ensemble
 from .simulate import Simulation as Simulation
 from .simulate import simulate as simulate

@@ -157,6 +157,14 @@ class AbstractLearner(_Hyper):
         """
         return True
 
+    @property
+    def smooth(self) -> bool:
+        """Whether policy and update have no kinks, as a maximum would make.
+
+        Only asked for second derivatives of `solve`, which are refused unless all learners say so.
+        """
+        return False
+
     @abc.abstractmethod
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Params:
         """Returns the initial parameters of `agent`; `key` is None unless the caller gave one."""
@@ -177,6 +185,11 @@ class AbstractExploration(_Hyper):
     def continuous(self) -> bool:
         """Whether the probabilities are continuous in the values."""
         return True
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the probabilities have no kinks in the values."""
+        return False
 
     @abc.abstractmethod
     def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
@@ -199,6 +212,11 @@ class EpsilonSoftmax(AbstractExploration):
 
     temperature: Scalar = hyper(1.0, within="(0, inf)")
     epsilon: Scalar = hyper(0.0, within="[0, 1]")
+
+    @property
+    def smooth(self) -> bool:
+        """True."""
+        return True
 
     def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
         """Returns the action probabilities for the action values `[A]`."""

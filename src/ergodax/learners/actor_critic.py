@@ -58,6 +58,11 @@ class ActorCritic(AbstractLearner):
         """Whether the exploration rule is continuous in the preferences."""
         return self.exploration.continuous
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the exploration rule is smooth in the preferences."""
+        return self.exploration.smooth
+
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> ActorCriticParams:
         """Returns the initial preferences and values.
 
