@@ -188,7 +188,8 @@ def test_every_run_follows_the_definition(num_actions, kinds, form, density):
 def test_steps_beyond_the_first_word_of_the_counter(monkeypatch):
     """The step number carries into its second word, and from block to block of report times."""
     offset, original = 2**33 - 20, job_module.words_of
-    monkeypatch.setattr(job_module, "words_of", lambda step: original(step + offset))
+    for module in (job_module, block_module):
+        monkeypatch.setattr(module, "words_of", lambda step: original(step + offset))
     # Five states: no other test has compiled a program of these shapes.
     case = random_case(12, 5, (2, 3), ("q", "sarsa"), "next_state")
     ts = np.arange(61.0)

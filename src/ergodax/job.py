@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from . import block
@@ -160,12 +161,16 @@ class Job:
     def _begin_round(self) -> None:
         rows, observe = self._inputs.rows(self.done, self._round, self._observe)
         self._setting = dataclasses.replace(self._setting, wrapped=rows.wrapped, observe=observe)
-        numbers = jnp.arange(self.done, self.done + self._round, dtype=jnp.uint32)
-        self._keys = run_keys(self._key, numbers)
-        self._counted = np.arange(self._round) < self._live
-        self._ensemble = rows.ensemble
-        if rows.ensemble is None:
-            self._ensemble = block.start(self._setting, self._keys, rows.params0, rows.law)
+        keys = run_keys(self._key, jnp.arange(self.done, self.done + self._round, dtype=jnp.uint32))
+        ensemble = rows.ensemble
+        if ensemble is None:
+            ensemble = block.start(self._setting, keys, rows.params0, rows.law)
+        counted = np.arange(self._round) < self._live
+        self._keys, self._ensemble, self._counted = self._spread((keys, ensemble, counted))
+
+    def _spread(self, tree):
+        """Puts every device's runs on it, as `block.advance` returns them."""
+        return jax.device_put(tree, NamedSharding(self._setting.mesh, PartitionSpec(block.AXIS)))
 
     def _advance(self, lengths):
         taken = sum(int(b.lengths.sum()) for b in self._blocks[: len(self._records)])
@@ -274,6 +279,5 @@ class Job:
             records = moments("record")
             if arrays["round"].tolist() == [self._round, *self._lengths_done(len(records))]:
                 self._records = records
-                self._ensemble = jax.tree.unflatten(
-                    jax.tree.structure(ensemble), leaves("ensemble")
-                )
+                structure = jax.tree.structure(ensemble)
+                self._ensemble = self._spread(structure.unflatten(leaves("ensemble")))

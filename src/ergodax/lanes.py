@@ -168,7 +168,7 @@ def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
     count = batched[0].array.shape[batched[0].axis]
     first = inputs[0]
     if name in _READS and first.axis != 0 and _reads_few(name, inputs, params):
-        return [_read(name, inputs, params)]
+        return [_spread(_read(name, inputs, params), count)]
     if name in _SCATTERS or name in _READS:
         return _vmapped(bind, inputs, first.axis if name in _SCATTERS else -1)
 
@@ -253,4 +253,6 @@ def _read(name: str, inputs: list[Lanes], params) -> Lanes:
         collapsed = params["dimension_numbers"].collapsed_slice_dims
         kept = [size for axis, size in enumerate(sizes) if axis not in collapsed]
         result = result.reshape(*kept, result.shape[-1])
+    if result.shape[-1] == 1:  # nothing to choose from a table that all share
+        return Lanes(result[..., 0], None)
     return Lanes(result, -1)

@@ -173,6 +173,12 @@ def simulate(
     scale = check_scale(scale)
     steps, times = steps_at(ts, scale)
     begun = 0 if start is None else _check_start(start, key, scale, steps)
+    intervals = np.diff(steps, prepend=begun)
+    if intervals.max() >= 2**31:
+        raise ValueError(
+            f"{intervals.max()} steps between two report times are too many (2^31 - 1 at most); "
+            "add report times."
+        )
     ensemble = None if start is None else start.final
     inputs = check_inputs(wrapped, params0, initial_state, ensemble, runs, dtype)
     devices = jax.local_devices() if devices is None else list(devices)
@@ -204,7 +210,7 @@ def simulate(
         key,
         width=width,
         begun=begun,
-        intervals=np.diff(steps, prepend=begun),
+        intervals=intervals,
         block_steps=max(1, limits.block // width),
     )
     if saved is not None:
