@@ -24,6 +24,8 @@ from .learners import ActorCritic as ActorCritic
 from .learners import CounterfactualQLearning as CounterfactualQLearning
 from .learners import QLearning as QLearning
 from .learners import Sarsa as Sarsa
+from .noise import noise_covariance as noise_covariance
+from .noise import poisson_values as poisson_values
 from .results import RESULTS as RESULTS
 from .simulate import Ensemble as Ensemble
 from .simulate import Simulation as Simulation
