@@ -10,3 +10,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The state chain became numerically reducible, so that the stationary distribution is not "
         "defined to working precision."
     )
+    kinks = (
+        "More kinks are crossed than tracked: the flow slides along a kink, or nearly so, and the "
+        "theory of fluctuations does not hold; if not, raise max_kinks."
+    )
