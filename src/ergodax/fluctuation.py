@@ -264,16 +264,17 @@ class _Dynamics:
         return values[new] - values[old]
 
     def crossing(self, x, row, old, new):
-        """Normal n of a kink and the jump c of DF across it, at the point of the kink next to x."""
+        """At the point of a kink next to x: l, its normal n, the drift, and the jump c of DF."""
         gap, normal = jax.value_and_grad(self.difference)(x, row, old, new)
         length = jnp.sum(normal**2)
         foot = x - gap * normal / length
         reach = jnp.sqrt(jnp.finfo(x.dtype).eps) * (1 + jnp.abs(x).max()) * normal
 
         def slope(x):
-            return jax.jvp(self.drift, (x,), (normal,))[1]
+            return jax.jvp(self.drift, (x,), (normal,))
 
-        return gap, normal, (slope(foot + reach) - slope(foot - reach)) / length
+        drifts, slopes = jax.vmap(slope)(jnp.stack([foot - reach, foot + reach]))
+        return gap, normal, drifts.mean(axis=0), (slopes[1] - slopes[0]) / length
 
 
 def _owners(wrapped: WrappedGame) -> tuple[np.ndarray, np.ndarray]:
@@ -418,9 +419,6 @@ def _fluctuations(
     start, unravel = ravel_pytree(params0)
     dynamics = _Dynamics(wrapped, unravel)
     end = ts[-1]
-    # Derivatives are taken just ahead of x, so that a tie at the start takes the side that the flow
-    # enters.
-    ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end if max_kinks else 0.0
     agents, numbers = _owners(wrapped)
 
     def integrate(field, y0, begin, until, saveat):
@@ -439,22 +437,20 @@ def _fluctuations(
         )
 
     def field(t, state, args):
-        x = state.x
-        drift = dynamics.drift(x)
-        at = x + ahead * drift
+        x, drift = state.x, dynamics.drift(state.x)
         if with_bias:
-            slope, averaging = dynamics.linearise(at)
+            slope, averaging = dynamics.linearise(x)
         else:
-            slope, averaging = jax.jacfwd(dynamics.drift)(at), None
+            slope, averaging = jax.jacfwd(dynamics.drift)(x), None
         spread = slope @ state.covariance
-        spread = spread + spread.T + dynamics.noise(at)
+        spread = spread + spread.T + dynamics.noise(x)
         if not with_bias:
             return _State(drift, spread, None)
-        curvature = _curvature(dynamics.drift, at, state.covariance)
+        curvature = _curvature(dynamics.drift, x, state.covariance)
         # The last term is the error of Euler's method with step 1 / N.
         source = averaging + curvature / 2 - slope @ drift / 2
         if max_kinks and scale is not None:
-            source = source + smoothed(at, state.covariance)
+            source = source + smoothed(x, state.covariance)
         return _State(drift, spread, slope @ state.bias + source)
 
     def smoothed(x, spread):
@@ -462,7 +458,7 @@ def _fluctuations(
         _, places = dynamics.best_two(x)
 
         def of_row(row, place):
-            gap, normal, change = dynamics.crossing(x, row, place[0], place[1])
+            gap, normal, _, change = dynamics.crossing(x, row, place[0], place[1])
             deviation = _sqrt(normal @ spread @ normal)
             distance = jnp.abs(gap) * jnp.sqrt(scale) / jnp.where(deviation > 0, deviation, 1)
             tail = jax.scipy.stats.norm.pdf(distance) - distance * jax.scipy.stats.norm.sf(distance)
@@ -470,25 +466,28 @@ def _fluctuations(
 
         return jax.vmap(of_row)(jnp.arange(len(places)), places).sum(axis=0)
 
-    kinks, lost = _find_kinks(dynamics, start, end, ahead, max_kinks, integrate)
+    kinks, lost = _find_kinks(dynamics, start, end, max_kinks, integrate)
 
     def jump(kink, state):
         """The jump of b at a kink."""
         row, old, new, valid = kink
-        _, normal, change = dynamics.crossing(state.x, row, old, new)
-        speed = jnp.abs(normal @ dynamics.drift(state.x))
+        _, normal, drift, change = dynamics.crossing(state.x, row, old, new)
+        speed = jnp.abs(normal @ drift)
         size = normal @ state.covariance @ normal / (2 * jnp.where(speed > 0, speed, 1))
         return jnp.where(valid & (speed > 0), size * change, 0)
 
-    initial = None
+    first, initial = dynamics.solved(start), None
     if with_bias:
-        first = dynamics.solved(start)
         core = law
         if wrapped.needs_next_action:
             policy = first.joint_policy
             core = (law.reshape(-1, *(1,) * (policy.ndim - 1)) * policy).ravel()
         initial = core @ first.values
     state = _State(start, jnp.zeros((start.size, start.size), start.dtype), initial)
+
+    # Integration starts just ahead, so that a tie takes the side that the flow enters.
+    ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end
+    entering = state._replace(x=start + ahead * first.drift) if max_kinks else state
 
     saved: Any = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), state)
     result = RESULTS.successful
@@ -504,7 +503,7 @@ def _fluctuations(
         saves = diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=inside), diffrax.SubSaveAt(t1=True)])
         solved = integrate(field, state, begin, until, saves)
         own, last = solved.ys
-        belongs = (ts >= begin) & (ts <= until) & (until > begin)
+        belongs = (ts > begin) & (ts <= until)
         saved = jax.tree.map(
             lambda old, new: jnp.where(belongs.reshape(-1, *(1,) * (old.ndim - 1)), new, old),
             saved,
@@ -526,18 +525,17 @@ def _fluctuations(
     ]
     valid = jnp.append(kinks.row[:stops] >= 0, False)
     inputs = (segments[:-1], segments[1:], (*indices, valid))
-    (_, saved, result), steps_taken = jax.lax.scan(segment, (state, saved, result), inputs)
+    (_, saved, result), steps_taken = jax.lax.scan(segment, (entering, saved, result), inputs)
     result = RESULTS.where(lost, RESULTS.kinks, result)
 
     def margins(x, spread):
-        at = x + ahead * dynamics.drift(x)
-        _, places = dynamics.best_two(at)
+        _, places = dynamics.best_two(x)
 
         def of_row(row, place):
-            gap, normal = jax.value_and_grad(dynamics.difference)(at, row, place[0], place[1])
-            deviation = _sqrt(normal @ spread @ normal)
-            return jnp.where(deviation > 0, jnp.abs(gap) / jnp.where(deviation > 0, deviation, 1),
-                             jnp.inf)
+            gap, normal = jax.value_and_grad(dynamics.difference)(x, row, place[0], place[1])
+            variance = normal @ spread @ normal
+            distance = jnp.abs(gap) / _sqrt(jnp.where(variance > 0, variance, 1))
+            return jnp.where(variance > 0, distance, jnp.inf)
 
         if not len(places):
             return jnp.zeros(0, x.dtype)
@@ -584,7 +582,7 @@ def _layer(dynamics: _Dynamics, law, x, steps):
     return -core @ solved.values
 
 
-def _find_kinks(dynamics, start, end, ahead, max_kinks: int, integrate) -> tuple[Kinks, Any]:
+def _find_kinks(dynamics, start, end, max_kinks: int, integrate) -> tuple[Kinks, Any]:
     """Where the flow changes a maximising entry, and whether more often than tracked."""
     empty = jnp.zeros(max_kinks, jnp.int32)
     if not max_kinks:
@@ -599,10 +597,10 @@ def _find_kinks(dynamics, start, end, ahead, max_kinks: int, integrate) -> tuple
     )
 
     def best(t):
-        x = flow.evaluate(t)
-        return dynamics.best_two(x + ahead * dynamics.drift(x))[1][:, 0]
+        return dynamics.best_two(flow.evaluate(t))[1][:, 0]
 
-    grid = jnp.linspace(0, 1, _GRID + 1) * end
+    # Just after the start: a tie there belongs to the side that the flow enters.
+    grid = jnp.linspace(0, 1, _GRID + 1).at[0].set(1e-6) * end
     winners = jax.lax.stop_gradient(jax.lax.map(best, grid))
     changed = winners[1:] != winners[:-1]
     cell, row = jnp.nonzero(changed, size=max_kinks, fill_value=-1)
@@ -622,9 +620,7 @@ def _find_kinks(dynamics, start, end, ahead, max_kinks: int, integrate) -> tuple
         bounds = jax.lax.fori_loop(0, 45, halve, jnp.stack([grid[cell], grid[cell + 1]]))
         time = jax.lax.stop_gradient(bounds.mean())
         # One step of Newton's method, whose derivative is that of the crossing time.
-        x = flow.evaluate(time)
-        away, normal = jax.value_and_grad(dynamics.difference)(x, row, old, new)
-        speed = normal @ dynamics.drift(x)
+        away, speed = jax.jvp(lambda t: gap(t, row, old, new), (time,), (jnp.ones_like(time),))
         away = away - jax.lax.stop_gradient(away)
         return time - away / jax.lax.stop_gradient(jnp.where(speed == 0, 1, speed))
 
