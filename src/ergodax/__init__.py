@@ -7,11 +7,17 @@ from . import plot as plot
 from .check import check_learner as check_learner
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .convergence import ConvergenceStudy as ConvergenceStudy
+from .convergence import convergence_study as convergence_study
+from .convergence import required_scale as required_scale
 from .drift import drift as drift
 from .drift import jacobian as jacobian
 from .drift import occupation_measure as occupation_measure
 from .flow import Solution as Solution
 from .flow import solve as solve
+from .fluctuation import Fluctuations as Fluctuations
+from .fluctuation import fluctuations as fluctuations
+from .fluctuation import stationary_covariance as stationary_covariance
 from .game import MarkovGame as MarkovGame
 from .learner import AbstractExploration as AbstractExploration
 from .learner import AbstractLearner as AbstractLearner

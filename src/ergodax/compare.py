@@ -1,7 +1,8 @@
 """Simulated learners against their averaged ODE: how far apart, where, and how sure.
 
 The theorem says that the rescaled process follows `dx/dt = F(x)` as the scale N grows. At a given
-N, `compare` runs both from the same parameters, on the same times, and measures the gap.
+N, `compare` runs both from the same parameters, on the same times, and measures the gap. It also
+says whether the ensemble has the mean `x + b / N` and the variance `C / N` that theory predicts.
 """
 
 import time
@@ -13,13 +14,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jaxtyping import Array, ArrayLike, Float, Real, UInt32
 
 from .clock import check_scale, check_times, steps_at
 from .drift import jacobian
 from .flow import Solution, solve
+from .fluctuation import Fluctuations, fluctuations
 from .game import MarkovGame
 from .learners.action_value import AbstractActionValueLearner
+from .results import RESULTS
 from .simulate import Simulation, simulate
 from .stationary import mixing_time
 from .wrapped import WrappedGame
@@ -28,6 +32,8 @@ from .wrapped import WrappedGame
 _MOST_TIMES = 101
 _MOST_PARAMETERS = 256
 _SMALL_SEPARATION = 10
+# Fluctuations and bias are predicted for up to so many parameters.
+_MOST_PREDICTED = 64
 
 
 class Series(NamedTuple):
@@ -40,6 +46,8 @@ class Series(NamedTuple):
         ode: along the ODE, `[K, ...]`.
         mean: mean over runs, `[K, ...]`.
         variance: variance over runs, `[K, ...]`.
+        predicted_mean: `x + b / N`, `[K, ...]`; None if not predicted.
+        predicted_variance: `C / N`, `[K, ...]`; None if not predicted.
     """
 
     agent: int
@@ -48,6 +56,8 @@ class Series(NamedTuple):
     ode: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
+    predicted_mean: np.ndarray | None = None
+    predicted_variance: np.ndarray | None = None
 
 
 class Gap(eqx.Module):
@@ -73,6 +83,25 @@ class Gap(eqx.Module):
     root_mean_square_error: float
 
 
+class Agreement(eqx.Module):
+    """How the ensemble's moments compare with those that theory predicts, in standard errors.
+
+    Attributes:
+        mean_z: largest `|ensemble mean - (x + b / N)|`, in standard errors.
+        variance_z: largest `|ensemble variance - C / N|`, in standard errors.
+        bound: what each would exceed by chance once in a thousand, were all numbers independent.
+        numbers: how many numbers were compared: parameters times times.
+        left_out: times left out, where the ODE is within three standard deviations of a kink and
+            fluctuations are not Gaussian.
+    """
+
+    mean_z: float
+    variance_z: float
+    bound: float
+    numbers: int
+    left_out: int
+
+
 class Comparison(eqx.Module):
     """An ensemble of simulated learners beside the solution of their averaged ODE.
 
@@ -88,6 +117,8 @@ class Comparison(eqx.Module):
         separation: how many times faster the state chain forgets its state than the parameters
             move: the smallest `scale / (mixing time * |DF|_2)` along the ODE; None if there are too
             many parameters for the Jacobian DF.
+        predicted: fluctuations and bias along the ODE; None if they were not predicted.
+        agreement: of the ensemble with them; a reason if they were not predicted.
         solve_compile_seconds: time spent compiling the ODE.
         solve_run_seconds: time spent solving it.
         initial_state: the first state of every run; None if drawn.
@@ -101,6 +132,8 @@ class Comparison(eqx.Module):
     parameter_gap: Gap
     policy_gap: Gap
     separation: float | None
+    predicted: Fluctuations | None
+    agreement: Agreement | str
     solve_compile_seconds: float
     solve_run_seconds: float
     initial_state: int | str | None = eqx.field(static=True)
@@ -109,12 +142,26 @@ class Comparison(eqx.Module):
     @property
     def parameter_series(self) -> list[Series]:
         """All agents' parameters, array by array."""
-        return _series(
+        series = _series(
             self.wrapped.game,
             self.solution.params,
             self.simulation.mean[0],
             self.simulation.variance[0],
         )
+        if self.predicted is None:
+            return series
+        scale = self.simulation.scale
+        means = jax.tree.leaves(self.predicted.corrected_mean(scale))
+        variances = np.einsum("kii->ki", np.asarray(self.predicted.covariance)) / scale
+        ends = np.cumsum([leaf[0].size for leaf in means])
+        return [
+            own._replace(
+                predicted_mean=np.asarray(mean), predicted_variance=part.reshape(mean.shape)
+            )
+            for own, mean, part in zip(
+                series, means, np.split(variances, ends[:-1], axis=1), strict=True
+            )
+        ]
 
     @property
     def policy_series(self) -> list[Series]:
@@ -186,6 +233,7 @@ def compare(
         dtype=dtype,
         progress=progress,
     )
+    predicted, reason = _predict(wrapped, params0, times, initial_state)
     params = jax.device_get(solution.params)
     policies = jax.device_get(_policies(wrapped, params))
     parameters, chances = (
@@ -202,10 +250,58 @@ def compare(
         parameter_gap=_gap(wrapped.game, parameters, simulation),
         policy_gap=_gap(wrapped.game, chances, simulation),
         separation=_separation(wrapped, params, scale),
+        predicted=predicted,
+        agreement=reason if predicted is None else _agreement(predicted, simulation),
         solve_compile_seconds=compile_seconds,
         solve_run_seconds=run_seconds,
         initial_state=initial_state,
         key_data=np.asarray(jax.random.key_data(key)),
+    )
+
+
+def _predict(wrapped, params0, times, initial_state) -> tuple[Fluctuations | None, str]:
+    """Fluctuations and bias along the ODE, or a reason why there are none."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(params0))
+    if size > _MOST_PREDICTED:
+        return None, f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
+    if times[-1] == 0:
+        return None, "not computed (no time passes)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `solve` has said so already
+        predicted = fluctuations(
+            wrapped, params0, times, initial_state=initial_state, bias=True, throw=False
+        )
+    if predicted.result != RESULTS.successful:
+        return None, f"not computed: {RESULTS[predicted.result]}"
+    return predicted, ""
+
+
+def _agreement(predicted: Fluctuations, simulation: Simulation) -> Agreement | str:
+    """Largest z-scores of mean and variance, where there is noise and it is Gaussian."""
+    if simulation.runs < 2:
+        return "not computed (a single run)"
+    scale = simulation.scale
+    near = np.asarray(predicted.near_kink(scale))
+
+    def flat(tree):
+        return np.concatenate([np.reshape(v, (len(near), -1)) for v in jax.tree.leaves(tree)], 1)
+
+    expected = np.einsum("kii->ki", np.asarray(predicted.covariance)) / scale
+    compared = (expected > 0) & ~near[:, None]
+    if not compared.any():
+        return "not computed (no time is far enough from a kink)"
+    expected = expected[compared]
+    with np.errstate(invalid="ignore", over="ignore"):
+        deviation = flat(simulation.mean[0]) - flat(predicted.corrected_mean(scale))
+        mean_z = deviation[compared] / np.sqrt(expected / simulation.runs)
+        spread = flat(simulation.variance[0])[compared] / expected - 1
+        variance_z = spread * np.sqrt((simulation.runs - 1) / 2)
+    return Agreement(
+        mean_z=float(np.abs(mean_z).max()),
+        variance_z=float(np.abs(variance_z).max()),
+        bound=float(-scipy.special.ndtri(0.5e-3 / expected.size)),
+        numbers=int(expected.size),
+        left_out=int(near.sum()),
     )
 
 
@@ -342,6 +438,7 @@ def _cost_table(comparison: Comparison) -> str:
             _seconds(comparison.solve_compile_seconds, comparison.solve_run_seconds),
         ],
         ["time scales", _time_scales(comparison.separation), ""],
+        ["theory", _theory(comparison.agreement), ""],
     ]
     return _align(rows)
 
@@ -356,6 +453,20 @@ def _time_scales(separation: float | None) -> str:
     text = f"states mix {separation:.4g} times faster than parameters move"
     if not separation >= _SMALL_SEPARATION:
         text += ": the ODE may not describe the learners at this scale"
+    return text
+
+
+def _theory(agreement: Agreement | str) -> str:
+    if isinstance(agreement, str):
+        return agreement
+    agree = max(agreement.mean_z, agreement.variance_z) < agreement.bound
+    text = (
+        f"mean x + b/N and variance C/N {'agree' if agree else 'do not agree'}: largest z "
+        f"{agreement.mean_z:.2f} and {agreement.variance_z:.2f} of {agreement.numbers} "
+        f"(chance: {agreement.bound:.2f})"
+    )
+    if agreement.left_out:
+        text += f"; {agreement.left_out} times next to kinks left out"
     return text
 
 

@@ -30,9 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
-from .clock import check_scale, check_times, steps_at
+from .clock import check_scale, check_times
 from .game import is_concrete
 from .noise import covariance, inflow, poisson
 from .results import RESULTS
@@ -84,9 +84,7 @@ class Fluctuations(eqx.Module):
         covariance: C, the covariance of `sqrt(N) (X^N - x)`, `[K, d, d]`, in the order of
             `jax.flatten_util.ravel_pytree(params)`.
         bias: b, `[K, d]`: `E X^N = x + b / N`; None unless asked for.
-        layer: `-E v(x_t, c_k)`, `[K, d]`, also to be divided by N: what remains of the
-            initial state after k steps. It fades after a few mixing times, `t N >> 1`, unless the
-            chain is periodic. None unless bias and a scale were given.
+        initial: law of the first state, `[S]`.
         kinks: the kinks crossed.
         margin: distance of every maximum from a change, in standard deviations of U, `[K, M]`,
             for the rows of all agents in turn.
@@ -99,7 +97,7 @@ class Fluctuations(eqx.Module):
     params: Any
     covariance: Float[Array, "K d d"]
     bias: Float[Array, "K d"] | None
-    layer: Float[Array, "K d"] | None
+    initial: Float[Array, " S"]
     kinks: Kinks
     margin: Float[Array, "K M"]
     wrapped: WrappedGame
@@ -114,27 +112,34 @@ class Fluctuations(eqx.Module):
         """
         return jnp.any(self.margin * jnp.sqrt(jnp.asarray(scale)) < _NEAR, axis=1)
 
-    def corrected_mean(self, scale: Real[ArrayLike, ""]) -> Any:
-        """`x + b / N`, the mean of the process at a scale up to `o(1 / N)`, leaves `[K, ...]`.
+    def layer(self, scale: Real[ArrayLike, ""]) -> Float[Array, "K d"]:
+        """`-E v(x_t, c_k)`, `[K, d]`: what step k = t N still knows of the first state.
 
-        Includes the layer of the initial state if the fluctuations were made for this scale.
+        It is added to b. It fades after some mixing times, except in a periodic chain.
+        """
+        steps = jnp.rint(self.ts * jnp.asarray(scale)).astype(int)
+        return _layers(self.wrapped, self.params, self.initial, steps)
+
+    def corrected_mean(self, scale: Real[ArrayLike, ""]) -> Any:
+        """`x + b / N`, the layer of the initial state included, leaves `[K, ...]`.
+
+        It is the mean of the process up to `o(1 / N)`.
 
         Raises:
-            ValueError: if the bias was not computed, or was computed for another scale.
+            ValueError: if the bias was not computed, or was smoothed for another scale.
         """
-        shift = self._shift(scale)
         flat = jax.vmap(lambda p: ravel_pytree(p)[0])(self.params)
         unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], self.params))[1]
-        return jax.vmap(unravel)(flat + shift)
+        return jax.vmap(unravel)(flat + self._shift(scale))
 
     def _shift(self, scale):
         if self.bias is None:
             raise ValueError("the bias was not computed: call fluctuations(..., bias=True).")
         if self.scale is not None and is_concrete(self.scale) and scale != self.scale:
             raise ValueError(
-                f"the bias was computed for scale {float(self.scale):g}, not {scale:g}."
+                f"the bias was smoothed for scale {float(self.scale):g}, not {scale:g}."
             )
-        return (self.bias if self.layer is None else self.bias + self.layer) / scale
+        return (self.bias + self.layer(scale)) / scale
 
     def band(self, observe: Callable[[Any], Any], *, scale: Real[ArrayLike, ""]) -> Band:
         """Mean and standard deviation of an observable at a scale, by the delta method.
@@ -319,9 +324,9 @@ def fluctuations(
         initial_state: the first state, by number or name, for the bias; drawn from the game's
             initial law by default.
         bias: also compute the bias b.
-        scale: N. If given, kinks are smoothed as they are at that scale, the layer of the initial
-            state is added, and times within three standard deviations of a kink are warned of. The
-            limit of large N by default, where b jumps at a kink.
+        scale: N. If given, kinks are smoothed as they are at that scale, and times within three
+            standard deviations of a kink are warned of. The limit of large N by default, where b
+            jumps at a kink.
         max_kinks: how many kinks are tracked; more are an error.
         rtol: relative tolerance.
         atol: absolute tolerance, of x, C and b alike.
@@ -334,8 +339,8 @@ def fluctuations(
 
     Raises:
         ValueError: as `solve`; if `initial_state` is not a state.
-        RuntimeError: if the solve fails and `throw` is true, or more kinks are crossed than tracked:
-            then x slides along a kink, or nearly so, and the theory does not hold.
+        RuntimeError: where `throw` is true, if the solve fails, or more kinks are crossed than
+            tracked: then x slides along a kink, or nearly so, and the theory does not hold.
 
     Warns:
         UserWarning: if a scale is given at which the theory does not hold at some of the times.
@@ -346,18 +351,12 @@ def fluctuations(
         check_scale(scale)
     game = wrapped.game
     law = game.initial if initial_state is None else _point_law(game, initial_state)
-    steps = None
-    if scale is not None:
-        if not (is_concrete(scale) and is_concrete(ts)):
-            raise ValueError("scale and ts must be concrete where a scale is given.")
-        steps = jnp.asarray(steps_at(ts, float(scale))[0])
     solution = _fluctuations(
         wrapped,
         params0,
         jnp.asarray(ts, dtype=float),
         law,
         None if scale is None else jnp.asarray(scale, dtype=float),
-        steps,
         bias,
         max_kinks if _owners(wrapped)[0].size else 0,
         jnp.asarray(rtol, dtype=float),
@@ -413,7 +412,7 @@ class _State(NamedTuple):
 
 @eqx.filter_jit
 def _fluctuations(
-    wrapped, params0, ts, law, scale, steps, with_bias, max_kinks, rtol, atol, adjoint, max_steps
+    wrapped, params0, ts, law, scale, with_bias, max_kinks, rtol, atol, adjoint, max_steps
 ):
     original, wrapped = wrapped, preserve_rows(wrapped)
     start, unravel = ravel_pytree(params0)
@@ -478,11 +477,7 @@ def _fluctuations(
 
     first, initial = dynamics.solved(start), None
     if with_bias:
-        core = law
-        if wrapped.needs_next_action:
-            policy = first.joint_policy
-            core = (law.reshape(-1, *(1,) * (policy.ndim - 1)) * policy).ravel()
-        initial = core @ first.values
+        initial = _core_law(wrapped, law, first) @ first.values
     state = _State(start, jnp.zeros((start.size, start.size), start.dtype), initial)
 
     # Integration starts just ahead, so that a tie takes the side that the flow enters.
@@ -541,16 +536,13 @@ def _fluctuations(
             return jnp.zeros(0, x.dtype)
         return jax.vmap(of_row)(jnp.arange(len(places)), places)
 
-    layer = None
-    if with_bias and steps is not None:
-        layer = jax.vmap(lambda x, k: _layer(dynamics, law, x, k))(saved.x, steps)
     table = jnp.asarray(np.append(agents, -1)), jnp.asarray(np.append(numbers, -1))
     return Fluctuations(
         ts=ts,
         params=jax.vmap(unravel)(saved.x),
         covariance=saved.covariance,
         bias=saved.bias,
-        layer=layer,
+        initial=law,
         kinks=Kinks(
             kinks.time,
             table[0][kinks.row],
@@ -566,20 +558,29 @@ def _fluctuations(
     )
 
 
-def _layer(dynamics: _Dynamics, law, x, steps):
-    """`-E v(x, c_k)`: what is left of the initial law after k steps of the chain frozen at x."""
-    solved = dynamics.solved(x)
+@eqx.filter_jit
+def _layers(wrapped, params, initial, steps):
+    return jax.lax.map(lambda a: _layer(wrapped, a[0], initial, a[1]), (params, steps))
+
+
+def _layer(wrapped, params, law, steps):
+    """`-E v(x, c_k)` after k steps of the chain frozen at x, by repeated squaring."""
+    solved = poisson(wrapped, params)
 
     def square(_, carry):
         law, power, left = carry
         return jnp.where(left % 2 == 1, law @ power, law), power @ power, left // 2
 
     law, _, _ = jax.lax.fori_loop(0, 54, square, (law, solved.chain, steps))
-    core = law
-    if dynamics.wrapped.needs_next_action:
-        policy = solved.joint_policy
-        core = (law.reshape(-1, *(1,) * (policy.ndim - 1)) * policy).ravel()
-    return -core @ solved.values
+    return -_core_law(wrapped, law, solved) @ solved.values
+
+
+def _core_law(wrapped, law, solved):
+    """Law of the core state, given that of the state."""
+    if not wrapped.needs_next_action:
+        return law
+    policy = solved.joint_policy
+    return (law.reshape(-1, *(1,) * (policy.ndim - 1)) * policy).ravel()
 
 
 def _find_kinks(dynamics, start, end, max_kinks: int, integrate) -> tuple[Kinks, Any]:
@@ -665,6 +666,19 @@ def _linearised(wrapped, params):
     dynamics = _Dynamics(preserve_rows(wrapped), unravel)
     slope = jax.jacfwd(dynamics.drift)(x)
     return dynamics.drift(x), slope, dynamics.noise(x), dynamics.best_two(x)[0]
+
+
+def linearised(
+    solution: Fluctuations,
+) -> tuple[Float[np.ndarray, "K d"], Float[np.ndarray, "K d d"], Float[np.ndarray, "K d d"]]:
+    """F, DF and Sigma along a solution, in NumPy."""
+    drift, slope, noise, _ = jax.device_get(_along(solution.wrapped, solution.params))
+    return drift, slope, noise
+
+
+@eqx.filter_jit
+def _along(wrapped, params):
+    return jax.lax.map(lambda p: _linearised(wrapped, p), params)
 
 
 def _check_stable(drift, slope, gaps) -> None:

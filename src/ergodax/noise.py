@@ -214,9 +214,7 @@ def covariance(wrapped: WrappedGame, solved: Poisson) -> Float[Array, "d d"]:
     events = _events(wrapped, solved)
     differences = solved.values[events.target] - solved.values[events.source] - solved.drift
     for agent, own in enumerate(solved.increments):
-        places, values = (
-            _with_next_actions(wrapped, part, agent, events.agents) for part in own
-        )
+        places, values = (_with_next_actions(wrapped, part, agent, events.agents) for part in own)
         differences = differences.at[jnp.arange(len(places))[:, None], places].add(values)
     return (events.weights[:, None] * differences).T @ differences
 
@@ -235,17 +233,27 @@ def _covariance_by_parts(wrapped: WrappedGame, solved: Poisson) -> Float[Array, 
     return total
 
 
+def event_scores(wrapped: WrappedGame, solved: Poisson, vector) -> Float[Array, " E"]:
+    """`w . (f(x, e) + v(c'))` for all joint events, what each is worth in a direction w; pure.
+
+    Events are flat in C order of `[S, A_1, .., A_n, K]`, followed by the next joint action if a
+    learner needs it.
+    """
+    events = _events(wrapped, solved)
+    total = (solved.values @ vector)[events.target]
+    for agent, own in enumerate(solved.increments):
+        learnt = jnp.sum(own.values * vector[own.positions], axis=-1)
+        total = total + _with_next_actions(wrapped, learnt, agent, events.agents)
+    return total
+
+
 def covariance_product(wrapped: WrappedGame, solved: Poisson, vector) -> Float[Array, " d"]:
     """Sigma times a vector, event by event and without Sigma; pure."""
     events = _events(wrapped, solved)
 
     def difference(vector):
-        ahead = solved.values @ vector
-        total = ahead[events.target] - ahead[events.source] - solved.drift @ vector
-        for agent, own in enumerate(solved.increments):
-            learnt = jnp.sum(own.values * vector[own.positions], axis=-1)
-            total = total + _with_next_actions(wrapped, learnt, agent, events.agents)
-        return total
+        constant = (solved.values @ vector)[events.source] + solved.drift @ vector
+        return event_scores(wrapped, solved, vector) - constant
 
     projected, transpose = jax.vjp(difference, vector)
     return transpose(events.weights * projected)[0]

@@ -164,8 +164,8 @@ def _deviation_matrix_jvp(primals, tangents):
 def mixing_time(chain: Float[Array, "S S"]) -> Float[Array, ""]:
     """How many steps a chain takes to forget its state.
 
-    The largest row sum of `|D|`, D the deviation matrix. At least `1 / |1 - lambda|` for every eigenvalue
-    lambda of P but the simple 1. Infinite where the chain is reducible.
+    The largest row sum of `|D|`, D the deviation matrix. At least `1 / |1 - lambda|` for every
+    eigenvalue lambda of P but the simple 1. Infinite where the chain is reducible.
 
     Args:
         chain: the transition matrix P, `[S, S]`.
