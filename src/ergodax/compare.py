@@ -8,6 +8,7 @@ says whether the ensemble has the mean `x + b / N` and the variance `C / N` that
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Real, UInt32
 from .clock import check_scale, check_times, steps_at
 from .drift import jacobian
 from .flow import Solution, solve
-from .fluctuation import Fluctuations, fluctuations
+from .fluctuation import Fluctuations, first_state_law, fluctuate
 from .game import MarkovGame
 from .learners.action_value import AbstractActionValueLearner
 from .results import RESULTS
@@ -117,8 +118,9 @@ class Comparison(eqx.Module):
         separation: how many times faster the state chain forgets its state than the parameters
             move: the smallest `scale / (mixing time * |DF|_2)` along the ODE; None if there are too
             many parameters for the Jacobian DF.
-        predicted: fluctuations and bias along the ODE; None if they were not predicted.
-        agreement: of the ensemble with them; a reason if they were not predicted.
+        prediction: mean `x + b / N` and variance `C / N` of the parameters, each leaf `[K, ...]`;
+            None if not computed.
+        agreement: of the ensemble with them; a reason if they were not computed.
         solve_compile_seconds: time spent compiling the ODE.
         solve_run_seconds: time spent solving it.
         initial_state: the first state of every run; None if drawn.
@@ -132,7 +134,7 @@ class Comparison(eqx.Module):
     parameter_gap: Gap
     policy_gap: Gap
     separation: float | None
-    predicted: Fluctuations | None
+    prediction: tuple[Any, Any] | None
     agreement: Agreement | str
     solve_compile_seconds: float
     solve_run_seconds: float
@@ -148,19 +150,12 @@ class Comparison(eqx.Module):
             self.simulation.mean[0],
             self.simulation.variance[0],
         )
-        if self.predicted is None:
+        if self.prediction is None:
             return series
-        scale = self.simulation.scale
-        means = jax.tree.leaves(self.predicted.corrected_mean(scale))
-        variances = np.einsum("kii->ki", np.asarray(self.predicted.covariance)) / scale
-        ends = np.cumsum([leaf[0].size for leaf in means])
+        moments = zip(*map(jax.tree.leaves, self.prediction), strict=True)
         return [
-            own._replace(
-                predicted_mean=np.asarray(mean), predicted_variance=part.reshape(mean.shape)
-            )
-            for own, mean, part in zip(
-                series, means, np.split(variances, ends[:-1], axis=1), strict=True
-            )
+            own._replace(predicted_mean=mean, predicted_variance=variance)
+            for own, (mean, variance) in zip(series, moments, strict=True)
         ]
 
     @property
@@ -221,19 +216,22 @@ def compare(
     times = _times_of_steps(ts, scale)
     # The ODE first: it is quick, and says whether there is anything to compare with.
     solution, compile_seconds, run_seconds = _timed_solve(wrapped, params0, times)
-    simulation = simulate(
-        wrapped,
-        params0,
-        times,
-        scale=scale,
-        runs=runs,
-        key=key,
-        initial_state=initial_state,
-        observe=_Observe(wrapped),
-        dtype=dtype,
-        progress=progress,
-    )
-    predicted, reason = _predict(wrapped, params0, times, initial_state)
+    with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
+        predicting = thread.submit(_predict, wrapped, params0, times, initial_state, scale)
+        simulation = simulate(
+            wrapped,
+            params0,
+            times,
+            scale=scale,
+            runs=runs,
+            key=key,
+            initial_state=initial_state,
+            observe=_Observe(wrapped),
+            dtype=dtype,
+            progress=progress,
+        )
+        predicted = predicting.result()
+    prediction, agreement = _theory(predicted, simulation)
     params = jax.device_get(solution.params)
     policies = jax.device_get(_policies(wrapped, params))
     parameters, chances = (
@@ -250,8 +248,8 @@ def compare(
         parameter_gap=_gap(wrapped.game, parameters, simulation),
         policy_gap=_gap(wrapped.game, chances, simulation),
         separation=_separation(wrapped, params, scale),
-        predicted=predicted,
-        agreement=reason if predicted is None else _agreement(predicted, simulation),
+        prediction=prediction,
+        agreement=agreement,
         solve_compile_seconds=compile_seconds,
         solve_run_seconds=run_seconds,
         initial_state=initial_state,
@@ -259,41 +257,73 @@ def compare(
     )
 
 
-def _predict(wrapped, params0, times, initial_state) -> tuple[Fluctuations | None, str]:
-    """Fluctuations and bias along the ODE, or a reason why there are none."""
+def _predict(wrapped, params0, times, initial_state, scale) -> Fluctuations | str:
+    """Fluctuations and bias along the ODE, or a reason for their absence."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
     if size > _MOST_PREDICTED:
-        return None, f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
+        return f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
     if times[-1] == 0:
-        return None, "not computed (no time passes)"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `solve` has said so already
-        predicted = fluctuations(
-            wrapped, params0, times, initial_state=initial_state, bias=True, throw=False
-        )
+        return "not computed (no time passes)"
+    law = first_state_law(wrapped.game, initial_state)
+    # Tracking kinks takes long to compile, and is needed only if results beyond one are.
+    predicted = fluctuate(wrapped, params0, jnp.asarray(times), law, max_kinks=0)
+    before = np.cumsum(_maxima_change(wrapped, jax.device_get(predicted.params))) > 0
+    if np.any(before & ~np.asarray(predicted.near_kink(scale))):
+        predicted = fluctuate(wrapped, params0, jnp.asarray(times), law)
+    return jax.block_until_ready(predicted)
+
+
+def _maxima_change(wrapped, params) -> np.ndarray:
+    """Whether some maximising entry has changed since the time before; not after a tie."""
+    changed = np.zeros(len(jax.tree.leaves(params)[0]), dtype=bool)
+    for learner, own in zip(wrapped.learners, params, strict=True):
+        values = jax.vmap(learner.maximised)(own)
+        if values is None:
+            continue
+        values = np.asarray(values)
+        best = values == values.max(axis=-1, keepdims=True)
+        moved = ~(best[1:] & best[:-1]).any(axis=-1)
+        changed[1:] |= moved.reshape(len(moved), -1).any(axis=1)
+    return changed
+
+
+def _theory(
+    predicted: Fluctuations | str, simulation: Simulation
+) -> tuple[tuple[Any, Any] | None, Agreement | str]:
+    """Predicted mean and variance, and how the ensemble agrees; or a reason for their absence."""
+    if isinstance(predicted, str):
+        return None, predicted
     if predicted.result != RESULTS.successful:
         return None, f"not computed: {RESULTS[predicted.result]}"
-    return predicted, ""
+    scale = simulation.scale
+    mean = jax.device_get(predicted.corrected_mean(scale))
+    variances = np.einsum("kii->ki", np.asarray(predicted.covariance)) / scale
+    leaves, structure = jax.tree.flatten(mean)
+    ends = np.cumsum([leaf[0].size for leaf in leaves])
+    parts = np.split(variances, ends[:-1], axis=1)
+    variance = structure.unflatten(
+        part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
+    )
+    near = np.asarray(predicted.near_kink(scale))
+    return (mean, variance), _agreement((mean, variance), near, simulation)
 
 
-def _agreement(predicted: Fluctuations, simulation: Simulation) -> Agreement | str:
+def _agreement(prediction, near, simulation: Simulation) -> Agreement | str:
     """Largest z-scores of mean and variance, where there is noise and it is Gaussian."""
     if simulation.runs < 2:
         return "not computed (a single run)"
-    scale = simulation.scale
-    near = np.asarray(predicted.near_kink(scale))
 
     def flat(tree):
         return np.concatenate([np.reshape(v, (len(near), -1)) for v in jax.tree.leaves(tree)], 1)
 
-    expected = np.einsum("kii->ki", np.asarray(predicted.covariance)) / scale
-    compared = (expected > 0) & ~near[:, None]
+    mean, variance = map(flat, prediction)
+    compared = (variance > 0) & ~near[:, None]
     if not compared.any():
         return "not computed (no time is far enough from a kink)"
-    expected = expected[compared]
+    expected = variance[compared]
     with np.errstate(invalid="ignore", over="ignore"):
-        deviation = flat(simulation.mean[0]) - flat(predicted.corrected_mean(scale))
-        mean_z = deviation[compared] / np.sqrt(expected / simulation.runs)
+        deviation = (flat(simulation.mean[0]) - mean)[compared]
+        mean_z = deviation / np.sqrt(expected / simulation.runs)
         spread = flat(simulation.variance[0])[compared] / expected - 1
         variance_z = spread * np.sqrt((simulation.runs - 1) / 2)
     return Agreement(
@@ -438,7 +468,7 @@ def _cost_table(comparison: Comparison) -> str:
             _seconds(comparison.solve_compile_seconds, comparison.solve_run_seconds),
         ],
         ["time scales", _time_scales(comparison.separation), ""],
-        ["theory", _theory(comparison.agreement), ""],
+        ["theory", _verdict(comparison.agreement), ""],
     ]
     return _align(rows)
 
@@ -456,7 +486,7 @@ def _time_scales(separation: float | None) -> str:
     return text
 
 
-def _theory(agreement: Agreement | str) -> str:
+def _verdict(agreement: Agreement | str) -> str:
     if isinstance(agreement, str):
         return agreement
     agree = max(agreement.mean_z, agreement.variance_z) < agreement.bound

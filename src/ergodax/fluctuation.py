@@ -128,9 +128,7 @@ class Fluctuations(eqx.Module):
         Raises:
             ValueError: if the bias was not computed, or was smoothed for another scale.
         """
-        flat = jax.vmap(lambda p: ravel_pytree(p)[0])(self.params)
-        unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], self.params))[1]
-        return jax.vmap(unravel)(flat + self._shift(scale))
+        return _shifted(self.params, self._shift(scale))
 
     def _shift(self, scale):
         if self.bias is None:
@@ -190,6 +188,15 @@ class Fluctuations(eqx.Module):
         return jnp.where(product > 0, self.covariance[:, rows, columns] / product, jnp.nan)
 
 
+@eqx.filter_jit
+def _shifted(params, shift):
+    def move(params, shift):
+        flat, unravel = ravel_pytree(params)
+        return unravel(flat + shift)
+
+    return jax.vmap(move)(params, shift)
+
+
 def _sqrt(variance):
     """Square root with derivative zero, not infinite, at zero."""
     positive = variance > 0
@@ -213,9 +220,8 @@ class _Dynamics:
 
     def __init__(self, wrapped: WrappedGame, unravel):
         self.wrapped, self.unravel = wrapped, unravel
-
-    def solved(self, x):
-        return poisson(self.wrapped, self.unravel(x))
+        # Traced once, whatever is made of it.
+        self.solved = jax.jit(lambda x: poisson(wrapped, unravel(x)))
 
     def drift(self, x):
         return self.solved(x).drift
@@ -349,27 +355,32 @@ def fluctuations(
     check_ergodic(wrapped, params0)
     if scale is not None and is_concrete(scale):
         check_scale(scale)
-    game = wrapped.game
-    law = game.initial if initial_state is None else _point_law(game, initial_state)
-    solution = _fluctuations(
+    solution = fluctuate(
         wrapped,
         params0,
         jnp.asarray(ts, dtype=float),
-        law,
-        None if scale is None else jnp.asarray(scale, dtype=float),
-        bias,
-        max_kinks if _owners(wrapped)[0].size else 0,
-        jnp.asarray(rtol, dtype=float),
-        jnp.asarray(atol, dtype=float),
-        diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-        max_steps,
+        first_state_law(wrapped.game, initial_state),
+        scale=None if scale is None else jnp.asarray(scale, dtype=float),
+        bias=bias,
+        max_kinks=max_kinks,
+        rtol=jnp.asarray(rtol, dtype=float),
+        atol=jnp.asarray(atol, dtype=float),
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=max_steps,
     )
     if is_concrete(solution.covariance):
         _report(solution, max_kinks, throw)
     return solution
 
 
-def _point_law(game, state):
+def first_state_law(game, state: int | np.integer | str | None) -> Float[Array, " S"]:
+    """The law of the first state, given by number or name, or the game's own.
+
+    Raises:
+        ValueError: if there is no such state.
+    """
+    if state is None:
+        return game.initial
     if isinstance(state, str):
         if state not in game.state_names:
             raise ValueError(
@@ -411,9 +422,24 @@ class _State(NamedTuple):
 
 
 @eqx.filter_jit
-def _fluctuations(
-    wrapped, params0, ts, law, scale, with_bias, max_kinks, rtol, atol, adjoint, max_steps
-):
+def fluctuate(
+    wrapped: WrappedGame,
+    params0,
+    ts,
+    law,
+    *,
+    scale=None,
+    bias=True,
+    max_kinks=8,
+    rtol=1e-10,
+    atol=1e-10,
+    adjoint=diffrax.RecursiveCheckpointAdjoint(),  # noqa: B008
+    max_steps=16**4,
+) -> Fluctuations:
+    """`fluctuations` without its checks, for a law of the first state; pure."""
+    with_bias = bias
+    if not _owners(wrapped)[0].size:
+        max_kinks = 0
     original, wrapped = wrapped, preserve_rows(wrapped)
     start, unravel = ravel_pytree(params0)
     dynamics = _Dynamics(wrapped, unravel)
@@ -482,7 +508,7 @@ def _fluctuations(
 
     # Integration starts just ahead, so that a tie takes the side that the flow enters.
     ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end
-    entering = state._replace(x=start + ahead * first.drift) if max_kinks else state
+    entering = state._replace(x=start + ahead * first.drift)
 
     saved: Any = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), state)
     result = RESULTS.successful

@@ -284,7 +284,7 @@ def _legend_handles(comparison: Comparison) -> list[Any]:
         Line2D([], [], label=mean, **_NEUTRAL.markers(1)),
         Patch(label="mean ± 2 standard deviations", **_NEUTRAL.band),
     ]
-    if comparison.predicted is not None:
+    if comparison.prediction is not None:
         theory = "$x + b/N \\pm 2 (C/N)^{1/2}$, theory"
         handles.append(Line2D([], [], label=theory, **_NEUTRAL.edge))
     shared = len(set(names)) == 1
