@@ -220,8 +220,9 @@ class _Dynamics:
 
     def __init__(self, wrapped: WrappedGame, unravel):
         self.wrapped, self.unravel = wrapped, unravel
-        # Traced once, whatever is made of it.
-        self.solved = jax.jit(lambda x: poisson(wrapped, unravel(x)))
+
+    def solved(self, x):
+        return poisson(self.wrapped, self.unravel(x))
 
     def drift(self, x):
         return self.solved(x).drift
