@@ -80,7 +80,8 @@ def test_unstable_singular_and_other_points_are_refused(golden, pd, random):
     with pytest.raises(ValueError, match=r"unstable: the eigenvalues .* 4\.24\de-05[+-]0\.00047"):
         ex.stationary_covariance(pd, params)
     with pytest.raises(ValueError, match="drift does not vanish"):
-        ex.stationary_covariance(random, unflatten(random, golden["random"]["x1"]))
+        near = unflatten(random, golden["random"]["fixed_point"] + 0.01)
+        ex.stationary_covariance(random, near)
     still = ex.WrappedGame(random.game, [ex.QLearning(0.0)] * 2)
     with pytest.raises(ValueError, match="singular"):
         ex.stationary_covariance(still, still.init())
@@ -143,11 +144,10 @@ def test_exact_law_of_a_tiny_process():
     # A parabola in 1/N through three scales, at 1/N = 0.
     inverse = 1 / np.array(scales)
     weights = np.linalg.solve(np.vander(inverse, 3, increasing=True).T, [1.0, 0.0, 0.0])
-    np.testing.assert_allclose(weights @ np.array(biases), found.bias[0], atol=0.01)
+    np.testing.assert_allclose(weights @ np.array(biases), found.bias[0], atol=5e-4)
     limit = np.tensordot(weights, covariances, 1)
-    np.testing.assert_allclose(limit, found.covariance[0], atol=0.01)
-    assert np.abs(found.bias[0]).max() > 0.1
-    assert np.abs(found.covariance[0]).max() > 0.1
+    np.testing.assert_allclose(limit, found.covariance[0], atol=5e-4)
+    assert np.abs(found.bias[0]).min() > 0.03
 
 
 def test_periodic_chain_keeps_its_first_state():
@@ -247,17 +247,17 @@ def test_smoothed_kinks_have_the_same_jump_in_the_limit(golden, random, solved):
     """Two kinks by t = 1.81; at finite scale b moves by the same amounts, spread in time."""
     values = golden["random"]
     start = unflatten(random, values["x0"])
-    ts = values["times"][:4]
-    sharp = np.asarray(solved("random").bias[:4])
+    ts = values["times"][3:4]
+    sharp = np.asarray(solved("random").bias[3:4])
     jump = np.asarray(solved("random").kinks.jump)[:2]
     errors = []
     for scale in (1e3, 1e4):
         smooth = ex.fluctuations(
             random, start, ts, initial_state=0, bias=True, scale=scale, rtol=1e-7, atol=1e-7
         )
-        errors.append(np.abs(smooth.bias[3] - sharp[3]).max())
+        errors.append(np.abs(smooth.bias - sharp).max())
     size = np.abs(jump).max()
-    assert errors[1] < 0.05 * size, (errors, size)
+    assert errors[1] < 0.1 * size, (errors, size)
     assert errors[1] < 0.6 * errors[0], (errors, size)
 
 

@@ -84,6 +84,8 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
     Returns:
         The stationary law, `[S]`, exactly zero at transient states.
     """
+    if len(chain) == 1:  # a law that JAX sees depend on the chain, as its derivative does
+        return chain[0] / chain[0].sum()
     matrix, leave = _censor(chain)
 
     def restore(k, law):
