@@ -501,9 +501,7 @@ def noise(game, learners, params_list):
                 chance.append(probability * (pi[(t, *b)] if sarsa else pi[(s, *a)]))
                 source.append(here if sarsa else s)
                 target.append(ahead if sarsa else t)
-                increments.append(
-                    joint_increment(game, learners, params_list, s, a, rewards, t, b)
-                )
+                increments.append(joint_increment(game, learners, params_list, s, a, rewards, t, b))
     chance, increments = np.array(chance), np.array(increments)
     follows = np.array([[x == y for y in source] for x in target])
     P = follows * chance
@@ -515,7 +513,5 @@ def noise(game, learners, params_list):
     A = centred.T @ (mu[:, None] * ahead)
     Sigma = A + A.T - centred.T @ (mu[:, None] * centred)
     cores = list(itertools.product(game.states(), actions)) if sarsa else list(game.states())
-    v = np.array(
-        [sum(chance[e] * ahead[e] for e in range(size) if source[e] == c) for c in cores]
-    )
+    v = np.array([sum(chance[e] * ahead[e] for e in range(size) if source[e] == c) for c in cores])
     return v, Sigma

@@ -75,9 +75,9 @@ def test_random_rewards_add_noise():
     chances = np.asarray(game.probabilities)
     for k in range(half):
         pair = chances[..., [k, k + half], None]
-        rewards[..., [k, k + half], :] = (
-            (pair * rewards[..., [k, k + half], :]).sum(-2, keepdims=True) / pair.sum(-2)[..., None]
-        )
+        rewards[..., [k, k + half], :] = (pair * rewards[..., [k, k + half], :]).sum(
+            -2, keepdims=True
+        ) / pair.sum(-2)[..., None]
     mean = ex.MarkovGame(game.successors, game.probabilities, rewards)
     same = ex.WrappedGame(mean, wrapped.learners)
     assert_close(
