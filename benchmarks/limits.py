@@ -14,9 +14,9 @@ jax.config.update("jax_enable_x64", True)
 
 import jax.numpy as jnp
 import numpy as np
-from _common import machine, table
 
 import ergodax as ex
+from _common import machine, table
 
 PAYOFFS = [[[0.3375, 0.3375], [0.1180, 0.3679]], [[0.3679, 0.1180], [0.2229, 0.2229]]]
 PERIODS = 80_000.0

@@ -55,6 +55,10 @@ def test_control_variate(studied):
     assert (studied.scales * studied.weak_error < 4 / np.sqrt(1024)).all()
 
 
+near = pytest.mark.filterwarnings("ignore:t1 = 2 is within three standard deviations")
+
+
+@near
 def test_runs_are_those_of_simulate(example):
     """The plain mean at T, from the simulator with the same key."""
     found = study(example, scales=(8, 16, 32), runs=24, t1=2.0, batch_size=16)
@@ -68,6 +72,7 @@ def test_runs_are_those_of_simulate(example):
     np.testing.assert_allclose(found.plain[2], np.concatenate(gap) @ direction, atol=1e-7)
 
 
+@near
 def test_interrupted_studies_continue(example, tmp_path, monkeypatch):
     path = tmp_path / "study.npz"
     options = dict(scales=(8, 16, 32), runs=48, t1=2.0, batch_size=16)
