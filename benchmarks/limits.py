@@ -9,9 +9,6 @@
 import argparse
 
 import jax
-
-jax.config.update("jax_enable_x64", True)
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,11 +28,11 @@ class DecayingQLearning(ex.AbstractLearner):
     decay: jax.Array = ex.hyper(1e-4)
     start: jax.Array = ex.hyper(scalar=False, default=0.0)
 
-    def init(self, game, agent, *, key):
+    def init(self, game, agent, *, key):  # noqa: D102
         shape = (game.num_states, game.num_actions[agent])
         return {"table": jnp.broadcast_to(self.start, shape), "epsilon": jnp.ones(())}
 
-    def policy(self, params, state):
+    def policy(self, params, state):  # noqa: D102
         values = params["table"][state]
         best = values == values.max()
         greedy = best / best.sum()
@@ -43,7 +40,7 @@ class DecayingQLearning(ex.AbstractLearner):
         chosen = jnp.where(self.temperature > 0, jax.nn.softmax(values / warm), greedy)
         return (1 - params["epsilon"]) * chosen + params["epsilon"] / values.size
 
-    def update(self, params, transition, game, agent):
+    def update(self, params, transition, game, agent):  # noqa: D102
         t, values = transition, params["table"]
         target = t.reward + self.discount * values[t.next_state].max()
         here = (t.state, t.action)
@@ -56,17 +53,17 @@ class DecayingQLearning(ex.AbstractLearner):
 class Greedy(ex.AbstractLearner):
     """One state, two actions, a maximum of nearly equal values: the flow rests on a kink."""
 
-    def init(self, game, agent, *, key):
+    def init(self, game, agent, *, key):  # noqa: D102
         return jnp.zeros((2, 2))
 
-    def policy(self, params, state):
+    def policy(self, params, state):  # noqa: D102
         return jnp.full(2, 0.5)
 
-    def maximised(self, params):
+    def maximised(self, params):  # noqa: D102
         return params[1:]
 
-    def update(self, params, transition, game, agent):
-        """Row 1 tracks two rewards of equal mean; the first entry of row 0, their maximum."""
+    def update(self, params, transition, game, agent):  # noqa: D102
+        # Row 1 tracks two rewards of equal mean; the first entry of row 0, their maximum.
         t = transition
         track = jnp.zeros((2, 2)).at[1, t.action].set(t.reward - params[1, t.action])
         return track.at[0, 0].set(params[1].max() - params[0, 0])
@@ -109,7 +106,7 @@ class Cooperation:
     def __init__(self, wrapped):
         self.wrapped = wrapped
 
-    def __call__(self, params):
+    def __call__(self, params):  # noqa: D102
         # A little exploration, so that the long run does not depend on the last state.
         params = tuple(p | {"epsilon": jnp.maximum(p["epsilon"], 1e-3)} for p in params)
         law = jnp.ones(4) / 4
@@ -168,6 +165,7 @@ def nearly_reducible(quick: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer sessions and runs")
+    jax.config.update("jax_enable_x64", True)
     quick = parser.parse_args().quick
     print(machine())
     print("\nNearly reducible chains, N = 20\n")

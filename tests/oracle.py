@@ -488,7 +488,8 @@ def noise(game, learners, params_list):
     Everything from the chain over whole events e = (core, outcome, next core), |E| x |E|: with
     centred increments f and `D = sum over k of (P^k - 1 mu)`, Sigma is the sum of all
     autocovariances, `f^T diag(mu) D f` plus its transpose less `f^T diag(mu) f`, and v(c) the mean
-    of `D f` over the events from c. Cores are states, or (state, joint action) with a Sarsa learner.
+    of `D f` over the events from c. Cores are states, or (state, joint action) with a Sarsa
+    learner.
     """
     pi = joint_policy(game, learners, params_list)
     sarsa = any(learner.needs_next_action for learner in learners)

@@ -79,8 +79,8 @@ def test_unstable_singular_and_other_points_are_refused(golden, pd, random):
     params = unflatten(pd, golden["pd"]["fixed_point"])
     with pytest.raises(ValueError, match=r"unstable: the eigenvalues .* 4\.24\de-05[+-]0\.00047"):
         ex.stationary_covariance(pd, params)
+    near = unflatten(random, golden["random"]["fixed_point"] + 0.01)
     with pytest.raises(ValueError, match="drift does not vanish"):
-        near = unflatten(random, golden["random"]["fixed_point"] + 0.01)
         ex.stationary_covariance(random, near)
     still = ex.WrappedGame(random.game, [ex.QLearning(0.0)] * 2)
     with pytest.raises(ValueError, match="singular"):

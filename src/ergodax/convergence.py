@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Float, Int, Real
+from jaxtyping import Array, Float, Int, Real
 from tqdm import tqdm
 
 from .clock import check_scale, check_times, steps_at
@@ -181,7 +181,7 @@ class _Linear(NamedTuple):
 def convergence_study(
     wrapped: WrappedGame,
     params0: Any,
-    t1: Real[ArrayLike, ""],
+    t1: float | Real[np.ndarray, ""] | Real[Array, ""] | int,
     *,
     scales: Sequence[int | float] | Real[np.ndarray, " L"] = (64, 128, 256, 512, 1024),
     runs: int | np.integer = 16_384,
@@ -585,7 +585,7 @@ class _Progress:
 def required_scale(
     wrapped: WrappedGame,
     params0: Any,
-    t1: Real[ArrayLike, ""],
+    t1: float | Real[np.ndarray, ""] | Real[Array, ""] | int,
     tolerance: int | float,
     *,
     probability: float = 0.95,

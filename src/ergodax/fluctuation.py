@@ -389,9 +389,10 @@ def first_state_law(game, state: int | np.integer | str | None) -> Float[Array, 
                 f"{', '.join(game.state_names)}."
             )
         state = game.state_names.index(state)
+    state = int(state)
     if not 0 <= state < game.num_states:
         raise ValueError(f"initial_state must be 0 to {game.num_states - 1}; found {state}.")
-    return jnp.zeros(game.num_states).at[int(state)].set(1.0)
+    return jnp.zeros(game.num_states).at[state].set(1.0)
 
 
 def _report(solution: Fluctuations, max_kinks: int, throw: bool) -> None:
@@ -429,13 +430,13 @@ def fluctuate(
     ts,
     law,
     *,
-    scale=None,
-    bias=True,
-    max_kinks=8,
-    rtol=1e-10,
-    atol=1e-10,
-    adjoint=diffrax.RecursiveCheckpointAdjoint(),  # noqa: B008
-    max_steps=16**4,
+    scale: Any = None,
+    bias: bool = True,
+    max_kinks: int = 8,
+    rtol: Any = 1e-10,
+    atol: Any = 1e-10,
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),  # noqa: B008
+    max_steps: int = 16**4,
 ) -> Fluctuations:
     """`fluctuations` without its checks, for a law of the first state; pure."""
     with_bias = bias
@@ -512,7 +513,7 @@ def fluctuate(
     entering = state._replace(x=start + ahead * first.drift)
 
     saved: Any = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), state)
-    result = RESULTS.successful
+    result: Any = RESULTS.successful
     # Only jumps interrupt the integration.
     stops = max_kinks if with_bias and scale is None else 0
     begin = jnp.zeros_like(end)

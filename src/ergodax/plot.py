@@ -198,7 +198,7 @@ def convergence(study: ConvergenceStudy) -> "matplotlib.figure.Figure":
     for k, ((error, deviation, theory, name), text) in enumerate(zip(lines, texts, strict=True)):
         look = _look(k)
         ax.plot(scales, theory, label=text, **look.line)
-        points = look.markers(1) | {"markevery": 1}
+        points: Any = look.markers(1) | {"markevery": 1}
         ax.errorbar(scales, error, 2 * deviation, label=f"{name} error", **points)
     ax.set(xscale="log", yscale="log", xlabel="scale $N$", ylabel="error")
     ax.legend(frameon=False)
@@ -223,7 +223,8 @@ class _Look(NamedTuple):
 
     @property
     def edge(self) -> dict[str, Any]:
-        return {"color": self.colour, "linestyle": (0, (1, 1)), "linewidth": 0.9}
+        style = {"edgecolor": self.colour, "linestyle": (0, (1, 1)), "linewidth": 0.9}
+        return {"facecolor": "none"} | style
 
     def markers(self, count: int) -> dict[str, Any]:
         """Markers at some of `count` points, staggered so that they do not hide each other."""
@@ -265,8 +266,7 @@ def _draw(comparison: Comparison, table: Series, state: int | str, symbol: str, 
         if table.predicted_mean is not None and table.predicted_variance is not None:
             centre = table.predicted_mean[:, s, action]
             reach = 2 * np.sqrt(np.maximum(table.predicted_variance[:, s, action], 0))
-            for edge in (centre - reach, centre + reach):
-                ax.plot(times, edge, **look.edge)
+            ax.fill_between(times, centre - reach, centre + reach, **look.edge)
     ax.set(xlabel=_TIME, ylabel=symbol)
     ax.set_title(f"agent {table.agent}, state {game.state_names[s]}")
     return ax
@@ -286,7 +286,7 @@ def _legend_handles(comparison: Comparison) -> list[Any]:
     ]
     if comparison.prediction is not None:
         theory = "$x + b/N \\pm 2 (C/N)^{1/2}$, theory"
-        handles.append(Line2D([], [], label=theory, **_NEUTRAL.edge))
+        handles.append(Patch(label=theory, **_NEUTRAL.edge))
     shared = len(set(names)) == 1
     for agent, own in enumerate(names[:1] if shared else names):
         owner = "" if shared else f"agent {agent}, "
