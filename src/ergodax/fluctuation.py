@@ -22,7 +22,7 @@ and simulation.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
@@ -33,7 +33,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from .clock import check_scale, check_times
-from .game import is_concrete
+from .game import MarkovGame, is_concrete
 from .noise import covariance, inflow, poisson
 from .results import RESULTS
 from .stationary import check_ergodic, preserve_rows
@@ -374,7 +374,7 @@ def fluctuations(
     return solution
 
 
-def first_state_law(game, state: int | np.integer | str | None) -> Float[Array, " S"]:
+def first_state_law(game: MarkovGame, state: int | np.integer | str | None) -> Float[Array, " S"]:
     """The law of the first state, given by number or name, or the game's own.
 
     Raises:
@@ -388,11 +388,12 @@ def first_state_law(game, state: int | np.integer | str | None) -> Float[Array, 
                 f"initial_state {state!r} is not a state; the states are "
                 f"{', '.join(game.state_names)}."
             )
-        state = game.state_names.index(state)
-    state = int(state)
-    if not 0 <= state < game.num_states:
-        raise ValueError(f"initial_state must be 0 to {game.num_states - 1}; found {state}.")
-    return jnp.zeros(game.num_states).at[state].set(1.0)
+        number = game.state_names.index(state)
+    else:
+        number = int(state)
+    if not 0 <= number < game.num_states:
+        raise ValueError(f"initial_state must be 0 to {game.num_states - 1}; found {number}.")
+    return jnp.zeros(game.num_states).at[number].set(1.0)
 
 
 def _report(solution: Fluctuations, max_kinks: int, throw: bool) -> None:
@@ -525,7 +526,7 @@ def fluctuate(
         inside = jnp.clip(ts, begin, until)
         saves = diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=inside), diffrax.SubSaveAt(t1=True)])
         solved = integrate(field, state, begin, until, saves)
-        own, last = solved.ys
+        own, last = cast(Any, solved.ys)
         belongs = (ts > begin) & (ts <= until)
         saved = jax.tree.map(
             lambda old, new: jnp.where(belongs.reshape(-1, *(1,) * (old.ndim - 1)), new, old),
@@ -577,7 +578,9 @@ def fluctuate(
             table[1][kinks.row],
             kinks.old,
             kinks.new,
-            steps_taken[:-1] if stops else jnp.zeros((max_kinks, start.size), start.dtype),
+            jnp.zeros((max_kinks, start.size), start.dtype)
+            if steps_taken is None
+            else steps_taken[:-1],
         ),
         margin=jax.lax.map(lambda a: margins(*a), (saved.x, saved.covariance)),
         wrapped=original,
