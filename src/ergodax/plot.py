@@ -263,10 +263,11 @@ def _draw(comparison: Comparison, table: Series, state: int | str, symbol: str, 
         ax.fill_between(times, mean - reach, mean + reach, **look.band)
         ax.plot(times, table.ode[:, s, action], label=f"{name}, ODE", **look.line)
         ax.plot(times, mean, label=f"{name}, ensemble mean", **look.markers(len(times)))
-        if table.predicted_mean is not None and table.predicted_variance is not None:
+    if table.predicted_mean is not None and table.predicted_variance is not None:
+        for action in range(len(game.action_names[table.agent])):
             centre = table.predicted_mean[:, s, action]
             reach = 2 * np.sqrt(np.maximum(table.predicted_variance[:, s, action], 0))
-            ax.fill_between(times, centre - reach, centre + reach, **look.edge)
+            ax.fill_between(times, centre - reach, centre + reach, **_look(action).edge)
     ax.set(xlabel=_TIME, ylabel=symbol)
     ax.set_title(f"agent {table.agent}, state {game.state_names[s]}")
     return ax
