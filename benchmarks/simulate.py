@@ -1,15 +1,19 @@
 """Simulating the rescaled process: ergodax against numba and against a plain NumPy loop.
 
-All simulate the same game and learners over the same steps in the same process, in turn, on one
-core and on all. Compilation is reported apart. Numba's "generic" kernel handles any game, as
-ergodax does; its "lanes" kernel is written by hand for games of 2 x 2 actions and 4 states, with
-one vector register per table entry. The numba baselines do not compensate for rounding; ergodax in
-float32 does, at any scale.
+All simulate the same game and learners over the same steps, in turn in one process: a process that
+uses one core, and one that uses all. Compilation is reported apart. Numba's "generic" kernel
+handles any game, as ergodax does; its "lanes" kernel is written by hand for games of 2 x 2 actions
+and 4 states, with one vector register per table entry. Numba does not compensate for rounding;
+ergodax does in float32.
 
 Usage: python benchmarks/simulate.py [--quick]
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -80,28 +84,20 @@ class RothErev(ex.AbstractLearner):
         return ex.At((t.state,), self.phi * (gain - params[t.state]))
 
 
-def ergodax(case: Case, dtype: str, runs: int, cores: int = 1, wrapped: Any = None):
+def ergodax(case: Case, dtype: str, runs: int, wrapped: Any = None):
     """A call for a number of steps; `wrapped` takes the place of the case's own."""
     wrapped = case.wrapped if wrapped is None else wrapped
 
     def call(steps: int):
         params0 = case.wrapped.init() if wrapped.game.initial.ndim == 2 else wrapped.init()
-        return ex.simulate(
-            wrapped,
-            params0,
-            np.linspace(0, steps / SCALE, 6),
-            scale=SCALE,
-            runs=runs,
-            key=jax.random.key(0),
-            dtype=dtype,
-            initial_state=0,
-            devices=jax.devices()[:cores],
-        )
+        times = np.linspace(0, steps / SCALE, 6)
+        options = dict(runs=runs, dtype=dtype, initial_state=0, key=jax.random.key(0))
+        return ex.simulate(wrapped, params0, times, scale=SCALE, **options)
 
     return call
 
 
-def numba(case: Case, dtype: str, runs: int, cores: int = 1, variant: str = "generic"):
+def numba(case: Case, dtype: str, runs: int, variant: str = "generic"):
     def call(steps: int):
         return numba_loop.simulate(
             case.rewards,
@@ -113,7 +109,7 @@ def numba(case: Case, dtype: str, runs: int, cores: int = 1, variant: str = "gen
             runs=runs,
             dtype=np.dtype(dtype),
             variant=variant,
-            num_threads=cores,
+            num_threads=jax.device_count(),
         )
 
     return call
@@ -135,23 +131,16 @@ def uncompensated(case: Case, runs: int):
     start = eqx.tree_at(lambda s: s.final, start, start.final._replace(compensation=None))
 
     def call(steps: int):
-        ts = start.ts[-1] + np.linspace(0, steps / SCALE, 6)[1:]
-        sim = ex.simulate(
-            case.wrapped,
-            None,
-            ts,
-            scale=SCALE,
-            key=jax.random.key(0),
-            start=start,
-            devices=jax.devices()[:1],
-        )
+        times = start.ts[-1] + np.linspace(0, steps / SCALE, 6)[1:]
+        options = dict(scale=SCALE, key=jax.random.key(0), start=start)
+        sim = ex.simulate(case.wrapped, None, times, **options)
         assert not sim.compensated
         return sim
 
     return call
 
 
-def best(calls: dict[Any, Any], runs: int, seconds: float) -> dict[Any, float]:
+def best(calls: dict[str, Any], runs: int, seconds: float) -> dict[str, float]:
     """Best of three rates, in million steps per second, of simulations `call(steps)` in turn.
 
     Every call is first run briefly, for compilation and to find how many steps fill the time.
@@ -159,8 +148,10 @@ def best(calls: dict[Any, Any], runs: int, seconds: float) -> dict[Any, float]:
     steps = {}
     for name, call in calls.items():
         call(64)
-        rate = call(640).steps_per_second / runs
-        steps[name] = int(np.clip(rate * seconds, 640, 10**6))
+        count = 640
+        while (taken := call(count)).steps_per_second * seconds > 4 * count * runs:
+            count *= 4
+        steps[name] = int(np.clip(taken.steps_per_second / runs * seconds, 640, 10**6))
     found = dict.fromkeys(calls, 0.0)
     for _ in range(3):
         for name, call in calls.items():
@@ -168,61 +159,62 @@ def best(calls: dict[Any, Any], runs: int, seconds: float) -> dict[Any, float]:
     return found
 
 
-def against_others(cases: list[Case], cores: int, seconds: float) -> str:
-    """One row per game and precision."""
-    rows = []
+def measure(quick: bool) -> dict[str, Any]:
+    """All rates of one process, by table and row."""
+    seconds = 0.3 if quick else 1.0
+    cores = jax.device_count()
+    example = papers_example()
+    cases = [example, random_game(16, 4, 2, "dense"), random_game(225, 15, 2, "sure", greedy=True)]
+    if not quick:
+        cases[2:2] = [random_game(64, 8, 2, "sure"), random_game(4, 2, 3, "dense")]
+    games: dict[str, Any] = {}
     for case in cases:
-        runs = 1024 * cores if case.wrapped.game.num_states < 100 else 128 * cores
+        runs = (1024 if case.wrapped.game.num_states < 100 else 128) * cores
         for dtype in ("float32", "float64"):
-            calls: dict[Any, Any] = {}
-            for count in sorted({1, cores}):
-                calls["ergodax", count] = ergodax(case, dtype, runs, count)
-                calls["numba", count] = numba(case, dtype, runs, count)
-            if case is cases[0]:
-                calls["lanes"] = numba(case, dtype, runs, 1, "lanes")
-                calls["NumPy"] = numpy(case)
-            jax.clear_caches()
-            compiling = calls["ergodax", 1](64).compile_seconds
-            rate = best(calls, runs, seconds)
-            one, all_cores = rate["ergodax", 1], rate["ergodax", cores]
-            rows.append(
-                [
-                    case.name,
-                    dtype,
-                    f"{one:.3g}",
-                    f"{rate['numba', 1]:.3g}",
-                    f"{one / rate['numba', 1]:.2f}",
-                    f"{all_cores:.3g}",
-                    f"{all_cores / rate['numba', cores]:.2f}",
-                    f"{all_cores / one / cores:.0%}",
-                    f"{one / rate['lanes']:.2f}" if "lanes" in rate else "",
-                    f"{one / rate['NumPy']:.0f}" if "NumPy" in rate else "",
-                    f"{compiling:.1f}",
-                ]
-            )
-    head = ["game", "precision", "ergodax", "numba", "ratio to numba", f"on {cores} cores"]
-    head += ["ratio to numba", "share of perfect scaling", "ratio to numba by hand"]
-    return table([*head, "ratio to NumPy loop", "compile s"], rows)
+            calls: dict[str, Any] = {
+                "ergodax": ergodax(case, dtype, runs),
+                "numba": numba(case, dtype, runs),
+            }
+            if case is example:
+                calls["lanes"] = numba(case, dtype, runs, "lanes")
+                if cores == 1:
+                    calls["NumPy"] = numpy(case)
+            compiling = calls["ergodax"](64).compile_seconds
+            rates = best(calls, runs, seconds)
+            games[f"{case.name}|{dtype}"] = rates | {"compile": compiling}
+    if cores > 1:
+        return {"games": games}
 
-
-def other_ways(case: Case, seconds: float) -> str:
-    """The paper's example with one thing changed at a time, in float32 on one core."""
     runs = 1024
-    thetas = jnp.linspace(0.2, 0.8, runs)
-    many = jax.vmap(lambda tau: _with_temperature(case.wrapped, tau))(thetas)
-    own = ex.WrappedGame(case.wrapped.game, [RothErev(), RothErev()])
+    many = jax.vmap(lambda tau: _with_temperature(example.wrapped, tau))(
+        jnp.linspace(0.2, 0.8, runs)
+    )
+    own = ex.WrappedGame(example.wrapped.game, [RothErev(), RothErev()])
     calls = {
-        "as it is": ergodax(case, "float32", runs),
-        "additions not compensated": uncompensated(case, runs),
-        "a user's own learner (Roth-Erev)": ergodax(case, "float32", runs, wrapped=own),
-        "a game and learners of its own for every run": ergodax(
-            case, "float32", runs, wrapped=many
-        ),
-        "numba": numba(case, "float32", runs),
+        "as it is": ergodax(example, "float32", runs),
+        "additions not compensated": uncompensated(example, runs),
+        "a user's own learner (Roth-Erev)": ergodax(example, "float32", runs, own),
+        "a game and learners of its own for every run": ergodax(example, "float32", runs, many),
+        "numba": numba(example, "float32", runs),
     }
-    rate = best(calls, runs, seconds)
-    rows = [[name, f"{r:.3g}", f"{r / rate['numba']:.2f}"] for name, r in rate.items()]
-    return table(["way", "million steps/s", "ratio to numba"], rows)
+    ways = best(calls, runs, seconds)
+
+    def growth(sizes: dict[int, tuple[Case, int]]) -> dict[int, float]:
+        return {
+            size: best({"": ergodax(case, "float32", count)}, count, seconds)[""]
+            for size, (case, count) in sizes.items()
+        }
+
+    counts = (16, 512, 8192) if quick else (16, 64, 256, 512, 4096, 65536)
+    grown = {"runs": growth({n: (example, n) for n in counts})}
+    if not quick:
+        grown["states (3 actions, 2 agents)"] = growth(
+            {n: (random_game(n, 3, 2, "sure"), 512) for n in (4, 16, 64, 225)}
+        )
+        grown["agents (4 states, 2 actions)"] = growth(
+            {n: (random_game(4, 2, n, "sure"), 512) for n in (1, 2, 3, 4)}
+        )
+    return {"games": games, "ways": ways, "growth": grown}
 
 
 def _with_temperature(wrapped: ex.WrappedGame, tau: jax.Array) -> ex.WrappedGame:
@@ -231,38 +223,49 @@ def _with_temperature(wrapped: ex.WrappedGame, tau: jax.Array) -> ex.WrappedGame
     )
 
 
-def growth(cases: dict[Any, tuple[Case, int]], what: str, seconds: float) -> str:
-    """Rate and cost of a step for games or numbers of runs that grow, float32 on one core."""
+def report(one: dict[str, Any], several: dict[str, Any], cores: int) -> None:
+    """Prints the tables: rates on one core, and on several."""
     rows = []
-    for size, (case, runs) in cases.items():
-        rate = best({"": ergodax(case, "float32", runs)}, runs, seconds)[""]
-        rows.append([str(size), f"{rate:.3g}", f"{1e3 / rate:.3g}"])
-    return table([what, "million steps/s", "ns per step of one run"], rows)
+    for key, rate in one["games"].items():
+        shared, mine = several["games"][key], rate["ergodax"]
+        row = [*key.split("|"), f"{mine:.3g}", f"{rate['numba']:.3g}"]
+        row += [f"{mine / rate['numba']:.2f}", f"{shared['ergodax']:.3g}"]
+        row += [f"{shared['ergodax'] / shared['numba']:.2f}"]
+        row += [f"{shared['ergodax'] / mine / cores:.0%}"]
+        row += [f"{mine / rate[name]:.2f}" if name in rate else "" for name in ("lanes", "NumPy")]
+        rows.append([*row, f"{rate['compile']:.1f}"])
+    head = ["game", "precision", "ergodax", "numba", "ratio", f"ergodax, {cores} cores"]
+    head += ["ratio to numba", "share of perfect scaling", "ratio to numba by hand"]
+    print(table([*head, "ratio to NumPy loop", "compile s"], rows), "\n")
+    ways = one["ways"]
+    rows = [[name, f"{r:.3g}", f"{r / ways['numba']:.2f}"] for name, r in ways.items()]
+    head = ["paper's example, float32, one core", "million steps/s", "ratio to numba"]
+    print(table(head, rows), "\n")
+    for name, rates in one["growth"].items():
+        rows = [[str(size), f"{r:.3g}", f"{1e3 / r:.3g}"] for size, r in rates.items()]
+        print(table([name, "million steps/s", "ns per step of one run"], rows), "\n")
 
 
 def main() -> None:
+    """Runs this script once per number of cores, and prints what they measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer games, shorter runs")
-    quick = parser.parse_args().quick
-    ex.use_all_cores()
-    jax.config.update("jax_enable_x64", True)
-    cores, seconds = len(jax.devices()), 0.3 if quick else 1.0
-    print(f"Million steps per second, best of 3 calls of about {seconds} s.\n{machine()}\n")
-
-    example = papers_example()
-    cases = [example, random_game(16, 4, 2, "dense"), random_game(225, 15, 2, "sure", greedy=True)]
-    if not quick:
-        cases[2:2] = [random_game(64, 8, 2, "sure"), random_game(4, 2, 3, "dense")]
-    print(against_others(cases, cores, seconds), "\n")
-    print(other_ways(example, seconds), "\n")
-    sizes = (16, 512, 8192) if quick else (16, 64, 256, 512, 4096, 65536)
-    print(growth({n: (example, n) for n in sizes}, "runs", seconds), "\n")
-    if quick:
+    parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cores:
+        ex.use_all_cores(options.cores)
+        jax.config.update("jax_enable_x64", True)
+        print(json.dumps(measure(options.quick)))
         return
-    games = {n: (random_game(n, 3, 2, "sure"), 512) for n in (4, 16, 64, 225)}
-    print(growth(games, "states (3 actions, 2 agents)", seconds), "\n")
-    games = {n: (random_game(4, 2, n, "sure"), 512) for n in (1, 2, 3, 4)}
-    print(growth(games, "agents (4 states, 2 actions)", seconds))
+    cores = os.cpu_count() or 1
+    found = []
+    for count in (1, cores):
+        command = [sys.executable, __file__, "--cores", str(count)]
+        command += ["--quick"] * options.quick
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"Million steps per second, best of 3 calls.\n{machine()}\n")
+    report(*found, cores)
 
 
 if __name__ == "__main__":

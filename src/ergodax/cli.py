@@ -5,6 +5,7 @@ are one line on standard error.
 """
 
 import argparse
+import contextlib
 import math
 import shlex
 import sys
@@ -224,6 +225,17 @@ def _per_agent(options: argparse.Namespace, name: str, agents: int) -> list[floa
     return values * (agents // len(values))
 
 
+def _start_jax() -> None:
+    """Float64, and all cores."""
+    import jax
+
+    from .devices import use_all_cores
+
+    jax.config.update("jax_enable_x64", True)
+    with contextlib.suppress(RuntimeError):  # JAX runs already where Python calls `main`
+        use_all_cores()
+
+
 def _compare(options: argparse.Namespace, command: str) -> int:
     import jax
     import numpy as np
@@ -231,7 +243,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     from . import io
     from .compare import compare
 
-    jax.config.update("jax_enable_x64", True)
+    _start_jax()
     wrapped = _GAMES[options.game](options)
     io.prepare_folder(options.out)
     comparison = compare(
@@ -258,7 +270,7 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
     from . import io, plot
     from .convergence import convergence_study
 
-    jax.config.update("jax_enable_x64", True)
+    _start_jax()
     wrapped = _GAMES[options.game](options)
     io.prepare_folder(options.out)
     study = convergence_study(
