@@ -85,7 +85,10 @@ def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float
 
 
 # On processors with AVX-512 the compiler would use only half of every vector register.
-@eqx.filter_jit(compiler_options={"xla_cpu_prefer_vector_width": 512})
+_COMPILER: dict[str, Any] = {"compiler_options": {"xla_cpu_prefer_vector_width": 512}}
+
+
+@eqx.filter_jit(**_COMPILER)
 def advance(
     setting: Setting,
     keys: UInt32[Array, "R 2"],

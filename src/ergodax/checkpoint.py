@@ -76,7 +76,7 @@ class Checkpoint:
             return
         before = time.monotonic()
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays())
+        np.savez(buffer, allow_pickle=False, **arrays())
         payload = buffer.getvalue()
         try:
             with replacing(self.path) as temporary, open(temporary, "wb") as file:

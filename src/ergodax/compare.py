@@ -232,6 +232,8 @@ def compare(
             progress=progress,
         )
         predicted = predicting.result()
+    if len(simulation.ts) < len(times):
+        raise KeyboardInterrupt  # no run is complete
     prediction, agreement = _theory(predicted, simulation)
     params = jax.device_get(solution.params)
     policies = jax.device_get(_policies(wrapped, params))

@@ -134,11 +134,11 @@ def _has_leading_axis(params, like) -> bool:
 
 def _leading(name: str, tree) -> int:
     """Length of the leading axis that all arrays share."""
-    lengths = {a.shape[0] if a.ndim else None for a in map(jnp.asarray, jax.tree.leaves(tree))}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {a.shape[0] if a.ndim else 0 for a in map(jnp.asarray, jax.tree.leaves(tree))}
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
             f"all arrays in {name} must have a leading axis of runs, of one length; found "
-            f"{sorted(str(length) for length in lengths)}."
+            f"{sorted(lengths)}."
         )
     return lengths.pop()
 

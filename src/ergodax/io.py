@@ -87,6 +87,7 @@ def to_dataset(comparison: Comparison) -> "xarray.Dataset":
 def settings(comparison: Comparison) -> dict[str, Any]:
     """How a comparison was made, in plain Python values: versions, sizes, learners, random key."""
     game, simulation = comparison.wrapped.game, comparison.simulation
+    final: Any = simulation.final
     return {
         "ergodax": __version__,
         "jax": jax.__version__,
@@ -94,7 +95,7 @@ def settings(comparison: Comparison) -> dict[str, Any]:
         "runs": simulation.runs,
         "key_data": comparison.key_data.tolist(),
         "initial_state": comparison.initial_state,
-        "dtype": str(np.result_type(*jax.tree.leaves(simulation.final.params))),
+        "dtype": str(np.result_type(*jax.tree.leaves(final.params))),
         "game": {
             "agents": game.num_agents,
             "states": game.num_states,

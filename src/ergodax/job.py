@@ -6,7 +6,7 @@ moments are merged with those of the rounds before it.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,11 +63,26 @@ def plan(intervals: np.ndarray, longest: int) -> list[Block]:
     ]
 
 
+class Progress(NamedTuple):
+    """How far a simulation has come: replaced as a whole, so that no interruption splits it.
+
+    Attributes:
+        done: number of runs that are complete.
+        merger: their moments.
+        ensemble: where the runs of this round stand; None before its first block.
+        records: their moments, one entry per block done.
+    """
+
+    done: int
+    merger: Merger
+    ensemble: Any
+    records: tuple[Moments, ...]
+
+
 class Job:
     """A simulation under way.
 
     Attributes:
-        done: number of runs that are complete.
         final: where every run stands at the end, each leaf `[R, ...]`; valid up to `done`.
         values: the observable of every run, each leaf `[R, K, ...]`; None unless kept.
     """
@@ -94,44 +109,44 @@ class Job:
             intervals: steps up to each report time, `[K]`.
             block_steps: steps of a block, at most.
         """
-        self._setting, self._observe, self._inputs, self._key = (
-            setting,
-            setting.observe,
-            inputs,
-            key,
-        )
-        self._runs = runs = inputs.runs
+        self._setting, self._observe = setting, setting.observe
+        self._inputs, self._key, self._runs = inputs, key, inputs.runs
         self._width, self._round, self._begun = width, width * setting.mesh.size, begun
         self._blocks = plan(intervals, block_steps)
-        self.done = 0
-        self._merger = Merger()
-        self._records: list[block.Record] = []
+        self._progress = Progress(0, Merger(), None, ())
         self._begin_round()
         # A block without steps takes as long as its compilation.
         first = self._blocks[0]
         self._template = jax.device_get(self._advance(0 * first.lengths))
         ensemble, record = self._template
-        self.final = jax.tree.map(lambda a: np.empty((runs, *a.shape[1:]), a.dtype), ensemble)
-        shape = (runs, len(intervals))
+        shape = (self._runs, len(intervals))
+        self.final = jax.tree.map(lambda a: np.empty(shape[:1] + a.shape[1:], a.dtype), ensemble)
         self.values = jax.tree.map(lambda a: np.empty(shape + a.shape[2:], a.dtype), record.values)
+
+    @property
+    def done(self) -> int:
+        """Number of runs that are complete."""
+        return self._progress.done
 
     @property
     def steps_done(self) -> int:
         """Steps taken by all runs together."""
         lengths = [int(b.lengths.sum()) for b in self._blocks]
-        return self.done * sum(lengths) + self._live * sum(lengths[: len(self._records)])
+        return self.done * sum(lengths) + self._live * sum(lengths[: len(self._progress.records)])
 
     def run(self) -> Iterator[int]:
         """Does the work block by block, yielding the steps that all runs took together."""
         while self.done < self._runs:
-            for b in self._blocks[len(self._records) :]:
+            for b in self._blocks[len(self._progress.records) :]:
                 ensemble, record = self._advance(b.lengths)
                 moments = self._of_devices(jax.device_get(record.moments))
                 self._keep(record.values, b.ends)
-                # From here on the block counts, wherever an interruption falls.
-                self._ensemble, self._records = ensemble, [*self._records, moments]
+                records = (*self._progress.records, moments)
+                self._progress = self._progress._replace(ensemble=ensemble, records=records)
                 yield self._live * int(b.lengths.sum(dtype=np.int64))
             self._end_round()
+            if self.done < self._runs:
+                self._begin_round()
 
     def cut(self) -> int:
         """Gives up what is incomplete, but if no run is complete, the first runs' last times.
@@ -139,7 +154,7 @@ class Job:
         Returns:
             The number of report times that are complete.
         """
-        blocks = self._blocks if self.done else self._blocks[: len(self._records)]
+        blocks = self._blocks if self.done else self._blocks[: len(self._progress.records)]
         count = sum(int(b.ends.sum()) for b in blocks)
         if not self.done and count:
             last = blocks[-1]
@@ -151,7 +166,7 @@ class Job:
 
     def moments(self) -> Moments:
         """Moments of the complete runs, with a leading axis of report times."""
-        return self._merger.result()
+        return self._progress.merger.result()
 
     @property
     def _live(self) -> int:
@@ -166,18 +181,19 @@ class Job:
         if ensemble is None:
             ensemble = block.start(self._setting, keys, rows.params0, rows.law)
         counted = np.arange(self._round) < self._live
-        self._keys, self._ensemble, self._counted = self._spread((keys, ensemble, counted))
+        self._keys, ensemble, self._counted = self._spread((keys, ensemble, counted))
+        self._progress = self._progress._replace(ensemble=ensemble, records=())
 
     def _spread(self, tree):
         """Puts every device's runs on it, as `block.advance` returns them."""
         return jax.device_put(tree, NamedSharding(self._setting.mesh, PartitionSpec(block.AXIS)))
 
     def _advance(self, lengths):
-        taken = sum(int(b.lengths.sum()) for b in self._blocks[: len(self._records)])
+        taken = sum(int(b.lengths.sum()) for b in self._blocks[: len(self._progress.records)])
         return block.advance(
             self._setting,
             self._keys,
-            self._ensemble,
+            self._progress.ensemble,
             self._counted,
             words_of(self._begun + taken),
             lengths.astype(np.int32),
@@ -199,7 +215,7 @@ class Job:
         return merge_tree(jax.tree.map(by_group, moments))
 
     def _keep(self, values, ends) -> None:
-        known = sum(int(b.ends.sum()) for b in self._blocks[: len(self._records)])
+        known = sum(int(b.ends.sum()) for b in self._blocks[: len(self._progress.records)])
         rows, times = slice(self.done, self.done + self._live), slice(known, known + ends.sum())
 
         def store(all_values, new):
@@ -209,41 +225,42 @@ class Job:
 
     def _end_round(self) -> None:
         """Merges the round's moments and goes on to the next round."""
-        ends = np.concatenate([b.ends for b in self._blocks[: len(self._records)]])
+        ends = np.concatenate([b.ends for b in self._blocks[: len(self._progress.records)]])
         last = np.flatnonzero(ends)
         first = np.concatenate([[0], last[:-1] + 1])
-        moments = jax.tree.map(lambda *parts: np.concatenate(parts)[: last[-1] + 1], *self._records)
+        records = self._progress.records
+        moments = jax.tree.map(lambda *parts: np.concatenate(parts)[: last[-1] + 1], *records)
         visits, rewards, lost = moments.total
         moments = jax.tree.map(lambda leaf: leaf[last], moments)
         sums = (np.add.reduceat(visits, first), np.add.reduceat(rewards, first), lost[last])
         moments = moments._replace(total=sums)
+        done, merger = self.done, self._progress.merger.copy()
         for device in range(self._setting.mesh.size):
             if device * self._width < self._live:
-                self._merger.add(jax.tree.map(lambda leaf, d=device: leaf[:, d], moments))
+                merger.add(jax.tree.map(lambda leaf, d=device: leaf[:, d], moments))
 
         def store(all_runs, new):
-            all_runs[self.done : self.done + self._live] = np.asarray(new)[: self._live]
+            all_runs[done : done + self._live] = np.asarray(new)[: self._live]
 
-        jax.tree.map(store, self.final, self._ensemble)
-        self.done, self._records = self.done + self._live, []
-        if self.done < self._runs:
-            self._begin_round()
+        jax.tree.map(store, self.final, self._progress.ensemble)
+        self._progress = Progress(done + self._live, merger, None, ())
 
     def state(self) -> dict[str, np.ndarray]:
         """All that is needed to go on, by name."""
-        kept = self.done + (self._live if self._records else 0)
+        done, merger, ensemble, records = self._progress
+        kept = done + (self._live if records else 0)
         trees = {
-            "part": self._merger.parts,
-            "record": self._records,
-            "ensemble": self._ensemble,
-            "final": jax.tree.map(lambda leaf: leaf[: self.done], self.final),
+            "part": merger.parts,
+            "record": records,
+            "ensemble": ensemble,
+            "final": jax.tree.map(lambda leaf: leaf[:done], self.final),
             "value": jax.tree.map(lambda leaf: leaf[:kept], self.values),
         }
         arrays = {
-            "done": np.array(self.done),
+            "done": np.array(done),
             "width": np.array(self._width),
-            "round": np.array([self._round, *self._lengths_done(len(self._records))]),
-            "sizes": np.array(self._merger.sizes, dtype=int),
+            "round": np.array([self._round, *self._lengths_done(len(records))]),
+            "sizes": np.array(merger.sizes, dtype=int),
         }
         for name, tree in trees.items():
             leaves = enumerate(jax.tree.leaves(tree))
@@ -265,19 +282,17 @@ class Job:
             found = leaves(name)
             return [structure.unflatten(found[k : k + size]) for k in range(0, len(found), size)]
 
-        self._merger = Merger(arrays["sizes"].tolist(), moments("part"))
-        self.done = int(arrays["done"])
-        for all_runs, part in zip(
-            jax.tree.leaves((self.final, self.values)),
-            leaves("final") + leaves("value"),
-            strict=True,
-        ):
+        whole = jax.tree.leaves((self.final, self.values))
+        for all_runs, part in zip(whole, leaves("final") + leaves("value"), strict=True):
             all_runs[: len(part)] = part
-        if self.done < self._runs:
-            self._begin_round()
-            # A round begun under another plan starts anew: its numbers will be the same.
-            records = moments("record")
-            if arrays["round"].tolist() == [self._round, *self._lengths_done(len(records))]:
-                self._records = records
-                structure = jax.tree.structure(ensemble)
-                self._ensemble = self._spread(structure.unflatten(leaves("ensemble")))
+        merger = Merger(arrays["sizes"].tolist(), moments("part"))
+        self._progress = Progress(int(arrays["done"]), merger, None, ())
+        if self.done == self._runs:
+            return
+        self._begin_round()
+        # A round begun under another plan starts anew: its numbers will be the same.
+        records = tuple(moments("record"))
+        same = arrays["round"].tolist() == [self._round, *self._lengths_done(len(records))]
+        if records and same:
+            found = jax.tree.structure(ensemble).unflatten(leaves("ensemble"))
+            self._progress = Progress(self.done, merger, self._spread(found), records)

@@ -125,7 +125,8 @@ def _stand(value: Lanes) -> Lanes:
 def _move(value: Lanes, axis: int) -> Lanes:
     if value.axis == axis:
         return value
-    return Lanes(jnp.moveaxis(value.array, value.axis, axis), axis)
+    source: Any = value.axis
+    return Lanes(jnp.moveaxis(value.array, source, axis), axis)
 
 
 def _spread(value: Lanes, count: int, shape: tuple[int, ...] | None = None) -> Lanes:

@@ -105,6 +105,10 @@ class Merger:
         """Starts from the parts of another merger, if any."""
         self.sizes, self.parts = list(sizes), list(parts)
 
+    def copy(self) -> "Merger":
+        """Another merger that goes on from the same parts."""
+        return Merger(self.sizes, self.parts)
+
     def add(self, moments: Moments) -> None:
         """Adds the next batch, in float64."""
         size = 1

@@ -222,7 +222,8 @@ def simulate(
         job.restore(saved)
     compiled = time.perf_counter()
 
-    count, result, steps_taken = len(times), RESULTS.successful, 0
+    count, steps_taken = len(times), 0
+    result: Any = RESULTS.successful
     with tqdm(
         total=inputs.runs * int(steps[-1] - begun),
         initial=job.steps_done,
