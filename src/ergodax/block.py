@@ -117,7 +117,7 @@ def advance(
 
         def one_step(_, carry):
             (low, high), run = carry
-            words = low + 1, high + (low == 2**32 - 1)
+            words = low + 1, high + (low + 1 == 0)
 
             def of_run(key, run, own):
                 wrapped, cumulative = own if setting.per_run else tables

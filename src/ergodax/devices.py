@@ -1,14 +1,22 @@
-"""Using every core: JAX sees the processor as one device unless it is told otherwise."""
+"""Which devices work is spread over, and how to make one of every core of a processor."""
 
 import os
 
 import jax
 
 
+def default_devices() -> list[jax.Device]:
+    """The device that `jax.default_device` names, or else all local ones of JAX's default kind."""
+    chosen = jax.config.jax_default_device
+    if chosen is None or isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)
+    return [chosen]
+
+
 def use_all_cores(count: int | None = None) -> None:
     """Makes one JAX device of every processor core, over which `simulate` spreads its runs.
 
-    Call it before JAX's first computation; importing ergodax is not one. What runs on one device,
+    JAX sees the processor as one device unless it is told otherwise. Call it before JAX's first computation; importing ergodax is not one. What runs on one device,
     like a single solve, is not affected.
 
     Args:
