@@ -16,8 +16,9 @@ def default_devices() -> list[jax.Device]:
 def use_all_cores(count: int | None = None) -> None:
     """Makes one JAX device of every processor core, over which `simulate` spreads its runs.
 
-    JAX sees the processor as one device unless it is told otherwise. Call it before JAX's first computation; importing ergodax is not one. What runs on one device,
-    like a single solve, is not affected.
+    JAX sees the processor as one device unless it is told otherwise. Call it before JAX's first
+    computation; importing ergodax is not one. What runs on one device, like a single solve, is not
+    affected.
 
     Args:
         count: number of devices; by default the number of cores this process may use.

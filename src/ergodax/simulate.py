@@ -136,8 +136,9 @@ def simulate(
     23 bits in either precision: an action of probability below 6e-8 may never be drawn.
 
     Runs are spread over all devices of JAX's default kind, unless `jax.default_device` names one;
-    see `use_all_cores` for those of a processor. Ctrl-C ends the simulation early and returns the runs that are complete, or, if none
-    is, the times that the first ones have reached; `result` says so.
+    see `use_all_cores` for those of a processor. Ctrl-C ends the simulation early and returns the
+    runs that are complete, or, if none is, the times that the first ones have reached; `result`
+    says so.
 
     Args:
         wrapped: a game and its learners; or one for every run, all arrays with a leading axis of R

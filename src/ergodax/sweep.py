@@ -66,8 +66,8 @@ def sweep(
     """Solves the averaged ODE, or simulates the learners, for many parameter sets.
 
     `build` is traced once; all sets of one sweep run through one compiled program, spread over the
-    devices as in `simulate`. A set that fails holds NaN from there on, and its `message` says why; it delays
-    only the sets of its own batch.
+    devices as in `simulate`. A set that fails holds NaN from there on, and its `message` says why;
+    it delays only the sets of its own batch.
 
     With `folder`, every finished batch is written there (whole or not at all), and a sweep that was
     interrupted goes on from what is there. The batches may then be of another size.
