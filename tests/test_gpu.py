@@ -6,11 +6,13 @@ must agree bit for bit, float64 to rounding (or to the solver's tolerance, where
 differ), float32 in distribution.
 """
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +21,13 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
+from ergodax.devices import default_devices
+from ergodax.inputs import check_inputs
 from ergodax.streams import run_keys, threefry2x32, uniforms
 from helpers import assert_close
 
 TS = np.array([0.0, 10.0, 60.0])
+simulate_module = importlib.import_module("ergodax.simulate")
 # A normal variable is beyond this with probability 1e-9.
 SIGMAS = 6.2
 
@@ -306,3 +311,27 @@ def test_without_x64_programs_compile_for_cuda_in_full_precision():
     assert found["states"] == expected.final.state.tolist()
     for one, other in zip(found["means"], jax.tree.leaves(expected.mean), strict=True):
         assert_close(np.array(one), other, 1e-5)
+
+
+def test_work_goes_to_the_default_device_if_one_is_named():
+    processor = jax.devices("cpu")[0]
+    assert default_devices() == jax.local_devices()
+    for named in (processor, "cpu"):
+        with jax.default_device(named):
+            assert default_devices() == [processor]
+
+
+def test_batches_suit_the_memory_of_an_accelerator():
+    """A card is stood in for: all that is asked of it is its memory."""
+
+    def limits(memory):
+        return simulate_module._limits(SimpleNamespace(platform="gpu", memory_stats=lambda: memory))
+
+    assert simulate_module._limits(jax.devices("cpu")[0]) == simulate_module._PROCESSOR
+    assert limits(None) == simulate_module._ACCELERATOR
+    assert limits({"bytes_limit": 2**34}).cache == 2**30
+    wrapped, params0 = large()
+    inputs = check_inputs(wrapped, params0, None, None, 2**30, "float32")
+    size = 2 * 9 * 3 * 4
+    width = simulate_module._width(None, inputs, 1, limits({"bytes_limit": 2**30}))
+    assert width * size <= 2**26 < 2 * width * size

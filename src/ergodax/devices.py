@@ -1,13 +1,15 @@
 """Which devices work is spread over, and how to make one of every core of a processor."""
 
 import os
+from typing import Any
 
 import jax
 
 
-def default_devices() -> list[jax.Device]:
+def default_devices() -> list[Any]:
     """The device that `jax.default_device` names, or else all local ones of JAX's default kind."""
-    chosen = jax.config.jax_default_device
+    config: Any = jax.config
+    chosen = config.jax_default_device
     if chosen is None or isinstance(chosen, str):
         return jax.local_devices(backend=chosen)
     return [chosen]
