@@ -90,6 +90,14 @@ def large():
     return wrapped, wrapped.init()
 
 
+class Dense(ex.QLearning):
+    """Q-learning whose increments are whole tables."""
+
+    def update(self, params, transition, game, agent):
+        sparse = ex.QLearning.update(self, params, transition, game, agent)
+        return jnp.zeros_like(params).at[sparse.index].set(sparse.value)
+
+
 def test_random_streams_are_the_same_bit_for_bit(device):
     def draw():
         keys = run_keys(jax.random.key(3), jnp.arange(100, dtype=jnp.uint32))
@@ -240,7 +248,7 @@ SINGLE = """
     from jax.sharding import Mesh
 
     sys.path.insert(0, {tests!r})
-    from test_gpu import TS, build, large
+    from test_gpu import TS, Dense, build, large
 
     def lower(function, *args):
         return jax.export.export(jax.jit(function), platforms=["cuda"])(*args).mlir_module()
@@ -267,9 +275,11 @@ SINGLE = """
     import warnings
     warnings.filterwarnings("ignore", message="solving in float32")
     case, tau = build({{}}), jnp.asarray(0.5)
+    dense = ex.WrappedGame(case[0].game, [Dense(), Dense()])
     programs = {{
         "simulate, small": simulate(case),
         "simulate, large": simulate(large()),
+        "dense drift": lower(lambda x: ex.drift(dense, x), dense.init()),
         "law": lower(lambda x: ex.stationary_distribution(case[0], x), case[1]),
         "jacobian": lower(lambda x: ex.jacobian(large()[0], x), large()[1]),
         "occupation": lower(lambda x: ex.occupation_measure(case[0], x), case[1]),
@@ -291,6 +301,7 @@ SINGLE = """
 """
 
 
+@pytest.mark.slow
 def test_without_x64_programs_compile_for_cuda_in_full_precision():
     """Programs are lowered for CUDA, which needs no GPU, in a process that knows no float64.
 
