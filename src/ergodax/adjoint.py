@@ -10,6 +10,7 @@ searched for a jump of DF; if there is one, the step ends before it and the next
 so that every step sees one smooth piece. Nothing needs to be known about where F has kinks.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ _STAGE_TIMES = np.append(0.0, diffrax.Tsit5.tableau.c)
 _STAGE_WEIGHTS = np.array(
     [np.pad(row, (0, 7 - len(row))) for row in [np.zeros(0), *diffrax.Tsit5.tableau.a_lower]]
 )
+# Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told not to.
+_dot = functools.partial(jnp.dot, precision="highest")
 
 
 class Path(NamedTuple):
@@ -287,7 +290,9 @@ class _Tangent(NamedTuple):
         return (
             stops,
             count,
-            lambda values: jnp.einsum("jk,kjd->kd", jnp.stack(weights), values[rows]),
+            lambda values: jnp.einsum(
+                "jk,kjd->kd", jnp.stack(weights), values[rows], precision="highest"
+            ),
         )
 
 
@@ -390,13 +395,13 @@ class _Walk(NamedTuple):
 
         def stage(j, k):
             t = jnp.where(full & (nodes[j] == 1), limit, s.t + nodes[j] * h)
-            return k.at[j].set(self.field(t, s.y + h * (weights[j] @ k)))
+            return k.at[j].set(self.field(t, s.y + h * _dot(weights[j], k)))
 
         nodes, weights = jnp.asarray(_STAGE_TIMES), jnp.asarray(_STAGE_WEIGHTS)
         k = jnp.zeros((len(_STAGE_TIMES), len(s.y)), s.y.dtype).at[0].set(slope)
         k = jax.lax.fori_loop(1, len(_STAGE_TIMES), stage, k)
-        y = s.y + h * (weights[-1] @ k)
-        error = _rms((h * (jnp.asarray(diffrax.Tsit5.tableau.b_error) @ k))[: self.size])
+        y = s.y + h * _dot(weights[-1], k)
+        error = _rms((h * _dot(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[: self.size])
         largest = jnp.maximum(_rms(s.y[: self.size]), _rms(y[: self.size]))
         allowed = self.tol * jnp.maximum(self.floor, largest)
         excess = error / jnp.where(allowed > 0, allowed, 1)

@@ -1,10 +1,20 @@
-"""Using every core: JAX sees the processor as one device unless it is told otherwise."""
+"""Which devices work is spread over, and how to make one of every core of a processor."""
 
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+
+
+def default_devices() -> list[Any]:
+    """The device that `jax.default_device` names, or else all local ones of JAX's default kind."""
+    config: Any = jax.config
+    chosen = config.jax_default_device
+    if chosen is None or isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)
+    return [chosen]
 
 
 def use_all_cores(count: int | None = None) -> None:

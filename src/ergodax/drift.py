@@ -56,7 +56,7 @@ def average(wrapped: WrappedGame, params) -> Averages:
 def _expectation(weights, like, increments):
     """Sum of increments, sparse or dense, weighted by the probabilities of their events `[E]`."""
     if not isinstance(increments, At):
-        return jnp.tensordot(weights, increments, axes=1)
+        return jnp.tensordot(weights, increments, axes=1, precision="highest")
     values = increments.value
     weighted = weights.reshape(-1, *(1,) * (values.ndim - 1)) * values
     return accumulate(jnp.zeros_like(like), At(increments.index, weighted))
@@ -156,4 +156,5 @@ def expected_rewards(wrapped: WrappedGame, averages: Averages) -> Float[Array, "
         "ei,e->i",
         wrapped.game.rewards.reshape(-1, wrapped.game.num_agents),
         averages.events.ravel(),
+        precision="highest",
     )

@@ -275,7 +275,7 @@ def is_concrete(value) -> bool:
 def scatter_successors(game: MarkovGame, weights: Float[Array, "S *A K"]) -> Float[Array, "S *A S"]:
     """Sums weights given per stored outcome into the dense successor axis."""
     one_hot = jax.nn.one_hot(game.successors, game.num_states, dtype=weights.dtype)
-    return jnp.einsum("...k,...kt->...t", weights, one_hot)
+    return jnp.einsum("...k,...kt->...t", weights, one_hot, precision="highest")
 
 
 def padding(game: MarkovGame) -> Bool[Array, "S *A K"]:

@@ -84,7 +84,8 @@ def accumulate(table: Float[Array, "..."], batch: At) -> Float[Array, "..."]:
     for index, size in zip(batch.index, table.shape, strict=False):
         flat = flat * size + index
     one_hot = (jnp.arange(rows)[:, None] == flat).astype(table.dtype)
-    return table + (one_hot @ batch.value.reshape(events, -1)).reshape(table.shape)
+    added = jnp.matmul(one_hot, batch.value.reshape(events, -1), precision="highest")
+    return table + added.reshape(table.shape)
 
 
 _ONE_HOT_LIMIT = 2**14

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .block import AXIS, Setting
 from .checkpoint import Checkpoint
 from .clock import check_scale, check_times, steps_at
+from .devices import default_devices
 from .inputs import Inputs, check_count, check_inputs, take
 from .job import Job
 from .kernel import Ensemble
@@ -37,16 +38,21 @@ class _Limits(NamedTuple):
         widest: runs of a batch, at most.
         cache: bytes of their parameters, at most.
         block: steps of all runs of a batch in one block, at most.
+        longest: steps of a block, at most.
     """
 
     widest: int
     cache: int
     block: int
+    longest: int
 
 
 # What a core can hold near it, and a fraction of a second between two looks at the keyboard.
-_PROCESSOR = _Limits(widest=512, cache=2**21, block=2**24)
-_ACCELERATOR = _Limits(widest=2**16, cache=2**32, block=2**31)
+_PROCESSOR = _Limits(widest=512, cache=2**21, block=2**24, longest=2**24)
+# A step of few runs takes an accelerator as long as one of many: its launches.
+_ACCELERATOR = _Limits(widest=2**20, cache=2**32, block=2**31, longest=2**13)
+# Share of an accelerator's memory for the parameters; all arrays of a block take seven times that.
+_SHARE = 1 / 16
 
 
 def _parameters(params):
@@ -131,9 +137,10 @@ def simulate(
     alone, and neither runs nor moments on `batch_size`, `devices`, `ts` or interruptions. They have
     23 bits in either precision: an action of probability below 6e-8 may never be drawn.
 
-    Runs are spread over all devices of JAX's default kind; see `use_all_cores` for those of a
-    processor. Ctrl-C ends the simulation early and returns the runs that are complete, or, if none
-    is, the times that the first ones have reached; `result` says so.
+    Runs are spread over all devices of JAX's default kind, unless `jax.default_device` names one;
+    see `use_all_cores` for those of a processor. Ctrl-C ends the simulation early and returns the
+    runs that are complete, or, if none is, the times that the first ones have reached; `result`
+    says so.
 
     Args:
         wrapped: a game and its learners; or one for every run, all arrays with a leading axis of R
@@ -156,8 +163,8 @@ def simulate(
         checkpoint: a file to which unfinished work is saved between blocks, and from which it goes
             on if the file is there.
         batch_size: runs simulated together on one device, rounded up to 64 times a power of two; by
-            default as many as suit the device's cache.
-        devices: JAX devices to use; by default all of the default kind.
+            default as many as suit the device's cache, on a GPU its memory.
+        devices: JAX devices to use, of one kind; by default as above.
         progress: show a progress bar.
 
     Returns:
@@ -186,8 +193,8 @@ def simulate(
     compensated = inputs.dtype == np.float32
     if ensemble is not None:
         compensated = ensemble.compensation is not None
-    devices = jax.local_devices() if devices is None else list(devices)
-    limits = _PROCESSOR if devices[0].platform == "cpu" else _ACCELERATOR
+    devices = default_devices() if devices is None else list(devices)
+    limits = _limits(devices[0])
     _check_memory(inputs, observe, len(times) if keep_runs else 0)
 
     unfinished = Checkpoint(
@@ -216,7 +223,7 @@ def simulate(
         width=width,
         begun=begun,
         intervals=intervals,
-        block_steps=max(1, limits.block // width),
+        block_steps=max(1, min(limits.block // width, limits.longest)),
     )
     if saved is not None:
         job.restore(saved)
@@ -297,6 +304,14 @@ def _check_start(start: Simulation, key, scale: float, steps) -> int:
             f"{steps[0] / scale:g}."
         )
     return int(start.steps[-1])
+
+
+def _limits(device: Any) -> _Limits:
+    """What suits a device."""
+    if device.platform == "cpu":
+        return _PROCESSOR
+    memory = (device.memory_stats() or {}).get("bytes_limit", _ACCELERATOR.cache / _SHARE)
+    return _ACCELERATOR._replace(cache=int(_SHARE * memory))
 
 
 def _width(batch_size, inputs: Inputs, devices: int, limits: _Limits) -> int:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from .clock import check_times
 from .compare import Observe
+from .devices import default_devices
 from .drift import flat_drift
 from .flow import solve
 from .game import MarkovGame
@@ -64,9 +65,9 @@ def sweep(
 ) -> "xarray.Dataset":
     """Solves the averaged ODE, or simulates the learners, for many parameter sets.
 
-    `build` is traced once; all sets of one sweep run through one compiled program, spread over all
-    local devices. A set that fails holds NaN from there on, and its `message` says why; it delays
-    only the sets of its own batch.
+    `build` is traced once; all sets of one sweep run through one compiled program, spread over the
+    devices as in `simulate`. A set that fails holds NaN from there on, and its `message` says why;
+    it delays only the sets of its own batch.
 
     With `folder`, every finished batch is written there (whole or not at all), and a sweep that was
     interrupted goes on from what is there. The batches may then be of another size.
@@ -85,8 +86,8 @@ def sweep(
         rtol: relative tolerance per step of the ODE solver.
         atol: absolute tolerance per step.
         max_steps: largest number of solver steps.
-        batch_size: sets solved together; by default 128, fewer where the game is large. The ODE
-            only: simulations are batched over their runs.
+        batch_size: sets solved together; by default 128, on a GPU all, fewer where the game is
+            large. The ODE only: simulations are batched over their runs.
         folder: where to write batches, and to look for those of an earlier call.
         progress: show a progress bar.
 
@@ -116,8 +117,8 @@ def sweep(
     wrapped, params0 = _trace(build, names, sets)
     if simulation is None:
         check_ergodic(*_first_set(build, names, sets))
-    devices = jax.local_devices()
-    size = _batch_size(batch_size, wrapped, params0, len(times), len(devices), count)
+    mesh = Mesh(np.array(default_devices()), ("sets",))
+    size = _batch_size(batch_size, wrapped, params0, len(times), mesh, count)
     pace = _survey(build, wrapped, names, sets, size, simulation is None)
 
     store = None if folder is None else Path(folder)
@@ -133,7 +134,7 @@ def sweep(
     rest = rest[np.argsort(pace[rest], kind="stable")]
 
     if simulation is None:
-        options = (times, rtol, atol, max_steps)
+        options = (times, rtol, atol, max_steps, mesh)
         batches = _solve_batches(build, names, sets, rest, size, options)
     else:
         batches = _simulate_sets(build, names, sets, rest, times, simulation)
@@ -351,14 +352,17 @@ def _padded(chosen: np.ndarray, size: int) -> np.ndarray:
     return np.pad(chosen, (0, size - len(chosen)), mode="edge")
 
 
-def _batch_size(batch_size, wrapped, params0, num_times: int, num_devices: int, count: int) -> int:
+def _batch_size(batch_size, wrapped, params0, num_times: int, mesh: Mesh, count: int) -> int:
     """Sets per batch, a multiple of the number of devices."""
+    num_devices = mesh.size
     if batch_size is None:
+        # Wider batches wait longer for their slowest set, and only accelerators gain by them.
+        most = _MOST_SETS if mesh.devices.flat[0].platform == "cpu" else count
         events = math.prod(wrapped.game.rewards.shape)
         table = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params0))
         # About as many arrays of each kind are alive at once.
         needed = 8 * (16 * events + (16 + 2 * num_times) * table)
-        batch_size = min(max(_BATCH_BYTES // needed, 1), _MOST_SETS) * num_devices
+        batch_size = min(max(_BATCH_BYTES // needed, 1), most) * num_devices
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer; found {batch_size!r}.")
     return num_devices * -(-min(batch_size, count) // num_devices)
@@ -373,7 +377,7 @@ def _solve_batches(build: Build, names, sets, rest, size: int, options):
 
 
 @eqx.filter_jit
-def _solve_batch(build, names, values, ts, rtol, atol, max_steps):
+def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
     def solve_one(values):
         wrapped, params0 = build(_theta(names, values))
         solution = solve(
@@ -402,7 +406,6 @@ def _solve_batch(build, names, values, ts, rtol, atol, max_steps):
         return outcome, solution.result
 
     # Every device loops over its own sets until they are done: no waiting for each other.
-    mesh = Mesh(np.array(jax.local_devices()), ("sets",))
     one_device = PartitionSpec("sets")
     return jax.shard_map(
         jax.vmap(solve_one), mesh=mesh, in_specs=one_device, out_specs=one_device, check_vma=False

@@ -1,0 +1,348 @@
+"""The same numbers on a GPU as on the CPU.
+
+Every test runs twice: with the GPU as the other device, if there is one, and with the CPU itself,
+so that the tests are known to work where there is none. What is drawn from the random streams alone
+must agree bit for bit, float64 to rounding (or to the solver's tolerance, where its steps may
+differ), float32 in distribution.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import ergodax as ex
+from ergodax.devices import default_devices
+from ergodax.inputs import check_inputs
+from ergodax.streams import run_keys, threefry2x32, uniforms
+from helpers import assert_close
+
+TS = np.array([0.0, 10.0, 60.0])
+simulate_module = importlib.import_module("ergodax.simulate")
+# A normal variable is beyond this with probability 1e-9.
+SIGMAS = 6.2
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """The device that is compared with the CPU."""
+    try:
+        device = jax.devices(request.param)[0]
+    except RuntimeError as error:
+        pytest.skip(f"no GPU: {error}")
+    # Between the CPU and itself it is only the tests that are tested: programs run once each.
+    jax.config.update("jax_disable_most_optimizations", request.param == "cpu")
+    yield device
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def both(device, function):
+    """What a function of nothing returns on the device and on the CPU, as NumPy arrays."""
+
+    def on(device):
+        with jax.default_device(device):
+            found = function()
+        for leaf in jax.tree.leaves(found):
+            assert not isinstance(leaf, jax.Array) or leaf.devices() == {device}
+        return jax.device_get(found)
+
+    return on(device), on(jax.devices("cpu")[0])
+
+
+def assert_all_close(found, expected, tolerance):
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    for one, other in pairs:
+        assert_close(np.asarray(one), np.asarray(other), tolerance)
+
+
+def assert_all_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def build(theta):
+    """Two smooth learners in the dilemma, by four quantities; tables read by selections."""
+    game = ex.games.prisoners_dilemma(theta.get("g", 1.5))
+    tau = theta.get("tau", 0.5)
+    first = ex.Sarsa(theta.get("alpha", 0.1), 0.8, ex.EpsilonSoftmax(tau, 0.1), [12.0, 10.0])
+    second = ex.ActorCritic(0.05, 0.1, theta.get("gamma", 0.7), ex.EpsilonSoftmax(1.0, 0.1))
+    wrapped = ex.WrappedGame(game, [first, second])
+    return wrapped, wrapped.init()
+
+
+def large():
+    """Two learners in a game of nine states; tables so large that their rows are gathered."""
+    rng = np.random.default_rng(0)
+    game = ex.games.repeated(rng.normal(size=(3, 3, 2)))
+    learners = [
+        ex.QLearning(0.1, 0.8, ex.EpsilonSoftmax(0.5, 0.1), rng.normal(size=(9, 3))),
+        ex.CounterfactualQLearning(0.1, 0.8, ex.EpsilonSoftmax(0.5, 0.1), rng.normal(size=(9, 3))),
+    ]
+    wrapped = ex.WrappedGame(game, learners)
+    return wrapped, wrapped.init()
+
+
+class Dense(ex.QLearning):
+    """Q-learning whose increments are whole tables."""
+
+    def update(self, params, transition, game, agent):
+        sparse = ex.QLearning.update(self, params, transition, game, agent)
+        return jnp.zeros_like(params).at[sparse.index].set(sparse.value)
+
+
+def test_random_streams_are_the_same_bit_for_bit(device):
+    def draw():
+        keys = run_keys(jax.random.key(3), jnp.arange(100, dtype=jnp.uint32))
+        low = jnp.array([0, 1, 2**32 - 1], jnp.uint32)
+        high = jnp.array([0, 0, 2**24 - 1], jnp.uint32)
+
+        def of_step(key, low, high):
+            words = threefry2x32((key[0], key[1]), (low, high))
+            return words, [uniforms(key, (low, high), 3, dtype) for dtype in (np.float32, float)]
+
+        by_step = jax.vmap(of_step, in_axes=(None, 0, 0))
+        return keys, jax.jit(jax.vmap(by_step, in_axes=(0, None, None)))(keys, low, high)
+
+    assert_all_equal(*both(device, draw))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_states_drawn_from_the_streams_are_the_same_bit_for_bit(device, dtype):
+    """Learners that learn nothing and choose between two actions with probability 1/2."""
+
+    def simulate():
+        learner = ex.QLearning(0.0, 0.9)
+        wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(), [learner, learner])
+        ran = ex.simulate(
+            wrapped, wrapped.init(), [7.0, 300.0], runs=130, key=jax.random.key(0), dtype=dtype
+        )
+        return ran.state_frequency, ran.rewards, ran.final.state
+
+    assert_all_equal(*both(device, simulate))
+
+
+@pytest.mark.parametrize("case", [lambda: build({}), large], ids=["small", "large"])
+def test_float64_trajectories_agree_to_rounding(device, case):
+    """With 64 runs of 60 steps a uniform number within a rounding error of a boundary is a
+    matter of one in 10^4 at most."""
+
+    def simulate():
+        ran = ex.simulate(*case(), TS, runs=64, key=jax.random.key(1), keep_runs=True)
+        return ran.values, ran.final.state, ran.mean, ran.variance, ran.state_frequency[1:]
+
+    assert_all_close(*both(device, simulate), 1e-9)
+
+
+def test_each_run_may_have_its_own_game(device):
+    def simulate():
+        wrapped, params0 = jax.vmap(lambda g: build({"g": g}))(jnp.linspace(1.2, 1.8, 70))
+        ran = ex.simulate(wrapped, params0, TS, key=jax.random.key(2))
+        return ran.mean, ran.variance, ran.final.params
+
+    assert_all_close(*both(device, simulate), 1e-9)
+
+
+@pytest.mark.parametrize("case", [lambda: build({}), large], ids=["small", "large"])
+def test_float32_ensembles_agree_in_distribution(device, case):
+    """Independent ensembles: another key on each device."""
+
+    def simulate(seed, device):
+        return ex.simulate(
+            *case(),
+            TS[1:],
+            scale=2,
+            runs=1024,
+            key=jax.random.key(seed),
+            dtype="float32",
+            devices=[device],
+        )
+
+    found, expected = simulate(1, device), simulate(2, jax.devices("cpu")[0])
+    differences = jax.tree.map(
+        lambda a, b, s, t: np.abs(a - b) / np.sqrt(s**2 + t**2 + 1e-12),
+        found.mean,
+        expected.mean,
+        found.standard_error,
+        expected.standard_error,
+    )
+    assert np.max(ravel_pytree(differences)[0]) < SIGMAS
+    assert any(np.any(leaf > 0) for leaf in jax.tree.leaves(differences))  # other numbers
+    assert_close(found.state_frequency, expected.state_frequency, 0.05)
+
+
+@pytest.mark.parametrize("case", [lambda: build({}), large], ids=["small", "large"])
+def test_averages_agree_to_rounding(device, case):
+    def look():
+        wrapped, params = case()
+        return (
+            ex.stationary_distribution(wrapped, params),
+            ex.drift(wrapped, params),
+            ex.jacobian(wrapped, params),
+            ex.occupation_measure(wrapped, params),
+        )
+
+    assert_all_close(*both(device, look), 1e-12)
+
+
+def test_solutions_agree(device):
+    def solve():
+        solution = ex.solve(*large(), TS)
+        return solution.params, solution.state_distribution, solution.rewards
+
+    assert_all_close(*both(device, solve), 1e-7)
+
+
+def test_reverse_mode_gradients_agree(device):
+    @jax.jit
+    def gradient(theta):
+        return jax.grad(lambda theta: ex.solve(*build(theta), TS).params[0][-1, 0, 0])(theta)
+
+    def of_gradient():
+        return gradient({"tau": jnp.asarray(0.5), "gamma": jnp.asarray(0.7)})
+
+    assert_all_close(*both(device, of_gradient), 1e-5)
+
+
+def test_sensitivities_agree(device):
+    def derivatives():
+        theta = {"alpha": jnp.asarray(0.1), "g": jnp.asarray(1.5)}
+        return ex.sensitivities(build, theta, TS).derivatives
+
+    assert_all_close(*both(device, derivatives), 1e-5)
+
+
+def test_rest_points_agree(device):
+    def rest():
+        wrapped, params = build({})
+        return ex.rest_point(wrapped, params).params
+
+    assert_all_close(*both(device, rest), 1e-7)
+
+
+def test_sweeps_agree(device):
+    thetas = {"tau": np.linspace(0.4, 0.6, 3), "g": np.array([1.4, 1.6])}
+
+    def sweep():
+        data = ex.sweep(build, thetas, TS)
+        return {name: data[name].values for name in ("rewards", "state_distribution", "end_time")}
+
+    assert_all_close(*both(device, sweep), 1e-7)
+
+
+# What JAX computes with if it is not told to use float64, as most programs for GPUs do.
+SINGLE = """
+    import json, sys
+    import jax, jax.numpy as jnp, numpy as np
+    import ergodax as ex
+    from ergodax import block
+    from ergodax.kernel import words_of
+    from ergodax.streams import run_keys
+    from jax.sharding import Mesh
+
+    sys.path.insert(0, {tests!r})
+    from test_gpu import TS, Dense, build, large
+
+    def lower(function, *args):
+        return jax.export.export(jax.jit(function), platforms=["cuda"])(*args).mlir_module()
+
+    def loss(tau):
+        return ex.solve(*build({{"tau": tau}}), TS).params[0][-1].sum()
+
+    def simulate(case):
+        wrapped, params0 = case
+        setting = block.Setting(
+            wrapped, jnp.asarray(1.0), lambda x: x, True, False, True,
+            Mesh(np.array(jax.devices()), ("runs",)),
+        )
+        keys = run_keys(jax.random.key(0), jnp.arange(64, dtype=jnp.uint32))
+        every = lambda leaf: jnp.broadcast_to(leaf, (64, *leaf.shape))
+        def program(keys):
+            start = block.start(
+                setting, keys, jax.tree.map(every, params0), every(wrapped.game.initial)
+            )
+            lengths = jnp.array([3, 4], jnp.int32)
+            return block.advance(setting, keys, start, jnp.ones(64, bool), words_of(0), lengths)
+        return lower(program, keys)
+
+    import warnings
+    warnings.filterwarnings("ignore", message="solving in float32")
+    case, tau = build({{}}), jnp.asarray(0.5)
+    dense = ex.WrappedGame(case[0].game, [Dense(), Dense()])
+    programs = {{
+        "simulate, small": simulate(case),
+        "simulate, large": simulate(large()),
+        "dense drift": lower(lambda x: ex.drift(dense, x), dense.init()),
+        "law": lower(lambda x: ex.stationary_distribution(case[0], x), case[1]),
+        "jacobian": lower(lambda x: ex.jacobian(large()[0], x), large()[1]),
+        "occupation": lower(lambda x: ex.occupation_measure(case[0], x), case[1]),
+        "rest point": lower(lambda x: ex.rest_point(case[0], x).params, case[1]),
+        "gradient": lower(jax.grad(loss), tau),
+        "sensitivities": lower(
+            lambda tau: ex.sensitivities(build, {{"tau": tau}}, TS).derivatives, tau
+        ),
+    }}
+    rough = {{
+        name: [line.strip() for line in program.splitlines()
+               if "stablehlo.dot_general" in line and "HIGHEST" not in line]
+        for name, program in programs.items()
+    }}
+    products = sum(program.count("stablehlo.dot_general") for program in programs.values())
+    ran = ex.simulate(*large(), TS, runs=64, key=jax.random.key(1))
+    states, means = ran.final.state.tolist(), [leaf.tolist() for leaf in jax.tree.leaves(ran.mean)]
+    print(json.dumps({{"rough": rough, "products": products, "states": states, "means": means}}))
+"""
+
+
+@pytest.mark.slow
+def test_without_x64_programs_compile_for_cuda_in_full_precision():
+    """Programs are lowered for CUDA, which needs no GPU, in a process that knows no float64.
+
+    On a GPU, products of float32 matrices are rounded to ten bits unless the program forbids it.
+    Runs are the same whether sums over them are in float32 or in float64.
+    """
+    code = textwrap.dedent(SINGLE).format(tests=os.path.dirname(__file__))
+    # Equinox' checks inside compiled code are calls to the host, which need a real GPU.
+    environment = {**os.environ, "EQX_ON_ERROR": "nan", "JAX_ENABLE_X64": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["products"] > 0
+    assert all(lines == [] for lines in found["rough"].values()), found["rough"]
+    expected = ex.simulate(*large(), TS, runs=64, key=jax.random.key(1), dtype="float32")
+    assert found["states"] == expected.final.state.tolist()
+    for one, other in zip(found["means"], jax.tree.leaves(expected.mean), strict=True):
+        assert_close(np.array(one), other, 1e-5)
+
+
+def test_work_goes_to_the_default_device_if_one_is_named():
+    processor = jax.devices("cpu")[0]
+    assert default_devices() == jax.local_devices()
+    for named in (processor, "cpu"):
+        with jax.default_device(named):
+            assert default_devices() == [processor]
+
+
+def test_batches_suit_the_memory_of_an_accelerator():
+    """A card is stood in for: all that is asked of it is its memory."""
+
+    def limits(memory):
+        return simulate_module._limits(SimpleNamespace(platform="gpu", memory_stats=lambda: memory))
+
+    assert simulate_module._limits(jax.devices("cpu")[0]) == simulate_module._PROCESSOR
+    assert limits(None) == simulate_module._ACCELERATOR
+    assert limits({"bytes_limit": 2**34}).cache == 2**30
+    wrapped, params0 = large()
+    inputs = check_inputs(wrapped, params0, None, None, 2**30, "float32")
+    size = 2 * 9 * 3 * 4
+    width = simulate_module._width(None, inputs, 1, limits({"bytes_limit": 2**30}))
+    assert width * size <= 2**26 < 2 * width * size
