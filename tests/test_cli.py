@@ -1,11 +1,13 @@
 import contextlib
 import io as text
 import json
+import re
 import subprocess
 import sys
 import warnings
 
 import equinox as eqx
+import jax
 import numpy as np
 import pytest
 import xarray
@@ -252,6 +254,26 @@ def test_help_and_version(capsys):
     assert "--initial-state" in printed
 
 
+def test_info(capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert main(["info"]) == 0
+    found = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert found["ergodax"] == ex.__version__
+    assert found["jax"] == jax.__version__
+    assert found["numpy"] == np.__version__
+    assert found["Python"] == sys.version.split()[0]
+    assert found["devices"].count(",") == len(jax.devices()) - 1
+    assert str(jax.devices()[0]) in found["devices"]
+    assert found["x64"] == "on"
+    cores, _, total = found["cores"].split()[:3]
+    assert 1 <= int(cores) <= int(total)
+    assert "JAX_PLATFORMS=cpu" in found["environment"]
+    assert "OMP_NUM_THREADS=3" in found["environment"]
+    assert {"jaxlib", "equinox", "diffrax", "platform"} < set(found)
+    assert main(["info", "now"]) == 2
+
+
 def run(*words, cwd):
     command = [sys.executable, "-m", "ergodax", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
@@ -270,4 +292,12 @@ def test_as_a_program_with_a_bad_value(tmp_path):
     failed = run("compare", "prisoners-dilemma", "--runs", "0", cwd=tmp_path)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("ergodax: error: argument --runs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_as_a_program(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_ENABLE_X64", raising=False)
+    finished = run("info", cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert re.search(r"^x64 +off", finished.stdout, flags=re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
