@@ -40,7 +40,7 @@ class RestPoint(eqx.Module):
 
     Attributes:
         params: parameters of all agents there.
-        residual: the largest entry of |F|, per unscaled step.
+        residual: the largest entry of `|F|`, per unscaled step.
         step: the largest entry of the Newton step that would come next.
         jacobian: DF, `[d, d]`, in the order of `jax.flatten_util.ravel_pytree(params)`.
         result: `RESULTS.successful`, or why it was not found.
