@@ -480,3 +480,39 @@ def simulate_scalar(game, learners, params_list, steps, scale, rng, initial_stat
         xs = [x + part / scale for x, part in zip(xs, split(game, learners, f), strict=True)]
         state, action = next_state, next_action if sarsa else act(next_state)
     return xs, visits
+
+
+def noise(game, learners, params_list):
+    """Returns the Poisson solution v at the core states and the noise covariance Sigma, [d, d].
+
+    Everything from the chain over whole events e = (core, outcome, next core), |E| x |E|: with
+    centred increments f and `D = sum over k of (P^k - 1 mu)`, Sigma is the sum of all
+    autocovariances, `f^T diag(mu) D f` plus its transpose less `f^T diag(mu) f`, and v(c) the mean
+    of `D f` over the events from c. Cores are states, or (state, joint action) with a Sarsa
+    learner.
+    """
+    pi = joint_policy(game, learners, params_list)
+    sarsa = any(learner.needs_next_action for learner in learners)
+    actions = game.joint_actions()
+    chance, source, target, increments = [], [], [], []
+    for (s, a), outcomes in game.outcomes.items():
+        for probability, t, rewards in outcomes:
+            for b in actions if sarsa else [None]:
+                here, ahead = (s, a), (t, b)
+                chance.append(probability * (pi[(t, *b)] if sarsa else pi[(s, *a)]))
+                source.append(here if sarsa else s)
+                target.append(ahead if sarsa else t)
+                increments.append(joint_increment(game, learners, params_list, s, a, rewards, t, b))
+    chance, increments = np.array(chance), np.array(increments)
+    follows = np.array([[x == y for y in source] for x in target])
+    P = follows * chance
+    mu = stationary_distribution(P)
+    centred = increments - mu @ increments
+    size = len(mu)
+    D = np.linalg.inv(np.eye(size) - P + np.outer(np.ones(size), mu)) - mu
+    ahead = D @ centred
+    A = centred.T @ (mu[:, None] * ahead)
+    Sigma = A + A.T - centred.T @ (mu[:, None] * centred)
+    cores = list(itertools.product(game.states(), actions)) if sarsa else list(game.states())
+    v = np.array([sum(chance[e] * ahead[e] for e in range(size) if source[e] == c) for c in cores])
+    return v, Sigma

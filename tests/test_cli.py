@@ -295,6 +295,22 @@ def test_as_a_program_with_a_bad_value(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_convergence(tmp_path, capsys):
+    """Prints table and constants, writes figure and data."""
+    options = ["--scales", "256", "512", "1024", "--runs", "32", "--out", str(tmp_path)]
+    assert main(["convergence", "prisoners-dilemma", *options]) == 0
+    output = capsys.readouterr().out
+    for words in ("sqrt(N) strong", "N weak", "theory", "2.6776"):
+        assert words in output
+    with xarray.open_dataset(tmp_path / "prisoners-dilemma-convergence.nc") as data:
+        np.testing.assert_allclose(data.attrs["weak_theory"], 2.6776, atol=5e-5)
+        np.testing.assert_array_equal(data.scale, [256, 512, 1024])
+        assert data.attrs["command"].startswith("ergodax convergence prisoners-dilemma")
+    image = tmp_path / "prisoners-dilemma-convergence.png"
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
 def test_info_as_a_program(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_ENABLE_X64", raising=False)
     finished = run("info", cwd=tmp_path)

@@ -191,7 +191,8 @@ def test_one_legend(make, columns, labels):
     (legend,) = figure.legends
     assert not any(ax.get_legend() for ax in figure.axes)
     found = [text.get_text() for text in legend.get_texts()]
-    wanted = ["averaged ODE", labels[0], "mean ± 2 standard deviations", *labels[1:]]
+    theory = "$x + b/N \\pm 2 (C/N)^{1/2}$, theory"
+    wanted = ["averaged ODE", labels[0], "mean ± 2 standard deviations", theory, *labels[1:]]
     assert found == [label for k in range(columns) for label in wanted[k::columns]]
 
 

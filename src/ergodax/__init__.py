@@ -10,6 +10,9 @@ from .basins import basins as basins
 from .check import check_learner as check_learner
 from .compare import Comparison as Comparison
 from .compare import compare as compare
+from .convergence import ConvergenceStudy as ConvergenceStudy
+from .convergence import convergence_study as convergence_study
+from .convergence import required_scale as required_scale
 from .devices import use_all_cores as use_all_cores
 from .drift import drift as drift
 from .drift import jacobian as jacobian
@@ -22,6 +25,9 @@ from .fit import fit as fit
 from .fit import standard_errors as standard_errors
 from .flow import Solution as Solution
 from .flow import solve as solve
+from .fluctuation import Fluctuations as Fluctuations
+from .fluctuation import fluctuations as fluctuations
+from .fluctuation import stationary_covariance as stationary_covariance
 from .game import MarkovGame as MarkovGame
 from .learner import AbstractExploration as AbstractExploration
 from .learner import AbstractLearner as AbstractLearner
@@ -34,6 +40,8 @@ from .learners import ActorCritic as ActorCritic
 from .learners import CounterfactualQLearning as CounterfactualQLearning
 from .learners import QLearning as QLearning
 from .learners import Sarsa as Sarsa
+from .noise import noise_covariance as noise_covariance
+from .noise import poisson_values as poisson_values
 from .results import RESULTS as RESULTS
 from .sensitivity import Sensitivities as Sensitivities
 from .sensitivity import sensitivities as sensitivities

@@ -84,7 +84,8 @@ def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float
     return from_lanes(batch(of_run, *to_lanes((keys, params0, law, own))))
 
 
-@eqx.filter_jit
+# On processors with AVX-512 the compiler would use only half of every vector register.
+@eqx.filter_jit(compiler_options={"xla_cpu_prefer_vector_width": 512})
 def advance(
     setting: Setting,
     keys: UInt32[Array, "R 2"],
@@ -117,7 +118,8 @@ def advance(
 
         def one_step(_, carry):
             (low, high), run = carry
-            words = low + 1, high + (low == 2**32 - 1)
+            low = low + 1
+            words = low, high + (low == 0)
 
             def of_run(key, run, own):
                 wrapped, cumulative = own if setting.per_run else tables

@@ -5,6 +5,7 @@ are one line on standard error.
 """
 
 import argparse
+import contextlib
 import math
 import shlex
 import sys
@@ -24,6 +25,7 @@ examples:
   ergodax compare prisoners-dilemma
   ergodax compare prisoners-dilemma --runs 4000 --scale 100 --out results
   ergodax compare prisoners-dilemma --temperature 0.5 0.3 --initial-state DD
+  ergodax convergence prisoners-dilemma
 """
 
 
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ergodax {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_compare(commands, layout)
+    _add_convergence(commands, layout)
     info = commands.add_parser(
         "info",
         help="print versions, devices and precision",
@@ -101,14 +104,7 @@ def _add_compare(commands, layout) -> None:
         allow_abbrev=False,
     )
     compare.set_defaults(command=_compare)
-    compare.add_argument("game", metavar="GAME", choices=list(_GAMES), help=", ".join(_GAMES))
-
-    def add(group, name, kind, default, text, **options):
-        shown = "drawn" if default is None else default
-        group.add_argument(
-            name, type=kind, default=default, help=f"{text} (default: {shown})", **options
-        )
-
+    add = _add_option
     group = compare.add_argument_group("comparison")
     add(group, "--runs", _count(1), 1000, "independent runs", metavar="R")
     add(
@@ -126,13 +122,52 @@ def _add_compare(commands, layout) -> None:
     add(group, "--dtype", str, "float64", "precision of the simulation", choices=precisions)
     add(group, "--initial-state", _state, None, "first state, by name or number", metavar="STATE")
     add(group, "--out", Path, Path("out"), "output folder", metavar="OUT")
+    _add_game(compare, learning_rate=0.01)
 
-    group = compare.add_argument_group("game")
+
+def _add_convergence(commands, layout) -> None:
+    convergence = commands.add_parser(
+        "convergence",
+        help="measure how fast the learners approach the averaged ODE",
+        description="Measures strong and weak errors of the averaged ODE over a range of scales,\n"
+        "fits their constants, compares them with the theory's, and writes\n"
+        "OUT/GAME-convergence.png and OUT/GAME-convergence.nc.",
+        epilog=_EXAMPLES,
+        formatter_class=layout,
+        allow_abbrev=False,
+    )
+    convergence.set_defaults(command=_convergence)
+    add = _add_option
+    group = convergence.add_argument_group("study")
+    add(group, "--runs", _count(2), 16384, "independent runs at each scale", metavar="R")
+    scales = [64.0, 128.0, 256.0, 512.0, 1024.0]
+    add(group, "--scales", _positive, scales, "scales, three or more", metavar="N", nargs="+")
+    add(group, "--t1", _positive, 8.0, "horizon, in unscaled steps", metavar="T")
+    add(group, "--seed", _count(0), 0, "random seed", metavar="SEED")
+    add(group, "--initial-state", _state, 0, "first state, by name or number", metavar="STATE")
+    add(group, "--checkpoint", Path, None, "file to continue from, none if not given")
+    add(group, "--out", Path, Path("out"), "output folder", metavar="OUT")
+    _add_game(convergence, learning_rate=1.0)
+
+
+def _add_option(group, name, kind, default, text, **options):
+    shown = "drawn" if default is None else default
+    if isinstance(default, list):
+        shown = " ".join(f"{value:g}" for value in default)
+    group.add_argument(
+        name, type=kind, default=default, help=f"{text} (default: {shown})", **options
+    )
+
+
+def _add_game(command, learning_rate: float) -> None:
+    add = _add_option
+    command.add_argument("game", metavar="GAME", choices=list(_GAMES), help=", ".join(_GAMES))
+    group = command.add_argument_group("game")
     add(group, "--g", float, 1.5, "gain from cooperation", metavar="G")
 
-    group = compare.add_argument_group("learners", "one value for all agents, or one for each")
+    group = command.add_argument_group("learners", "one value for all agents, or one for each")
     for name, default, text in (
-        ("--learning-rate", 0.01, "alpha, per unscaled step"),
+        ("--learning-rate", learning_rate, "alpha, per unscaled step"),
         ("--discount", 0.9, "gamma"),
         ("--temperature", 0.5, "softmax temperature"),
         ("--epsilon", 0.1, "probability of a uniformly drawn action"),
@@ -198,6 +233,17 @@ def _per_agent(options: argparse.Namespace, name: str, agents: int) -> list[floa
     return values * (agents // len(values))
 
 
+def _start_jax() -> None:
+    """Float64, and all cores."""
+    import jax
+
+    from .devices import use_all_cores
+
+    jax.config.update("jax_enable_x64", True)
+    with contextlib.suppress(RuntimeError):  # JAX runs already where Python calls `main`
+        use_all_cores()
+
+
 def _compare(options: argparse.Namespace, command: str) -> int:
     import jax
     import numpy as np
@@ -205,7 +251,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     from . import io
     from .compare import compare
 
-    jax.config.update("jax_enable_x64", True)
+    _start_jax()
     wrapped = _GAMES[options.game](options)
     io.prepare_folder(options.out)
     comparison = compare(
@@ -223,6 +269,39 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     print(comparison)
     print("\nwritten:", *files)
     return 0 if np.isfinite(comparison.parameter_gap.largest) else 1
+
+
+def _convergence(options: argparse.Namespace, command: str) -> int:
+    import jax
+    import numpy as np
+
+    from . import io, plot
+    from .convergence import convergence_study
+
+    _start_jax()
+    wrapped = _GAMES[options.game](options)
+    io.prepare_folder(options.out)
+    study = convergence_study(
+        wrapped,
+        wrapped.init(),
+        options.t1,
+        scales=options.scales,
+        runs=options.runs,
+        key=jax.random.key(options.seed),
+        initial_state=options.initial_state,
+        checkpoint=options.checkpoint,
+        progress=sys.stderr.isatty(),
+    )
+    stem = options.out / f"{options.game}-convergence"
+    image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
+    with io.replacing(image) as temporary:
+        plot.convergence(study).savefig(temporary, format="png", dpi=150)
+    dataset = study.to_dataset()
+    dataset.attrs["command"] = command
+    io.save(dataset, data)
+    print(study)
+    print("\nwritten:", image, data)
+    return 0 if np.all(np.isfinite(study.weak)) else 1
 
 
 def _info(options: argparse.Namespace, command: str) -> int:

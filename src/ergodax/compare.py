@@ -1,25 +1,30 @@
 """Simulated learners against their averaged ODE: how far apart, where, and how sure.
 
 The theorem says that the rescaled process follows `dx/dt = F(x)` as the scale N grows. At a given
-N, `compare` runs both from the same parameters, on the same times, and measures the gap.
+N, `compare` runs both from the same parameters, on the same times, and measures the gap. It also
+says whether the ensemble has the mean `x + b / N` and the variance `C / N` that theory predicts.
 """
 
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jaxtyping import Array, ArrayLike, Float, Real, UInt32
 
 from .clock import check_scale, check_times, steps_at
 from .drift import jacobian
 from .flow import Solution, solve
+from .fluctuation import Fluctuations, first_state_law, fluctuate
 from .game import MarkovGame
 from .learners.action_value import AbstractActionValueLearner
+from .results import RESULTS
 from .simulate import Simulation, simulate
 from .stationary import mixing_time
 from .wrapped import WrappedGame
@@ -28,6 +33,8 @@ from .wrapped import WrappedGame
 _MOST_TIMES = 101
 _MOST_PARAMETERS = 256
 _SMALL_SEPARATION = 10
+# Fluctuations and bias are predicted for up to so many parameters.
+_MOST_PREDICTED = 64
 
 
 class Series(NamedTuple):
@@ -40,6 +47,8 @@ class Series(NamedTuple):
         ode: along the ODE, `[K, ...]`.
         mean: mean over runs, `[K, ...]`.
         variance: variance over runs, `[K, ...]`.
+        predicted_mean: `x + b / N`, `[K, ...]`; None if not predicted.
+        predicted_variance: `C / N`, `[K, ...]`; None if not predicted.
     """
 
     agent: int
@@ -48,6 +57,8 @@ class Series(NamedTuple):
     ode: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
+    predicted_mean: np.ndarray | None = None
+    predicted_variance: np.ndarray | None = None
 
 
 class Gap(eqx.Module):
@@ -73,6 +84,25 @@ class Gap(eqx.Module):
     root_mean_square_error: float
 
 
+class Agreement(eqx.Module):
+    """How the ensemble's moments compare with those that theory predicts, in standard errors.
+
+    Attributes:
+        mean_z: largest `|ensemble mean - (x + b / N)|`, in standard errors.
+        variance_z: largest `|ensemble variance - C / N|`, in standard errors.
+        bound: what each would exceed by chance once in a thousand, were all numbers independent.
+        numbers: how many numbers were compared: parameters times times.
+        left_out: times left out, where the ODE is within three standard deviations of a kink and
+            fluctuations are not Gaussian.
+    """
+
+    mean_z: float
+    variance_z: float
+    bound: float
+    numbers: int
+    left_out: int
+
+
 class Comparison(eqx.Module):
     """An ensemble of simulated learners beside the solution of their averaged ODE.
 
@@ -88,6 +118,9 @@ class Comparison(eqx.Module):
         separation: how many times faster the state chain forgets its state than the parameters
             move: the smallest `scale / (mixing time * |DF|_2)` along the ODE; None if there are too
             many parameters for the Jacobian DF.
+        prediction: mean `x + b / N` and variance `C / N` of the parameters, each leaf `[K, ...]`;
+            None if not computed.
+        agreement: of the ensemble with them; a reason if they were not computed.
         solve_compile_seconds: time spent compiling the ODE.
         solve_run_seconds: time spent solving it.
         initial_state: the first state of every run; None if drawn.
@@ -101,6 +134,8 @@ class Comparison(eqx.Module):
     parameter_gap: Gap
     policy_gap: Gap
     separation: float | None
+    prediction: tuple[Any, Any] | None
+    agreement: Agreement | str
     solve_compile_seconds: float
     solve_run_seconds: float
     initial_state: int | str | None = eqx.field(static=True)
@@ -109,12 +144,19 @@ class Comparison(eqx.Module):
     @property
     def parameter_series(self) -> list[Series]:
         """All agents' parameters, array by array."""
-        return _series(
+        series = _series(
             self.wrapped.game,
             self.solution.params,
             self.simulation.mean[0],
             self.simulation.variance[0],
         )
+        if self.prediction is None:
+            return series
+        moments = zip(*map(jax.tree.leaves, self.prediction), strict=True)
+        return [
+            own._replace(predicted_mean=mean, predicted_variance=variance)
+            for own, (mean, variance) in zip(series, moments, strict=True)
+        ]
 
     @property
     def policy_series(self) -> list[Series]:
@@ -182,18 +224,22 @@ def compare(
     times = _times_of_steps(ts, scale)
     # The ODE first: it is quick, and says whether there is anything to compare with.
     solution, compile_seconds, run_seconds = _timed_solve(wrapped, params0, times)
-    simulation = simulate(
-        wrapped,
-        params0,
-        times,
-        scale=scale,
-        runs=runs,
-        key=key,
-        initial_state=initial_state,
-        observe=Observe(wrapped),
-        dtype=dtype,
-        progress=progress,
-    )
+    with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
+        predicting = thread.submit(_predict, wrapped, params0, times, initial_state, scale)
+        simulation = simulate(
+            wrapped,
+            params0,
+            times,
+            scale=scale,
+            runs=runs,
+            key=key,
+            initial_state=initial_state,
+            observe=Observe(wrapped),
+            dtype=dtype,
+            progress=progress,
+        )
+        predicted = predicting.result()
+    prediction, agreement = _theory(predicted, simulation)
     params = jax.device_get(solution.params)
     policies = jax.device_get(_policies(wrapped, params))
     parameters, chances = (
@@ -210,10 +256,90 @@ def compare(
         parameter_gap=_gap(wrapped.game, parameters, simulation),
         policy_gap=_gap(wrapped.game, chances, simulation),
         separation=_separation(wrapped, params, scale),
+        prediction=prediction,
+        agreement=agreement,
         solve_compile_seconds=compile_seconds,
         solve_run_seconds=run_seconds,
         initial_state=initial_state,
         key_data=np.asarray(jax.random.key_data(key)),
+    )
+
+
+def _predict(wrapped, params0, times, initial_state, scale) -> Fluctuations | str:
+    """Fluctuations and bias along the ODE, or a reason for their absence."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(params0))
+    if size > _MOST_PREDICTED:
+        return f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
+    if times[-1] == 0:
+        return "not computed (no time passes)"
+    law = first_state_law(wrapped.game, initial_state)
+    # Tracking kinks takes long to compile, and is needed only if results beyond one are.
+    predicted = fluctuate(wrapped, params0, jnp.asarray(times), law, max_kinks=0)
+    before = np.cumsum(_maxima_change(wrapped, jax.device_get(predicted.params))) > 0
+    if np.any(before & ~np.asarray(predicted.near_kink(scale))):
+        predicted = fluctuate(wrapped, params0, jnp.asarray(times), law)
+    return jax.block_until_ready(predicted)
+
+
+def _maxima_change(wrapped, params) -> np.ndarray:
+    """Whether some maximising entry has changed since the time before; not after a tie."""
+    changed = np.zeros(len(jax.tree.leaves(params)[0]), dtype=bool)
+    for learner, own in zip(wrapped.learners, params, strict=True):
+        values = jax.vmap(learner.maximised)(own)
+        if values is None:
+            continue
+        values = np.asarray(values)
+        best = values == values.max(axis=-1, keepdims=True)
+        moved = ~(best[1:] & best[:-1]).any(axis=-1)
+        changed[1:] |= moved.reshape(len(moved), -1).any(axis=1)
+    return changed
+
+
+def _theory(
+    predicted: Fluctuations | str, simulation: Simulation
+) -> tuple[tuple[Any, Any] | None, Agreement | str]:
+    """Predicted mean and variance, and how the ensemble agrees; or a reason for their absence."""
+    if isinstance(predicted, str):
+        return None, predicted
+    if predicted.result != RESULTS.successful:
+        return None, f"not computed: {RESULTS[predicted.result]}"
+    scale = simulation.scale
+    mean = jax.device_get(predicted.corrected_mean(scale))
+    variances = np.einsum("kii->ki", np.asarray(predicted.covariance)) / scale
+    leaves, structure = jax.tree.flatten(mean)
+    ends = np.cumsum([leaf[0].size for leaf in leaves])
+    parts = np.split(variances, ends[:-1], axis=1)
+    variance = structure.unflatten(
+        part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
+    )
+    near = np.asarray(predicted.near_kink(scale))
+    return (mean, variance), _agreement((mean, variance), near, simulation)
+
+
+def _agreement(prediction, near, simulation: Simulation) -> Agreement | str:
+    """Largest z-scores of mean and variance, where there is noise and it is Gaussian."""
+    if simulation.runs < 2:
+        return "not computed (a single run)"
+
+    def flat(tree):
+        return np.concatenate([np.reshape(v, (len(near), -1)) for v in jax.tree.leaves(tree)], 1)
+
+    mean, variance = map(flat, prediction)
+    compared = (variance > 0) & ~near[:, None]
+    if not compared.any():
+        return "not computed (no time is far enough from a kink)"
+    expected = variance[compared]
+    with np.errstate(invalid="ignore", over="ignore"):
+        deviation = (flat(simulation.mean[0]) - mean)[compared]
+        mean_z = deviation / np.sqrt(expected / simulation.runs)
+        spread = flat(simulation.variance[0])[compared] / expected - 1
+        variance_z = spread * np.sqrt((simulation.runs - 1) / 2)
+    return Agreement(
+        mean_z=float(np.abs(mean_z).max()),
+        variance_z=float(np.abs(variance_z).max()),
+        bound=float(-scipy.special.ndtri(0.5e-3 / expected.size)),
+        numbers=int(expected.size),
+        left_out=int(near.sum()),
     )
 
 
@@ -350,6 +476,7 @@ def _cost_table(comparison: Comparison) -> str:
             _seconds(comparison.solve_compile_seconds, comparison.solve_run_seconds),
         ],
         ["time scales", _time_scales(comparison.separation), ""],
+        ["theory", _verdict(comparison.agreement), ""],
     ]
     return _align(rows)
 
@@ -364,6 +491,20 @@ def _time_scales(separation: float | None) -> str:
     text = f"states mix {separation:.4g} times faster than parameters move"
     if not separation >= _SMALL_SEPARATION:
         text += ": the ODE may not describe the learners at this scale"
+    return text
+
+
+def _verdict(agreement: Agreement | str) -> str:
+    if isinstance(agreement, str):
+        return agreement
+    agree = max(agreement.mean_z, agreement.variance_z) < agreement.bound
+    text = (
+        f"mean x + b/N and variance C/N {'agree' if agree else 'do not agree'}: largest z "
+        f"{agreement.mean_z:.2f} and {agreement.variance_z:.2f} of {agreement.numbers} "
+        f"(chance: {agreement.bound:.2f})"
+    )
+    if agreement.left_out:
+        text += f"; {agreement.left_out} times next to kinks left out"
     return text
 
 

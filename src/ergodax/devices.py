@@ -1,6 +1,8 @@
 """Using every core: JAX sees the processor as one device unless it is told otherwise."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import jax
 
@@ -8,8 +10,9 @@ import jax
 def use_all_cores(count: int | None = None) -> None:
     """Makes one JAX device of every processor core, over which `simulate` spreads its runs.
 
-    Call it before JAX's first computation; importing ergodax is not one. What runs on one device,
-    like a single solve, is not affected.
+    Call it before JAX's first computation; importing ergodax is not one. XLA then leaves the steps
+    of one device on one core, instead of cutting each between all: handing over takes longer than
+    such small work. What runs on one device, like a single solve, gains nothing.
 
     Args:
         count: number of devices; by default the number of cores this process may use.
@@ -25,8 +28,22 @@ def use_all_cores(count: int | None = None) -> None:
         raise ValueError(f"count must be a positive number of devices; found {count}.")
     try:
         jax.config.update("jax_num_cpu_devices", count)
+        with _one_thread_per_device():
+            jax.devices("cpu")
     except RuntimeError:
         raise RuntimeError(
             "JAX has already started and keeps its devices: call ergodax.use_all_cores() before "
             "any computation, first thing in the program."
         ) from None
+
+
+@contextlib.contextmanager
+def _one_thread_per_device() -> Iterator[None]:
+    """XLA takes the number of threads from NPROC, once, when it starts."""
+    given = os.environ.get("NPROC")
+    os.environ["NPROC"] = given or "1"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["NPROC"]

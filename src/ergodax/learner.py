@@ -173,6 +173,14 @@ class AbstractLearner(_Hyper):
         """
         return False
 
+    def maximised(self, params: Params) -> Float[Array, "*rows A"] | None:
+        """The values whose row maxima `update` takes; None if it takes no maximum.
+
+        Where two entries of a row change order, the averaged drift has a kink: the theory of
+        fluctuations and bias has to know.
+        """
+        return None
+
     @abc.abstractmethod
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Params:
         """Returns the initial parameters of `agent`; `key` is None unless the caller gave one."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .compare import Comparison, Series
+from .convergence import ConvergenceStudy
 from .game import MarkovGame
 from .learners.action_value import AbstractActionValueLearner
 
@@ -175,6 +176,35 @@ def comparison(
     return figure
 
 
+def convergence(study: ConvergenceStudy) -> "matplotlib.figure.Figure":
+    """Draws strong and weak errors over the scale, with the lines that theory predicts.
+
+    Args:
+        study: what `ergodax.convergence_study` returned.
+
+    Returns:
+        The figure, both axes logarithmic.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    ax = figure.subplots()
+    scales = study.scales
+    lines = (
+        (study.strong, study.strong_error, study.strong_theory.value / np.sqrt(scales), "strong"),
+        (study.weak, study.weak_error, study.weak_theory / scales, "weak"),
+    )
+    texts = (r"$c_0 / \sqrt{N}$, theory", r"$|b| / N$, theory")
+    for k, ((error, deviation, theory, name), text) in enumerate(zip(lines, texts, strict=True)):
+        look = _look(k)
+        ax.plot(scales, theory, label=text, **look.line)
+        points: Any = look.markers(1) | {"markevery": 1}
+        ax.errorbar(scales, error, 2 * deviation, label=f"{name} error", **points)
+    ax.set(xscale="log", yscale="log", xlabel="scale $N$", ylabel="error")
+    ax.legend(frameon=False)
+    return figure
+
+
 class _Look(NamedTuple):
     """How one action or state is drawn."""
 
@@ -190,6 +220,11 @@ class _Look(NamedTuple):
     @property
     def band(self) -> dict[str, Any]:
         return {"color": self.colour, "alpha": 0.2, "linewidth": 0}
+
+    @property
+    def edge(self) -> dict[str, Any]:
+        style = {"edgecolor": self.colour, "linestyle": (0, (1, 1)), "linewidth": 0.9}
+        return {"facecolor": "none"} | style
 
     def markers(self, count: int) -> dict[str, Any]:
         """Markers at some of `count` points, staggered so that they do not hide each other."""
@@ -228,6 +263,11 @@ def _draw(comparison: Comparison, table: Series, state: int | str, symbol: str, 
         ax.fill_between(times, mean - reach, mean + reach, **look.band)
         ax.plot(times, table.ode[:, s, action], label=f"{name}, ODE", **look.line)
         ax.plot(times, mean, label=f"{name}, ensemble mean", **look.markers(len(times)))
+    if table.predicted_mean is not None and table.predicted_variance is not None:
+        for action in range(len(game.action_names[table.agent])):
+            centre = table.predicted_mean[:, s, action]
+            reach = 2 * np.sqrt(np.maximum(table.predicted_variance[:, s, action], 0))
+            ax.fill_between(times, centre - reach, centre + reach, **_look(action).edge)
     ax.set(xlabel=_TIME, ylabel=symbol)
     ax.set_title(f"agent {table.agent}, state {game.state_names[s]}")
     return ax
@@ -245,6 +285,9 @@ def _legend_handles(comparison: Comparison) -> list[Any]:
         Line2D([], [], label=mean, **_NEUTRAL.markers(1)),
         Patch(label="mean ± 2 standard deviations", **_NEUTRAL.band),
     ]
+    if comparison.prediction is not None:
+        theory = "$x + b/N \\pm 2 (C/N)^{1/2}$, theory"
+        handles.append(Patch(label=theory, **_NEUTRAL.edge))
     shared = len(set(names)) == 1
     for agent, own in enumerate(names[:1] if shared else names):
         owner = "" if shared else f"agent {agent}, "

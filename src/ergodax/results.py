@@ -11,3 +11,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "defined to working precision."
     )
     interrupted = "The computation was interrupted: what is returned was complete by then."
+    kinks = (
+        "More kinks are crossed than tracked: the flow slides along a kink, or nearly so, and the "
+        "theory of fluctuations does not hold; if not, raise max_kinks."
+    )

@@ -45,8 +45,8 @@ class _Limits(NamedTuple):
     block: int
 
 
-# A core's nearest cache, and a fraction of a second between two looks at the keyboard.
-_PROCESSOR = _Limits(widest=512, cache=2**15, block=2**24)
+# What a core can hold near it, and a fraction of a second between two looks at the keyboard.
+_PROCESSOR = _Limits(widest=512, cache=2**21, block=2**24)
 _ACCELERATOR = _Limits(widest=2**16, cache=2**32, block=2**31)
 
 
@@ -76,6 +76,7 @@ class Simulation(eqx.Module):
         key_data: words of the random key.
         compile_seconds: time spent compiling.
         run_seconds: time spent simulating.
+        steps_taken: steps of all runs in that time.
         result: one of `RESULTS`.
     """
 
@@ -93,6 +94,7 @@ class Simulation(eqx.Module):
     key_data: UInt32[np.ndarray, "..."]
     compile_seconds: float
     run_seconds: float
+    steps_taken: int
     result: RESULTS
 
     @property
@@ -103,7 +105,7 @@ class Simulation(eqx.Module):
     @property
     def steps_per_second(self) -> float:
         """Steps of single trajectories per second, compilation apart."""
-        return self.runs * int(self.steps[-1]) / self.run_seconds
+        return self.steps_taken / self.run_seconds
 
     def __repr__(self) -> str:
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
@@ -189,6 +191,9 @@ def simulate(
         )
     ensemble = None if start is None else start.final
     inputs = check_inputs(wrapped, params0, initial_state, ensemble, runs, dtype)
+    compensated = inputs.dtype == np.float32
+    if ensemble is not None:
+        compensated = ensemble.compensation is not None
     devices = jax.local_devices() if devices is None else list(devices)
     limits = _PROCESSOR if devices[0].platform == "cpu" else _ACCELERATOR
     _check_memory(inputs, observe, len(times) if keep_runs else 0)
@@ -209,7 +214,7 @@ def simulate(
             wrapped=inputs.wrapped,
             inverse_scale=jnp.asarray(1 / scale, inputs.dtype),
             observe=observe,
-            compensated=inputs.dtype == np.float32,
+            compensated=compensated,
             per_run=inputs.own_game,
             keep_runs=keep_runs,
             mesh=Mesh(np.array(devices), (AXIS,)),
@@ -225,7 +230,7 @@ def simulate(
         job.restore(saved)
     compiled = time.perf_counter()
 
-    count, result = len(times), RESULTS.successful
+    count, result, steps_taken = len(times), RESULTS.successful, 0
     with tqdm(
         total=inputs.runs * int(steps[-1] - begun),
         initial=job.steps_done,
@@ -235,6 +240,7 @@ def simulate(
     ) as bar:
         try:
             for taken in job.run():
+                steps_taken += taken
                 bar.update(taken)
                 unfinished.save(job.state)
         except KeyboardInterrupt:
@@ -275,10 +281,11 @@ def simulate(
             final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
             scale=scale,
             runs=job.done,
-            compensated=inputs.dtype == np.float32,
+            compensated=compensated,
             key_data=np.asarray(jax.random.key_data(key)),
             compile_seconds=compiled - before,
             run_seconds=finished - compiled,
+            steps_taken=steps_taken,
             result=result,
         )
 

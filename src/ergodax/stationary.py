@@ -84,6 +84,8 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
     Returns:
         The stationary law, `[S]`, exactly zero at transient states.
     """
+    if len(chain) == 1:  # a law that JAX sees depend on the chain, as its derivative does
+        return chain[0] / chain[0].sum()
     matrix, leave = _censor(chain)
 
     def restore(k, law):
@@ -135,18 +137,42 @@ def poisson_solver(
     return solve
 
 
+@jax.custom_jvp
+def deviation_matrix(
+    chain: Float[Array, "S S"],
+) -> tuple[Float[Array, " S"], Float[Array, "S S"]]:
+    """Stationary law nu and deviation matrix `D = sum over k of (P^k - 1 nu^T)`.
+
+    D solves Poisson's equation: `v = D h` has `v - P v = h - 1 (nu . h)` and `nu . v = 0`. For a
+    periodic chain the sum is that of the means over k. Along a direction dP with zero row sums,
+    `dnu = nu dP D` and `dD = D dP D - 1 nu dP D D`.
+
+    Args:
+        chain: the transition matrix P, `[S, S]`, with one closed class.
+    """
+    law = stationary_law(chain)
+    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law)
+    return law, deviation
+
+
+@deviation_matrix.defjvp
+def _deviation_matrix_jvp(primals, tangents):
+    (chain,), (tangent,) = primals, tangents
+    law, deviation = deviation_matrix(chain)
+    moved = tangent @ deviation
+    return (law, deviation), (law @ moved, deviation @ moved - law @ moved @ deviation)
+
+
 def mixing_time(chain: Float[Array, "S S"]) -> Float[Array, ""]:
     """How many steps a chain takes to forget its state.
 
-    The largest row sum of `|D|`, where `D = sum over k of (P^k - 1 nu^T)` is the deviation matrix
-    (in the mean over k if the chain is periodic). At least `1 / |1 - lambda|` for every eigenvalue
-    lambda of P but the simple 1. Infinite where the chain is reducible.
+    The largest row sum of `|D|`, D the deviation matrix. At least `1 / |1 - lambda|` for every
+    eigenvalue lambda of P but the simple 1. Infinite where the chain is reducible.
 
     Args:
         chain: the transition matrix P, `[S, S]`.
     """
-    law = stationary_law(chain)
-    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law)
+    _, deviation = deviation_matrix(chain)
     return jnp.abs(deviation).sum(axis=1).max()
 
 

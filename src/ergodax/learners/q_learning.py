@@ -15,6 +15,10 @@ class QLearning(AbstractActionValueLearner):
     mean over the maximising actions.
     """
 
+    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "S A"]:
+        """The table itself: targets take the maximum of a row."""
+        return params
+
     def update(
         self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int
     ) -> At:
@@ -31,6 +35,10 @@ class CounterfactualQLearning(AbstractActionValueLearner):
     would have led to on average:
     `Q(s,b) += alpha (sum_s' T(s'|s,b,a_-i) (R_i(s,b,a_-i,s') + gamma max_c Q(s',c)) - Q(s,b))`.
     """
+
+    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "S A"]:
+        """The table itself: targets take the maximum of a row."""
+        return params
 
     def update(
         self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int
