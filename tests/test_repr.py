@@ -137,6 +137,15 @@ def test_batched_rest_points_say_how_many_were_found():
     assert repr(batch) == "RestPoint(3 parameters: 4 of 4 successful)"
 
 
+def test_fluctuations_say_what_was_solved(dilemma):
+    found = ex.fluctuations(*dilemma, [0.0, 2.0])
+    assert repr(found) == (
+        "Fluctuations(covariance of 16 parameters, 2 times from 0 to 2: successful)"
+    )
+    biased = eqx.tree_at(lambda f: f.bias, found, jnp.zeros((2, 16)), is_leaf=lambda x: x is None)
+    assert repr(biased).startswith("Fluctuations(covariance and bias of 16 parameters, ")
+
+
 def test_basins_say_the_shares():
     found = rest_point(-jnp.eye(3))
     rest = ex.Attractor(orbit=found.params, period=0.0, rest=found)
