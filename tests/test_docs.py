@@ -99,3 +99,14 @@ def test_reference_has_every_public_name(built):
         if f'id="ergodax.{name}"' not in page and f'id="module-ergodax.{name}"' not in page
     ]
     assert missing == []
+
+
+def test_contributing_names_every_module():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`(\w+\.py|\w+/)`", text.split("## Where things are")[1]))
+    source = ROOT / "src" / "ergodax"
+    modules = {path.name for path in source.glob("*.py") if not path.name.startswith("__")}
+    modules |= {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    assert modules - {"version.py"} == named
+    for path in re.findall(r"`((?:tests|docs|benchmarks|\.ci)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path
