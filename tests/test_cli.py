@@ -1,11 +1,13 @@
 import contextlib
 import io as text
 import json
+import re
 import subprocess
 import sys
 import warnings
 
 import equinox as eqx
+import jax
 import numpy as np
 import pytest
 import xarray
@@ -252,6 +254,26 @@ def test_help_and_version(capsys):
     assert "--initial-state" in printed
 
 
+def test_info(capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert main(["info"]) == 0
+    found = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert found["ergodax"] == ex.__version__
+    assert found["jax"] == jax.__version__
+    assert found["numpy"] == np.__version__
+    assert found["Python"] == sys.version.split()[0]
+    assert found["devices"].count(",") == len(jax.devices()) - 1
+    assert str(jax.devices()[0]) in found["devices"]
+    assert found["x64"] == "on"
+    cores, _, total = found["cores"].split()[:3]
+    assert 1 <= int(cores) <= int(total)
+    assert "JAX_PLATFORMS=cpu" in found["environment"]
+    assert "OMP_NUM_THREADS=3" in found["environment"]
+    assert {"jaxlib", "equinox", "diffrax", "platform"} < set(found)
+    assert main(["info", "now"]) == 2
+
+
 def run(*words, cwd):
     command = [sys.executable, "-m", "ergodax", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
@@ -287,3 +309,11 @@ def test_convergence(tmp_path, capsys):
         assert data.attrs["command"].startswith("ergodax convergence prisoners-dilemma")
     image = tmp_path / "prisoners-dilemma-convergence.png"
     assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_as_a_program(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_ENABLE_X64", raising=False)
+    finished = run("info", cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert re.search(r"^x64 +off", finished.stdout, flags=re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []

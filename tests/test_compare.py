@@ -44,6 +44,15 @@ def test_gap_is_that_of_brute_force(quantity):
     assert gap.root_mean_square_error == pytest.approx(rms_error, rel=1e-13)
 
 
+def test_repr_says_the_gaps():
+    comparison = comparisons.dilemma()
+    assert repr(comparison) == (
+        f"Comparison({comparison.simulation!r}; "
+        f"largest gap {comparison.parameter_gap.largest:.4g} of parameters, "
+        f"{comparison.policy_gap.largest:.4g} of policies)"
+    )
+
+
 def test_solution_and_simulation_are_those_of_solve_and_simulate():
     wrapped, key = comparisons.dilemma_game(), jax.random.key(5)
     params, ts = wrapped.init(), np.array([0.0, 3.14159, 7.05, 8.0, 9.0])

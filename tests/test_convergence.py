@@ -114,6 +114,10 @@ def test_sarsa_has_a_control_variate_too():
 
 
 def test_table_data_and_figure(studied, tmp_path):
+    scales = ", ".join(f"{scale:g}" for scale in studied.scales)
+    assert repr(studied) == (
+        f"ConvergenceStudy({studied.runs} runs at scales {scales}, up to t = {studied.t1:g})"
+    )
     text = str(studied)
     for words in ("sqrt(N) strong", "theory", str(studied.weak_constant), "2.6776"):
         assert words in text

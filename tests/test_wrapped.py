@@ -102,13 +102,6 @@ def test_agents_start_from_different_keys():
     assert not np.array_equal(wrapped.init(jax.random.key(1))[0], first)
 
 
-def test_repr_names_game_and_learners(actor_critic):
-    assert repr(actor_critic) == (
-        "WrappedGame(MarkovGame(2 agents, 3 states, 2 x 3 actions, 3 successors), "
-        "learners: ActorCritic, ActorCritic)"
-    )
-
-
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_wrong_number_of_learners_is_refused(count):
     message = f"the game has 2 agents but {count} learners were given"

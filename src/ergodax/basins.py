@@ -54,6 +54,11 @@ class Attractor(eqx.Module):
         """What it is."""
         return "limit cycle" if self.rest is None else "rest point"
 
+    def __repr__(self) -> str:
+        if self.rest is None:
+            return f"Attractor(limit cycle of period {self.period:.6g})"
+        return f"Attractor({self.rest.stability} rest point)"
+
 
 class Basins(eqx.Module):
     """The attractors reached from a sample of B starts, most frequent first.
@@ -77,6 +82,15 @@ class Basins(eqx.Module):
     def unidentified(self) -> float:
         """Share of the starts whose attractor was not identified."""
         return float(np.mean(self.labels < 0))
+
+    def __repr__(self) -> str:
+        shares = [
+            f"{share:.1%} to a {attractor.kind}"
+            for share, attractor in zip(self.shares, self.attractors, strict=True)
+        ]
+        if self.unidentified:
+            shares.append(f"{self.unidentified:.1%} unidentified")
+        return f"Basins({len(self.labels)} starts: {', '.join(shares)})"
 
 
 def basins(

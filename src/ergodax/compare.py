@@ -165,6 +165,13 @@ class Comparison(eqx.Module):
             self.wrapped.game, self.policies, self.simulation.mean[1], self.simulation.variance[1]
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"Comparison({self.simulation!r}; "
+            f"largest gap {self.parameter_gap.largest:.4g} of parameters, "
+            f"{self.policy_gap.largest:.4g} of policies)"
+        )
+
     def __str__(self) -> str:
         return f"{_gap_table(self)}\n\n{_cost_table(self)}"
 

@@ -78,7 +78,7 @@ class ConvergenceStudy(eqx.Module):
         strong_constant: fitted limit of `sqrt(N) strong`.
         strong_theory: mean supremum of the limiting Gaussian process (simulated).
         weak_constant: fitted limit of `N weak`.
-        weak_theory: |b(T)|.
+        weak_theory: the norm of b(T).
         strong_slope: slope of log(strong) against log(N); -1/2 in the limit.
         weak_slope: slope of log(weak) against log(N); -1 in the limit.
         bias: b(T), `[d]`, of all agents' parameters.
@@ -102,6 +102,10 @@ class ConvergenceStudy(eqx.Module):
     weak_slope: Constant
     bias: Float[np.ndarray, " d"]
     run_seconds: float
+
+    def __repr__(self) -> str:
+        scales = ", ".join(f"{scale:g}" for scale in self.scales)
+        return f"ConvergenceStudy({self.runs} runs at scales {scales}, up to t = {self.t1:g})"
 
     def __str__(self) -> str:
         head = ["N", "sqrt(N) strong", "std. error", "N weak", "std. error", "without control"]

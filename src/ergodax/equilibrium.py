@@ -21,6 +21,7 @@ from .drift import flat_drift
 from .game import is_concrete
 from .results import RESULTS
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+from .text import describe_result
 from .wrapped import WrappedGame
 
 Stability = Literal["stable", "unstable", "centre", "singular"]
@@ -39,7 +40,7 @@ class RestPoint(eqx.Module):
 
     Attributes:
         params: parameters of all agents there.
-        residual: the largest entry of |F|, per unscaled step.
+        residual: the largest entry of `|F|`, per unscaled step.
         step: the largest entry of the Newton step that would come next.
         jacobian: DF, `[d, d]`, in the order of `jax.flatten_util.ravel_pytree(params)`.
         result: `RESULTS.successful`, or why it was not found.
@@ -80,6 +81,16 @@ class RestPoint(eqx.Module):
         if sizes[-1] <= _ZERO * sizes[0]:
             return "singular"
         return "stable" if rate < -tolerance else "centre"
+
+    def __repr__(self) -> str:
+        size = self.jacobian.shape[-1]
+        if self.jacobian.ndim > 2 or not is_concrete(self.jacobian):
+            return f"RestPoint({size} parameters: {describe_result(self.result)})"
+        stability = f"{self.stability}, " if self.result == RESULTS.successful else ""
+        return (
+            f"RestPoint({size} parameters, {stability}residual {float(self.residual):.2g}: "
+            f"{describe_result(self.result)})"
+        )
 
 
 def rest_point(

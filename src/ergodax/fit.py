@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from tqdm import tqdm
 
 from .results import RESULTS
+from .text import describe_result, describe_value
 
 Theta = Mapping[str, Any]
 Number = float | Real[ArrayLike, ""]
@@ -43,6 +44,13 @@ class Fit(eqx.Module):
     losses: Float[np.ndarray, " _"]
     evaluations: int
     result: RESULTS
+
+    def __repr__(self) -> str:
+        theta = ", ".join(f"{name} {describe_value(value)}" for name, value in self.theta.items())
+        return (
+            f"Fit({theta}; loss {self.loss:.6g} after {len(self.losses) - 1} steps: "
+            f"{describe_result(self.result)})"
+        )
 
 
 def fit(

@@ -17,6 +17,7 @@ from .drift import average, expected_rewards
 from .game import is_concrete
 from .results import RESULTS
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+from .text import describe_end, describe_times
 from .wrapped import WrappedGame
 
 
@@ -40,6 +41,9 @@ class Solution(eqx.Module):
     stats: dict
     result: RESULTS
     end_time: Float[Array, ""]
+
+    def __repr__(self) -> str:
+        return f"Solution({describe_times(self.ts)}: {describe_end(self)})"
 
 
 def solve(

@@ -37,6 +37,7 @@ from .game import MarkovGame, is_concrete
 from .noise import covariance, inflow, poisson
 from .results import RESULTS
 from .stationary import check_ergodic, preserve_rows
+from .text import describe_result, describe_times
 from .wrapped import WrappedGame
 
 _GRID = 2048  # cells in which changes of a maximum are looked for
@@ -103,6 +104,14 @@ class Fluctuations(eqx.Module):
     wrapped: WrappedGame
     scale: Float[Array, ""] | None
     result: RESULTS
+
+    def __repr__(self) -> str:
+        parts = "covariance" if self.bias is None else "covariance and bias"
+        size = self.covariance.shape[-1]
+        return (
+            f"Fluctuations({parts} of {size} parameters, {describe_times(self.ts)}: "
+            f"{describe_result(self.result)})"
+        )
 
     def near_kink(self, scale: Real[ArrayLike, ""]) -> Bool[Array, " K"]:
         """Times at which x is within three standard deviations of a kink at this scale, `[K]`.

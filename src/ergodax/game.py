@@ -261,10 +261,27 @@ class MarkovGame(eqx.Module):
 
     def __repr__(self) -> str:
         actions = " x ".join(str(count) for count in self.num_actions)
-        return (
-            f"MarkovGame({self.num_agents} agents, {self.num_states} states, {actions} actions, "
-            f"{self.num_successors} successors)"
-        )
+        sizes = [
+            _count(self.num_agents, "agent"),
+            _count(self.num_states, "state") + _own_names(self.state_names),
+            f"{actions} actions" + "".join(map(_own_names, dict.fromkeys(self.action_names))),
+            _count(self.num_successors, "successor"),
+        ]
+        return f"MarkovGame({', '.join(sizes)})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _own_names(names: tuple[str, ...]) -> str:
+    """The first of some names in brackets, unless they are mere numbers."""
+    if names == tuple(str(k) for k in range(len(names))):
+        return ""
+    return f" ({', '.join(names[:_SHOWN])}{', ..' if len(names) > _SHOWN else ''})"
+
+
+_SHOWN = 8
 
 
 def is_concrete(value) -> bool:

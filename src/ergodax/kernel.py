@@ -39,6 +39,9 @@ class Ensemble(NamedTuple):
     state: Int[Array, " R"]
     joint_action: Any
 
+    def __repr__(self) -> str:
+        return f"Ensemble({self.state.shape[0]} runs)"
+
 
 class Run(NamedTuple):
     """One run inside the kernel: its standing and its sums since the last report time."""

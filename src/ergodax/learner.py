@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from .game import MarkovGame, is_concrete
+from .text import describe_value
 
 Params = PyTree[Float[Array, "..."]]
 # A hyper-parameter: given as a number or an array, held as an array.
@@ -130,6 +131,13 @@ class _Hyper(eqx.Module):
             if is_concrete(value) and not is_within(np.asarray(value), field.metadata["within"]):
                 interval = field.metadata["within"]
                 raise ValueError(f"{name} must be finite and in {interval}; found {value}.")
+
+    def __repr__(self) -> str:
+        settings = [
+            f"{field.name}={describe_value(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+        ]
+        return f"{type(self).__name__}({', '.join(settings)})"
 
 
 def is_within(value: np.ndarray, interval: str) -> bool:

@@ -23,6 +23,7 @@ from .flow import check_reached, outcome, warn_single_precision
 from .game import is_concrete
 from .results import RESULTS
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+from .text import describe_end, describe_times
 from .wrapped import WrappedGame
 
 
@@ -45,6 +46,16 @@ class Sensitivities(eqx.Module):
     stats: dict
     result: RESULTS
     end_time: Float[Array, ""]
+
+    def __repr__(self) -> str:
+        by_theta = jax.tree.structure(self.params).flatten_up_to(self.derivatives)[0]
+        names = [
+            jax.tree_util.keystr(path, simple=True, separator=".") or "theta"
+            for path, _ in jax.tree_util.tree_leaves_with_path(by_theta)
+        ]
+        return (
+            f"Sensitivities({describe_times(self.ts)}, by {', '.join(names)}: {describe_end(self)})"
+        )
 
 
 def sensitivities(

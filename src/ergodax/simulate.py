@@ -28,6 +28,7 @@ from .job import Job
 from .kernel import Ensemble
 from .moments import GROUP
 from .results import RESULTS
+from .text import describe_result, describe_times
 from .wrapped import WrappedGame
 
 
@@ -111,6 +112,13 @@ class Simulation(eqx.Module):
     def steps_per_second(self) -> float:
         """Steps of single trajectories per second, compilation apart."""
         return self.steps_taken / self.run_seconds
+
+    def __repr__(self) -> str:
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        return (
+            f"Simulation({runs} at scale {self.scale:g}, {describe_times(self.ts)}: "
+            f"{describe_result(self.result)})"
+        )
 
 
 def simulate(

@@ -193,5 +193,8 @@ class WrappedGame(eqx.Module):
                     )
 
     def __repr__(self) -> str:
-        names = ", ".join(type(learner).__name__ for learner in self.learners)
-        return f"WrappedGame({self.game!r}, learners: {names})"
+        agents: dict[str, list[str]] = {}
+        for agent, learner in enumerate(self.learners):
+            agents.setdefault(repr(learner), []).append(str(agent))
+        lines = [f"  {', '.join(numbers)}: {learner}" for learner, numbers in agents.items()]
+        return "\n".join([f"WrappedGame of {self.game!r} and the learners", *lines])

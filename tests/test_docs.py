@@ -1,0 +1,112 @@
+"""Documentation stays true: it builds without warnings, and its code prints what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import numpy as np
+import pytest
+
+import ergodax as ex
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {str(page.relative_to(DOCS)): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
+# A block of ours, and the text that directly follows it: what it prints.
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+NUMBER = re.compile(r"(?<![\w.])-?\d+\.?\d*(?:e-?\d+)?(?!\w)")
+WITH_CODE = [name for name, text in PAGES.items() if BLOCK.search(text)]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The HTML pages, built once, with every warning an error."""
+    out = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+    finished = subprocess.run(
+        [*command, str(DOCS), str(out)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    return out
+
+
+def assert_prints(found, expected):
+    """The same words; numbers to one per cent, as other processors round differently."""
+    assert NUMBER.sub("#", found).split() == NUMBER.sub("#", expected).split()
+    numbers = [[float(n) for n in NUMBER.findall(text)] for text in (found, expected)]
+    np.testing.assert_allclose(*numbers, rtol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("name", [name for name in WITH_CODE if name != "howto/cores.md"])
+def test_code_prints_what_the_page_says(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for code, expected in BLOCK.findall(PAGES[name]):
+        exec(compile(code, name, "exec"), namespace)
+        printed = capsys.readouterr().out
+        assert "nan" not in printed.lower()
+        if expected:
+            assert_prints(printed, expected)
+    jax.clear_caches()
+
+
+def test_code_that_must_come_first_in_a_program():
+    ((code, expected),) = BLOCK.findall(PAGES["howto/cores.md"])
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert_prints(finished.stdout, expected)
+
+
+def test_only_code_of_others_is_not_run():
+    for name, text in PAGES.items():
+        fences = set(re.findall(r"^```(\S+)", text, re.MULTILINE)) - {"python", "text", "sh"}
+        fences -= {"{toctree}", "{include}", "{eval-rst}"}
+        assert fences <= ({"{code-block}"} if name == "coming-from.md" else set()), name
+
+
+def test_comparison_of_printed_texts():
+    assert_prints("a [1.001 2] b", "a [1 2.0]  b")
+    for wrong in ("a [1.02 2] b", "c [1 2] b", "a [1 2] b d", "a [1 2 3] b"):
+        with pytest.raises(AssertionError):
+            assert_prints(wrong, "a [1 2.0] b")
+
+
+def test_pages_build_without_warnings(built):
+    for name in PAGES:
+        assert (built / name).with_suffix(".html").exists()
+
+
+def test_reference_has_every_public_name(built):
+    page = (built / "api.html").read_text()
+    public = [
+        name
+        for name, value in vars(ex).items()
+        if not name.startswith("_")
+        and (not isinstance(value, ModuleType) or name in ("games", "io", "plot"))
+    ]
+    assert len(public) > 40
+    missing = [
+        name
+        for name in public
+        if f'id="ergodax.{name}"' not in page and f'id="module-ergodax.{name}"' not in page
+    ]
+    assert missing == []
+
+
+def test_contributing_names_every_module():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`(\w+\.py|\w+/)`", text.split("## Where things are")[1]))
+    source = ROOT / "src" / "ergodax"
+    modules = {path.name for path in source.glob("*.py") if not path.name.startswith("__")}
+    modules |= {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    assert modules - {"version.py"} == named
+    for path in re.findall(r"`((?:tests|docs|benchmarks|\.ci)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path
