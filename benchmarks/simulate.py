@@ -164,9 +164,13 @@ def measure(quick: bool) -> dict[str, Any]:
     seconds = 0.3 if quick else 1.0
     cores = jax.device_count()
     example = papers_example()
-    cases = [example, random_game(16, 4, 2, "dense"), random_game(225, 15, 2, "sure", greedy=True)]
+    cases = [
+        example,
+        random_game(16, 4, 2, "dense"),
+        random_game(225, 15, 2, "deterministic", greedy=True),
+    ]
     if not quick:
-        cases[2:2] = [random_game(64, 8, 2, "sure"), random_game(4, 2, 3, "dense")]
+        cases[2:2] = [random_game(64, 8, 2, "deterministic"), random_game(4, 2, 3, "dense")]
     games: dict[str, Any] = {}
     for case in cases:
         runs = (1024 if case.wrapped.game.num_states < 100 else 128) * cores
@@ -209,10 +213,10 @@ def measure(quick: bool) -> dict[str, Any]:
     grown = {"runs": growth({n: (example, n) for n in counts})}
     if not quick:
         grown["states (3 actions, 2 agents)"] = growth(
-            {n: (random_game(n, 3, 2, "sure"), 512) for n in (4, 16, 64, 225)}
+            {n: (random_game(n, 3, 2, "deterministic"), 512) for n in (4, 16, 64, 225)}
         )
         grown["agents (4 states, 2 actions)"] = growth(
-            {n: (random_game(4, 2, n, "sure"), 512) for n in (1, 2, 3, 4)}
+            {n: (random_game(4, 2, n, "deterministic"), 512) for n in (1, 2, 3, 4)}
         )
     return {"games": games, "ways": ways, "growth": grown}
 

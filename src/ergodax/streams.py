@@ -32,6 +32,7 @@ def threefry2x32(
     return x, y
 
 
+@jax.jit
 def run_keys(key: Array, runs: UInt32[Array, " R"]) -> UInt32[Array, "R 2"]:
     """Key words of the given runs: a function of the user's key and the run's number."""
     return jax.vmap(lambda run: jax.random.bits(jax.random.fold_in(key, run), (2,), jnp.uint32))(
