@@ -33,12 +33,9 @@ class DecayingQLearning(ex.AbstractLearner):
         return {"table": jnp.broadcast_to(self.start, shape), "epsilon": jnp.ones(())}
 
     def policy(self, params, state):  # noqa: D102
-        values = params["table"][state]
-        best = values == values.max()
-        greedy = best / best.sum()
-        warm = jnp.where(self.temperature > 0, self.temperature, 1.0)
-        chosen = jnp.where(self.temperature > 0, jax.nn.softmax(values / warm), greedy)
-        return (1 - params["epsilon"]) * chosen + params["epsilon"] / values.size
+        values, is_greedy = params["table"][state], self.temperature == 0
+        warm = ex.EpsilonSoftmax(jnp.where(is_greedy, 1.0, self.temperature), params["epsilon"])
+        return jnp.where(is_greedy, ex.EpsilonGreedy(params["epsilon"])(values), warm(values))
 
     def update(self, params, transition, game, agent):  # noqa: D102
         t, values = transition, params["table"]
@@ -165,8 +162,9 @@ def nearly_reducible(quick: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer sessions and runs")
-    jax.config.update("jax_enable_x64", True)
     quick = parser.parse_args().quick
+    ex.use_all_cores()
+    jax.config.update("jax_enable_x64", True)
     print(machine())
     print("\nNearly reducible chains, N = 20\n")
     print(nearly_reducible(quick))
