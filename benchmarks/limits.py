@@ -70,7 +70,7 @@ def cooperation(quick: bool) -> str:
     game = ex.games.repeated(PAYOFFS)
     start = np.mean(np.array(PAYOFFS)[..., 0], axis=1) / 0.05
     rows = []
-    sessions = {1.0: 4096, 10.0: 512, 50.0: 64} if not quick else {1.0: 512, 5.0: 64}
+    sessions = {1.0: 4096, 10.0: 1024, 50.0: 256} if not quick else {1.0: 512, 5.0: 64}
     for name, temperature in (("softmax 0.1", 0.1), ("softmax 0.01", 0.01), ("argmax", 0.0)):
         learners = [DecayingQLearning(temperature, start=start)] * 2
         wrapped = ex.WrappedGame(game, learners)

@@ -17,6 +17,8 @@ from helpers import (
     random_case,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CASES = ("pd", "random", "mixed")
 
 

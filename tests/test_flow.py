@@ -26,6 +26,8 @@ from helpers import (
     unflatten,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 

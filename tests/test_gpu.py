@@ -26,6 +26,8 @@ from ergodax.inputs import check_inputs
 from ergodax.streams import run_keys, threefry2x32, uniforms
 from helpers import assert_close
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TS = np.array([0.0, 10.0, 60.0])
 simulate_module = importlib.import_module("ergodax.simulate")
 # A normal variable is beyond this with probability 1e-9.
@@ -269,7 +271,8 @@ SINGLE = """
                 setting, keys, jax.tree.map(every, params0), every(wrapped.game.initial)
             )
             lengths = jnp.array([3, 4], jnp.int32)
-            return block.advance(setting, keys, start, jnp.ones(64, bool), words_of(0), lengths)
+            live = jnp.ones(64, bool)
+            return block.advance.__wrapped__(setting, keys, start, live, words_of(0), lengths)
         return lower(program, keys)
 
     import warnings

@@ -7,6 +7,8 @@ import pytest
 
 from ergodax import lanes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LANES = 24
 
 
