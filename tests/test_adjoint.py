@@ -42,7 +42,6 @@ def jacobians(golden):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_derivatives_through_kinks_equal_golden_in_both_modes(golden, jacobians, case):
     theta, reverse, forward = jacobians[case]

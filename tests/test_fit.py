@@ -7,8 +7,6 @@ import pytest
 
 import ergodax as ex
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Cost of a reverse-mode gradient, in solutions of the ODE: what grid searches get in return.
 GRADIENT_COST = 5
 

@@ -223,7 +223,6 @@ np.savez(sys.argv[-1], *jax.tree.leaves((sim.mean, sim.variance, sim.rewards, si
 """
 
 
-@pytest.mark.slow
 def test_a_killed_process_goes_on_as_if_it_had_not_been(tmp_path):
     """SIGKILL at several moments, some of them while the checkpoint is being written."""
     path = tmp_path / "unfinished"
