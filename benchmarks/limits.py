@@ -28,16 +28,16 @@ class DecayingQLearning(ex.AbstractLearner):
     decay: jax.Array = ex.hyper(1e-4)
     start: jax.Array = ex.hyper(scalar=False, default=0.0)
 
-    def init(self, game, agent, *, key):  # noqa: D102
+    def init(self, game, agent, *, key):
         shape = (game.num_states, game.num_actions[agent])
         return {"table": jnp.broadcast_to(self.start, shape), "epsilon": jnp.ones(())}
 
-    def policy(self, params, state):  # noqa: D102
+    def policy(self, params, state):
         values, is_greedy = params["table"][state], self.temperature == 0
         warm = ex.EpsilonSoftmax(jnp.where(is_greedy, 1.0, self.temperature), params["epsilon"])
         return jnp.where(is_greedy, ex.EpsilonGreedy(params["epsilon"])(values), warm(values))
 
-    def update(self, params, transition, game, agent):  # noqa: D102
+    def update(self, params, transition, game, agent):
         t, values = transition, params["table"]
         target = t.reward + self.discount * values[t.next_state].max()
         here = (t.state, t.action)
@@ -50,16 +50,16 @@ class DecayingQLearning(ex.AbstractLearner):
 class Greedy(ex.AbstractLearner):
     """One state, two actions, a maximum of nearly equal values: the flow rests on a kink."""
 
-    def init(self, game, agent, *, key):  # noqa: D102
+    def init(self, game, agent, *, key):
         return jnp.zeros((2, 2))
 
-    def policy(self, params, state):  # noqa: D102
+    def policy(self, params, state):
         return jnp.full(2, 0.5)
 
-    def maximised(self, params):  # noqa: D102
+    def maximised(self, params):
         return params[1:]
 
-    def update(self, params, transition, game, agent):  # noqa: D102
+    def update(self, params, transition, game, agent):
         # Row 1 tracks two rewards of equal mean; the first entry of row 0, their maximum.
         t = transition
         track = jnp.zeros((2, 2)).at[1, t.action].set(t.reward - params[1, t.action])
@@ -103,7 +103,7 @@ class Cooperation:
     def __init__(self, wrapped):
         self.wrapped = wrapped
 
-    def __call__(self, params):  # noqa: D102
+    def __call__(self, params):
         # A little exploration, so that the long run does not depend on the last state.
         params = tuple(p | {"epsilon": jnp.maximum(p["epsilon"], 1e-3)} for p in params)
         law = jnp.ones(4) / 4

@@ -72,13 +72,13 @@ class RothErev(ex.AbstractLearner):
 
     phi: jax.Array = ex.hyper(0.01)
 
-    def init(self, game, agent, *, key):  # noqa: D102
+    def init(self, game, agent, *, key):
         return jnp.ones((game.num_states, game.num_actions[agent]))
 
-    def policy(self, params, state):  # noqa: D102
+    def policy(self, params, state):
         return params[state] / params[state].sum()
 
-    def update(self, params, transition, game, agent):  # noqa: D102
+    def update(self, params, transition, game, agent):
         t = transition
         gain = t.reward * jax.nn.one_hot(t.action, params.shape[1])
         return ex.At((t.state,), self.phi * (gain - params[t.state]))

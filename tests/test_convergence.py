@@ -164,7 +164,7 @@ def test_required_scale_is_that_of_simulation(example):
         ({"scales": (1, 2)}, "at least three different"),
         ({"scales": (1, 2, -3)}, "scale must be a positive number"),
         ({"runs": 1}, "runs must be at least 2"),
-        ({"initial_state": 9}, "initial_state must be 0 to 3"),
+        ({"initial_state": 9}, "initial_state must be a state, 0 to 3"),
     ],
 )
 def test_bad_input(example, options, message):

@@ -281,7 +281,7 @@ def test_derivative_by_the_learning_rate():
 
 def test_bad_input(random):
     start = random.init()
-    with pytest.raises(ValueError, match="initial_state must be 0 to 2; found 3"):
+    with pytest.raises(ValueError, match="initial_state must be a state, 0 to 2; found 3"):
         ex.fluctuations(random, start, [1.0], initial_state=3)
     with pytest.raises(ValueError, match="'x' is not a state"):
         ex.fluctuations(random, start, [1.0], initial_state="x")

@@ -21,8 +21,8 @@ from jaxtyping import Array, ArrayLike, Float, Real, UInt32
 from .clock import check_scale, check_times, steps_at
 from .drift import jacobian
 from .flow import Solution, solve
-from .fluctuation import Fluctuations, first_state_law, fluctuate
-from .game import MarkovGame
+from .fluctuation import Fluctuations, fluctuate
+from .game import MarkovGame, first_state_law
 from .learners.action_value import AbstractActionValueLearner
 from .results import RESULTS
 from .simulate import Simulation, simulate
@@ -274,7 +274,7 @@ def _predict(wrapped, params0, times, initial_state, scale) -> Fluctuations | st
         return f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
     if times[-1] == 0:
         return "not computed (no time passes)"
-    law = first_state_law(wrapped.game, initial_state)
+    law = jnp.asarray(first_state_law(wrapped.game, initial_state))
     # Tracking kinks takes long to compile, and is needed only if results beyond one are.
     predicted = fluctuate(wrapped, params0, jnp.asarray(times), law, max_kinks=0)
     before = np.cumsum(_maxima_change(wrapped, jax.device_get(predicted.params))) > 0

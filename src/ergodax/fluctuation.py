@@ -33,7 +33,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from .clock import check_scale, check_times
-from .game import MarkovGame, is_concrete
+from .game import first_state_law, is_concrete
 from .noise import covariance, inflow, poisson
 from .results import RESULTS
 from .stationary import check_ergodic, preserve_rows
@@ -369,40 +369,18 @@ def fluctuations(
         wrapped,
         params0,
         jnp.asarray(ts, dtype=float),
-        first_state_law(wrapped.game, initial_state),
+        jnp.asarray(first_state_law(wrapped.game, initial_state)),
         scale=None if scale is None else jnp.asarray(scale, dtype=float),
         bias=bias,
         max_kinks=max_kinks,
         rtol=jnp.asarray(rtol, dtype=float),
         atol=jnp.asarray(atol, dtype=float),
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        adjoint=adjoint,
         max_steps=max_steps,
     )
     if is_concrete(solution.covariance):
         _report(solution, max_kinks, throw)
     return solution
-
-
-def first_state_law(game: MarkovGame, state: int | np.integer | str | None) -> Float[Array, " S"]:
-    """The law of the first state, given by number or name, or the game's own.
-
-    Raises:
-        ValueError: if there is no such state.
-    """
-    if state is None:
-        return game.initial
-    if isinstance(state, str):
-        if state not in game.state_names:
-            raise ValueError(
-                f"initial_state {state!r} is not a state; the states are "
-                f"{', '.join(game.state_names)}."
-            )
-        number = game.state_names.index(state)
-    else:
-        number = int(state)
-    if not 0 <= number < game.num_states:
-        raise ValueError(f"initial_state must be 0 to {game.num_states - 1}; found {number}.")
-    return jnp.zeros(game.num_states).at[number].set(1.0)
 
 
 def _report(solution: Fluctuations, max_kinks: int, throw: bool) -> None:
@@ -445,7 +423,7 @@ def fluctuate(
     max_kinks: int = 8,
     rtol: Any = 1e-10,
     atol: Any = 1e-10,
-    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),  # noqa: B008
+    adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int = 16**4,
 ) -> Fluctuations:
     """`fluctuations` without its checks, for a law of the first state; pure."""
@@ -468,7 +446,7 @@ def fluctuate(
             y0=y0,
             saveat=saveat,
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            adjoint=adjoint,
+            adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
             max_steps=max_steps,
             throw=False,
         )

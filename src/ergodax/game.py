@@ -289,6 +289,44 @@ def is_concrete(value) -> bool:
     return not isinstance(value, Tracer)
 
 
+def first_state_law(
+    game: MarkovGame, initial_state: int | np.integer | str | Int[ArrayLike, " R"] | Sequence | None
+) -> Float[Array | np.ndarray, "*R S"]:
+    """The law of the first state: the game's own, or certainty.
+
+    Args:
+        game: the game; its own law may have leading axes.
+        initial_state: None, or a state by number or name, or the numbers of several.
+
+    Returns:
+        The law, `[S]`, or `[R, S]` for several states.
+
+    Raises:
+        ValueError: if there is no such state.
+    """
+    if initial_state is None:
+        return game.initial
+    if isinstance(initial_state, str):
+        if initial_state not in game.state_names:
+            raise ValueError(
+                f"initial_state {initial_state!r} is not a state; the states are "
+                f"{', '.join(game.state_names)}."
+            )
+        initial_state = game.state_names.index(initial_state)
+    states = np.asarray(initial_state)
+    bad = (
+        ~((states >= 0) & (states < game.num_states))
+        if np.issubdtype(states.dtype, np.integer) and states.ndim <= 1
+        else np.ones(states.shape, bool)
+    )
+    if bad.any():
+        raise ValueError(
+            f"initial_state must be a state, 0 to {game.num_states - 1}; found "
+            f"{np.atleast_1d(states)[np.atleast_1d(bad)][0]}."
+        )
+    return np.eye(game.num_states)[states]
+
+
 def scatter_successors(game: MarkovGame, weights: Float[Array, "S *A K"]) -> Float[Array, "S *A S"]:
     """Sums weights given per stored outcome into the dense successor axis."""
     one_hot = jax.nn.one_hot(game.successors, game.num_states, dtype=weights.dtype)

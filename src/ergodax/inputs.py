@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .game import MarkovGame
+from .game import first_state_law
 from .kernel import Ensemble
 from .wrapped import WrappedGame
 
@@ -91,21 +91,24 @@ def check_inputs(
     Raises:
         ValueError: if parameters, first states or numbers of runs do not fit.
     """
-    params0 = params0 if ensemble is None else ensemble.params
+    if ensemble is not None:
+        if initial_state is not None:
+            raise ValueError("initial_state and start cannot both be given.")
+        params0 = ensemble.params
     params0 = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, params0)
     own_game = wrapped.game.initial.ndim == 2
     one = take(wrapped, 0) if own_game else wrapped
     like = jax.eval_shape(lambda: one.init(jax.random.key(0)))
     own_params = _has_leading_axis(params0, like)
-    own_state = np.ndim(initial_state) == 1
+    first_states = np.asarray(initial_state)
 
     counts = {"runs": None if runs is None else check_count("runs", runs)}
     if own_game:
         counts["wrapped"] = _leading("wrapped", wrapped)
     if own_params:
         counts["params0"] = _leading("params0", params0)
-    if own_state:
-        counts["initial_state"] = np.shape(initial_state)[0]
+    if first_states.ndim == 1:
+        counts["initial_state"] = first_states.size
     given = {name: count for name, count in counts.items() if count is not None}
     if len(set(given.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in given.items())
@@ -115,13 +118,27 @@ def check_inputs(
     one.check_structure(take(params0, 0) if own_params else params0)
     one.check_finite(params0)
     dtype = _check_dtype(dtype, params0)
+    if ensemble is not None:
+        _check_ensemble(ensemble, one, dtype)
     wrapped, params0 = _cast((wrapped, params0), dtype)
     if ensemble is None:
-        law = _initial_law(wrapped.game, initial_state, dtype)
+        law = np.asarray(first_state_law(wrapped.game, initial_state), dtype)
     else:
         law = np.zeros(wrapped.game.num_states, dtype)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), like)
     return Inputs(wrapped, params0, law, ensemble, runs, own_game, own_params, like)
+
+
+def _check_ensemble(ensemble: Ensemble, wrapped: WrappedGame, dtype: np.dtype) -> None:
+    """Raises ValueError unless runs under way fit the learners and the precision."""
+    found = np.dtype(jnp.result_type(*jax.tree.leaves(ensemble.params)))
+    if found != dtype:
+        raise ValueError(f"start has parameters in {found}; found dtype {dtype}.")
+    if (ensemble.joint_action is None) == wrapped.needs_next_action:
+        raise ValueError(
+            "start was simulated with learners of another kind: only one of it and these needs its "
+            "next action before it learns."
+        )
 
 
 def _has_leading_axis(params, like) -> bool:
@@ -175,27 +192,3 @@ def _check_dtype(dtype, params0) -> np.dtype:
             'dtype float64 needs jax.config.update("jax_enable_x64", True) before any computation.'
         )
     return found
-
-
-def _initial_law(game: MarkovGame, initial_state, dtype) -> np.ndarray:
-    if initial_state is None:
-        return np.asarray(game.initial, dtype)
-    if isinstance(initial_state, str):
-        if initial_state not in game.state_names:
-            raise ValueError(
-                f"initial_state {initial_state!r} is not a state; the states are "
-                f"{', '.join(game.state_names)}."
-            )
-        initial_state = game.state_names.index(initial_state)
-    states = np.asarray(initial_state)
-    bad = (
-        ~((states >= 0) & (states < game.num_states))
-        if np.issubdtype(states.dtype, np.integer) and states.ndim <= 1
-        else np.ones(states.shape, bool)
-    )
-    if bad.any():
-        raise ValueError(
-            f"initial_state must be a state, 0 to {game.num_states - 1}; found "
-            f"{np.atleast_1d(states)[np.atleast_1d(bad)][0]}."
-        )
-    return np.eye(game.num_states, dtype=dtype)[states]
