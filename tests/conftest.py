@@ -1,5 +1,6 @@
 """Set-up of all tests: float64, run-time checks of every annotation, reproducible examples."""
 
+import gc
 from pathlib import Path
 
 import jax
@@ -23,6 +24,20 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ergodax")
+
+
+@pytest.fixture(autouse=True)
+def bounded_mappings():
+    """Forgets compiled programs before they are too many.
+
+    XLA keeps each in mappings of memory of its own, several hundred for a solver. Linux allows a
+    process 65530; beyond that, compiling ends in a segmentation fault (jax-ml/jax issue 27201).
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
