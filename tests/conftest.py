@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 
 jax.config.update("jax_enable_x64", True)
+# Most tests run many small programs once each, and spend their time compiling.
+jax.config.update("jax_disable_most_optimizations", True)
 
 import hypothesis
 import jaxtyping
@@ -41,11 +43,11 @@ def bounded_mappings():
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """Compiles with little optimisation: for modules of many small programs that each run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimised():
+    """Compiles as users do: for modules about the simulator, where optimisation could do harm."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,6 @@ from helpers import (
     random_case,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CASES = ("pd", "random", "mixed")
 
 

@@ -6,8 +6,6 @@ import pytest
 import ergodax as ex
 from ergodax.basins import wilson_interval
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def stateless(payoffs, tau, gamma):
     """Two Q-learners with softmax exploration in a repeated symmetric game without memory."""

@@ -7,8 +7,6 @@ import pytest
 import ergodax as ex
 from ergodax.games import prisoners_dilemma, repeated
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class RothErev(ex.AbstractLearner):
     phi: jax.Array = ex.hyper(0.01)

@@ -10,7 +10,7 @@ import ergodax as ex
 from ergodax import convergence
 from helpers import unflatten
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,6 @@ def assert_prints(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", [name for name in WITH_CODE if name != "howto/cores.md"])
 def test_code_prints_what_the_page_says(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

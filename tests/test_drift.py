@@ -30,8 +30,6 @@ from helpers import (
     unflatten,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Golden values
 
 

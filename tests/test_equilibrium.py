@@ -8,8 +8,6 @@ from scipy.optimize import brentq
 import ergodax as ex
 from helpers import Spec, assert_close, central_difference, flatten, make_learner, unflatten
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def stateless(payoffs, tau, gamma, learning_rate=1.0):
     """Two Q-learners with softmax exploration in a repeated symmetric game without memory."""

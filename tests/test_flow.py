@@ -26,8 +26,6 @@ from helpers import (
     unflatten,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 

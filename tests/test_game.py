@@ -8,8 +8,6 @@ from ergodax import MarkovGame
 from ergodax.game import padding
 from helpers import annotations_off
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SPARSE = np.zeros((3, 2, 2, 3))
 SPARSE[..., 0] = 1.0
 SPARSE[0, 1, 0] = [0.2, 0.0, 0.8]

@@ -26,8 +26,6 @@ from ergodax.inputs import check_inputs
 from ergodax.streams import run_keys, threefry2x32, uniforms
 from helpers import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TS = np.array([0.0, 10.0, 60.0])
 simulate_module = importlib.import_module("ergodax.simulate")
 # A normal variable is beyond this with probability 1e-9.

@@ -7,8 +7,6 @@ import pytest
 
 from ergodax import lanes
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LANES = 24
 
 

@@ -10,8 +10,6 @@ import ergodax as ex
 import oracle
 from ergodax.learner import accumulate
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Fields(ex.AbstractExploration):
     """An exploration rule that only declares hyper-parameters."""

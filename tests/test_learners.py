@@ -9,8 +9,6 @@ from jax.flatten_util import ravel_pytree
 import ergodax as ex
 from helpers import KINDS, random_case
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ACTION_VALUE_LEARNERS = [ex.QLearning, ex.Sarsa, ex.CounterfactualQLearning]
 
 

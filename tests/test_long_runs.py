@@ -18,6 +18,8 @@ checkpoint_module = importlib.import_module("ergodax.checkpoint")
 job_module = importlib.import_module("ergodax.job")
 simulate_module = importlib.import_module("ergodax.simulate")
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 KEY = jax.random.key(3)
 TIMES = np.array([0.0, 7.0, 8.0, 30.0])
 

@@ -12,8 +12,6 @@ import oracle
 from ergodax import noise
 from helpers import FORMS, assert_close, random_case, unflatten
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 POINTS = [
     ("pd", "0"),
     ("pd", "1"),

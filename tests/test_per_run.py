@@ -8,6 +8,8 @@ import pytest
 
 import ergodax as ex
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 KEY = jax.random.key(8)
 TIMES = np.array([3.0, 9.0])
 

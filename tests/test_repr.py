@@ -9,8 +9,6 @@ import pytest
 import ergodax as ex
 from helpers import golden_game
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GAME = "MarkovGame(2 agents, 4 states (CC, CD, DC, DD), 2 x 2 actions (C, D), 1 successor)"
 
 

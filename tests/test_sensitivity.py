@@ -16,8 +16,6 @@ from helpers import (
     golden_derivatives,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["pd", "random", "mixed"])

@@ -44,6 +44,8 @@ from helpers import (
     unflatten,
 )
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 P_VALUE = 4e-9
 
 KEY = jax.random.key(0)

@@ -26,8 +26,6 @@ from helpers import (
     unflatten,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = [5, 8, 9, 14]  # loops are written out up to 8 states
 
 

@@ -15,8 +15,6 @@ import xarray
 import ergodax as ex
 from helpers import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TS = np.array([0.0, 5.0, 40.0])
 
 

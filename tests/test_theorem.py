@@ -22,6 +22,8 @@ import scipy.stats
 import ergodax as ex
 from helpers import flatten_times, unflatten
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 P_VALUE = 1e-7
 END = 8.0
 FINEST = 256

@@ -10,8 +10,6 @@ import ergodax as ex
 import oracle
 from helpers import KINDS, annotations_off, random_case
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CASES = {
     "one agent": random_case(0, 3, (4,), ("q",)),
     "unequal actions": random_case(1, 4, (2, 3), ("q", "actor_critic"), "next_state"),
