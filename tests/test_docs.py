@@ -1,5 +1,8 @@
 """Documentation stays true: it builds without warnings, and its code prints what it says."""
 
+import doctest
+import importlib
+import io
 import re
 import subprocess
 import sys
@@ -62,6 +65,24 @@ def test_code_that_must_come_first_in_a_program():
     )
     assert (finished.returncode, finished.stderr) == (0, "")
     assert_prints(finished.stdout, expected)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test
+        for module in ("flow", "simulate", "equilibrium", "games.matrix")
+        for test in doctest.DocTestFinder().find(importlib.import_module(f"ergodax.{module}"))
+        if test.examples
+    ],
+    ids=lambda test: test.name,
+)
+def test_examples_of_docstrings(test):
+    test.globs |= {"ex": ex, "jax": jax}
+    report = io.StringIO()
+    failed, tried = doctest.DocTestRunner().run(test, out=report.write)
+    assert tried
+    assert not failed, report.getvalue()
 
 
 def test_only_code_of_others_is_not_run():

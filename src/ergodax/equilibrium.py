@@ -128,6 +128,12 @@ def rest_point(
     Raises:
         ValueError: as `solve`, for its `params0`.
         RuntimeError: if no rest point is found and `throw` is true, with residual and last step.
+
+    Example:
+        >>> game = ex.games.prisoners_dilemma()
+        >>> wrapped = ex.WrappedGame(game, [ex.Sarsa(0.01, 0.9, initial=20.0)] * 2)
+        >>> ex.rest_point(wrapped, wrapped.init()).stability
+        'stable'
     """
     check_ergodic(wrapped, guess)
     found = _rest_point(wrapped, guess, rtol, atol, max_steps)

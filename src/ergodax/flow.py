@@ -97,6 +97,15 @@ def solve(
         ValueError: if `ts` is not increasing from 0 on, `params0` does not fit, the state chain has
             several closed classes or is numerically reducible, or a policy is not continuous.
         RuntimeError: if the solve fails and `throw` is true; it says when and why.
+
+    Example:
+        >>> game = ex.games.prisoners_dilemma()
+        >>> wrapped = ex.WrappedGame(game, [ex.Sarsa(0.01, 0.9, initial=20.0)] * 2)
+        >>> flow = ex.solve(wrapped, wrapped.init(), [0.0, 50.0, 100.0])
+        >>> flow
+        Solution(3 times from 0 to 100: successful)
+        >>> flow.params[0].shape  # of agent 0: time, state, action
+        (3, 4, 2)
     """
     check_times(ts)
     check_ergodic(wrapped, params0)

@@ -185,6 +185,12 @@ def simulate(
     Warns:
         UserWarning: if runs became infinite or NaN, the simulation was interrupted, or a checkpoint
             could not be written; `result` tells of the first two.
+
+    Example:
+        >>> game = ex.games.prisoners_dilemma()
+        >>> wrapped = ex.WrappedGame(game, [ex.Sarsa(0.01, 0.9, initial=20.0)] * 2)
+        >>> ex.simulate(wrapped, wrapped.init(), [100.0], scale=10, runs=64, key=jax.random.key(0))
+        Simulation(64 runs at scale 10, t = 100: successful)
     """
     check_times(ts)
     scale = check_scale(scale)

@@ -35,6 +35,11 @@ def repeated(
     Raises:
         ValueError: if the payoffs do not have one entry per agent on their last axis or are not
             finite, or `memory` is negative.
+
+    Example:
+        >>> stag_hunt = [[[4, 4], [0, 3]], [[3, 0], [2, 2]]]
+        >>> ex.games.repeated(stag_hunt, action_names=[["stag", "hare"]] * 2).state_names
+        ('stag-stag', 'stag-hare', 'hare-stag', 'hare-hare')
     """
     shape = np.shape(payoffs)
     num_actions, num_agents = shape[:-1], len(shape) - 1
