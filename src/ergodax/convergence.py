@@ -38,6 +38,7 @@ from tqdm import tqdm
 from .clock import check_scale, check_times, steps_at
 from .fluctuation import Fluctuations, fluctuations, linearised
 from .kernel import Ensemble, cumulative_law, draw, draw_actions, draw_event, increments_of
+from .labels import attributes, dataset, parameter_coordinates
 from .learner import At
 from .noise import event_scores, poisson
 from .streams import run_keys, uniforms
@@ -137,20 +138,38 @@ class ConvergenceStudy(eqx.Module):
         ]
         return f"{_align(rows)}\n\n{_align(constants)}"
 
-    def to_dataset(self) -> "xarray.Dataset":
-        """The study as a labelled data set along `scale`; constants are attributes."""
-        import xarray
-
-        names = ("strong", "strong_error", "weak", "weak_error", "plain", "plain_error")
-        attributes: dict[str, Any] = {"t1": self.t1, "runs": self.runs}
+    def to_xarray(self) -> "xarray.Dataset":
+        """The study as a labelled data set along `scale`; fitted constants are attributes."""
+        described = {
+            "strong": "mean of the largest distance",
+            "weak": "mean error along the bias, with control variate",
+            "plain": "mean error along the bias",
+        }
+        variables: dict[str, Any] = {}
+        for name, long_name in described.items():
+            for suffix, prefix in (("", ""), ("_error", "standard error of the ")):
+                values = getattr(self, name + suffix)
+                variables[name + suffix] = ("scale", values, attributes(prefix + long_name))
+        variables["bias"] = ("parameter", self.bias, attributes("bias at the horizon"))
+        params = jax.eval_shape(lambda: self.wrapped.init(jax.random.key(0)))
+        params = jax.tree.map(lambda like: np.zeros(like.shape), params)
+        names = parameter_coordinates(self.wrapped.game, params, 0)["parameter"]
+        data = dataset(
+            self.wrapped,
+            "ConvergenceStudy",
+            variables,
+            {"scale": ("scale", self.scales, attributes("scale")), "parameter": names},
+            t1=self.t1,
+            runs=self.runs,
+            key_data=self.key_data.tolist(),
+        )
+        constants: dict[str, Any] = {"t1": self.t1, "runs": self.runs}
         for name in ("strong_constant", "strong_theory", "weak_constant"):
-            attributes[name], attributes[f"{name}_error"] = getattr(self, name)
-        attributes["weak_theory"] = self.weak_theory
+            constants[name], constants[f"{name}_error"] = getattr(self, name)
+        constants["weak_theory"] = self.weak_theory
         for name in ("strong_slope", "weak_slope"):
-            attributes[name], attributes[f"{name}_error"] = getattr(self, name)
-        data: dict[str, Any] = {name: ("scale", getattr(self, name)) for name in names}
-        data["bias"] = ("parameter", self.bias)
-        return xarray.Dataset(data, coords={"scale": self.scales}, attrs=attributes)
+            constants[name], constants[f"{name}_error"] = getattr(self, name)
+        return data.assign_attrs(constants)
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:

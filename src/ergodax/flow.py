@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 
@@ -15,10 +16,26 @@ from .adjoint import MAX_STEPS, diffeqsolve, differentiable_once, integrate
 from .clock import check_times
 from .drift import average, expected_rewards
 from .game import is_concrete
+from .labels import (
+    PER_STEP,
+    TIME_UNITS,
+    attributes,
+    batch_dimensions,
+    dataset,
+    outcome,
+    parts,
+    policies,
+    precision,
+    tables,
+    time_coordinate,
+)
 from .results import RESULTS
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .text import describe_end, describe_times
 from .wrapped import WrappedGame
+
+if TYPE_CHECKING:
+    import xarray
 
 
 class Solution(eqx.Module):
@@ -43,6 +60,39 @@ class Solution(eqx.Module):
     stats: dict
     result: RESULTS
     end_time: Float[Array, ""]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The solution as a labelled data set: `parameters`, `policy`, `rewards` and so on.
+
+        A batch, as `jax.vmap` returns it, has the dimension `batch` before all others.
+        """
+        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
+        along = (*batch, "time")
+        variables: dict[str, Any] = {}
+        for name, values in (
+            ("parameters", self.params),
+            ("policy", policies(self.wrapped, self.params, len(batch), True)),
+        ):
+            found = parts(game, values, len(along))
+            variables |= tables(game, name, f"{name} along the ODE", found, along, name)
+        distribution = "stationary distribution of the states along the ODE"
+        reward = "expected reward per step along the ODE"
+        end = "time reached"
+        for name, axes, described in (
+            ("state_distribution", (*along, "state"), attributes(distribution, "1")),
+            ("rewards", (*along, "agent"), attributes(reward, PER_STEP)),
+            ("end_time", batch, attributes(end, TIME_UNITS)),
+        ):
+            variables[name] = (axes, np.asarray(getattr(self, name)), described)
+        steps = np.asarray(self.stats["num_steps"])
+        variables["steps"] = (batch, steps, attributes("steps of the solver"))
+        return dataset(
+            self.wrapped,
+            "Solution",
+            variables | outcome(self.result, batch),
+            time_coordinate(self.ts),
+            dtype=precision(self.params),
+        )
 
     def __repr__(self) -> str:
         return f"Solution({describe_times(self.ts)}: {describe_end(self)})"
@@ -153,7 +203,7 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
         return params, averages.state_distribution, expected_rewards(wrapped, averages), reducible
 
     params, distribution, rewards, reducible = jax.vmap(describe)(values)
-    result, end_time = outcome(ts, saved, ended, reducible)
+    result, end_time = how_ended(ts, saved, ended, reducible)
     return dict(
         ts=ts,
         params=params,
@@ -165,7 +215,7 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
     )
 
 
-def outcome(ts, saved, ended, reducible) -> tuple[RESULTS, Float[Array, ""]]:
+def how_ended(ts, saved, ended, reducible) -> tuple[RESULTS, Float[Array, ""]]:
     """How a solve ended, and the last report time that is to be trusted.
 
     Args:
