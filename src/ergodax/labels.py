@@ -89,7 +89,7 @@ def describe(value: Any) -> Any:
 
 def precision(tree: Any) -> str:
     """The name of the common type of all arrays."""
-    return str(np.result_type(*jax.tree.leaves(tree)))
+    return str(np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree))))
 
 
 def attributes(long_name: str, units: str | None = None) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def decode(result: Any) -> tuple[np.ndarray, np.ndarray]:
     distinct, place = np.unique(codes, return_inverse=True)
     texts = [RESULTS[jax.tree.map(lambda _, c=c: jnp.asarray(c), result)] for c in distinct]
     messages = np.array([text or "successful" for text in texts])
-    return codes, np.reshape(messages[place], codes.shape)
+    return codes, np.asarray(messages[place]).reshape(codes.shape)
 
 
 @eqx.filter_jit

@@ -172,11 +172,11 @@ class Simulation(eqx.Module):
             ("_variance", ("time",), self.variance),
             ("_runs", ("run", "time"), self.values),
         ):
+            if values is None:
+                continue
             over = {"": "mean over runs", "_variance": "variance over runs"}.get(suffix, "each run")
             trees = values if len(self.observed) > 1 else (values,)
             for quantity, tree in zip(self.observed, trees, strict=True):
-                if tree is None:
-                    continue
                 name, long_name = quantity + suffix, f"{quantity}, {over}"
                 if quantity == "observable":
                     variables |= arrays(name, long_name, tree, leading)
