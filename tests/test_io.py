@@ -257,7 +257,7 @@ def result(name):
             games = jax.vmap(lambda tau: build(THETA | {"tau": tau})[0])(jnp.arange(1.0, 4.0))
             return ex.simulate(games, start, ts, key=jax.random.key(0))
         case "fluctuations":
-            return ex.fluctuations(wrapped, start, ts, max_kinks=0)
+            return ex.fluctuations(wrapped, start, ts, bias=True, max_kinks=0)
         case "rest point":
             return ex.rest_point(wrapped, start)
         case "batched rest points":
@@ -561,13 +561,22 @@ def test_labels_of_fluctuations():
     saved = result("fluctuations")
     data = saved.to_xarray()
     names = data.parameter.values.tolist()
-    assert names[1] == "agent 0, 0, 1"
+    assert names[1] == "agent 0, -, 1"
     np.testing.assert_array_equal(data.covariance, saved.covariance)
     np.testing.assert_array_equal(
-        data.bias.sel(parameter="agent 1, 0, 0"), np.asarray(saved.bias)[:, 2]
+        data.bias.sel(parameter="agent 1, -, 0"), np.asarray(saved.bias)[:, 2]
     )
     assert data.covariance.dims == ("time", "parameter", "other_parameter")
-    assert data.sizes["kink"] == np.sum(np.asarray(saved.kinks.row) >= 0)
+    assert data.sizes["kink"] == 0
+
+
+def test_only_kinks_that_were_crossed_are_labelled():
+    crossed = [np.array([3.0, 5.0]), *(np.array([k, -1]) for k in range(4)), np.zeros((2, 4))]
+    kinks = ex.fluctuation.Kinks(*map(jnp.asarray, crossed))
+    saved = eqx.tree_at(lambda f: f.kinks, result("fluctuations"), kinks)
+    data = saved.to_xarray()
+    assert data.kink_time.values.tolist() == [3.0]
+    assert [int(data[f"kink_{name}"][0]) for name in ("agent", "row", "old", "new")] == [0, 1, 2, 3]
 
 
 def test_labels_of_rest_points():
@@ -626,6 +635,18 @@ def test_tables_of_unequal_actions_are_not_padded():
     assert len(runs[runs.agent == 1]) == 3 * 2 * 2 * 2
     saved = result("simulation").values[1]
     np.testing.assert_array_equal(runs[runs.agent == 1].parameters_runs, saved.ravel())
+
+
+def test_tables_of_other_results():
+    batch = io.table(result("batched solutions"))
+    assert batch.columns[:6].tolist() == ["batch", "time", "agent", "state", "action", "parameters"]
+    assert len(batch) == 3 * 2 * 2 * 2
+    basins = io.table(result("basins"))
+    assert basins.columns.tolist() == ["start", "agent", "state", "action", "ends"]
+    assert len(basins) == 3 * 2 * 2
+    points = result("rest points")
+    assert len(io.table(points)) == len(points) * 2 * 2
+    assert "final_parameters" not in io.table(result("simulation"))
 
 
 def test_tables_need_tables():

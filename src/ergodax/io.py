@@ -28,6 +28,8 @@ _LAYOUT = 1
 _GROUP = "object"
 # Arrays of fewer bytes are not looked for in the data set.
 _SMALL = 64
+# Dimensions of the numbers of one agent.
+_ENTRY = ("state", "action")
 
 
 def save(
@@ -134,7 +136,8 @@ def table(result: Any) -> "pandas.DataFrame":
     Returns:
         Columns for the dimensions (of a sweep or batch and for runs too, where there are such),
         coordinates along them such as `step`, and each quantity. An agent has rows for its own
-        actions alone. Quantities that are not numbers per state and action are left out.
+        actions alone. Quantities that are not numbers per state and action, or not along the same
+        other dimensions, are left out: they are in `result.to_xarray()`.
 
     Raises:
         ValueError: if there is no quantity per state and action.
@@ -147,8 +150,8 @@ def table(result: Any) -> "pandas.DataFrame":
     if not frames:
         raise ValueError("it holds no quantity per state and action.")
     frame = pandas.concat(frames, ignore_index=True)
-    before = list(frame.columns[: frame.columns.get_loc("state")])
-    return frame.sort_values(before, kind="stable", ignore_index=True)
+    outer = [name for name in frame.columns if name in data.dims and name not in _ENTRY]
+    return frame.sort_values([*outer, "agent"], kind="stable", ignore_index=True)
 
 
 # Data sets
@@ -190,16 +193,23 @@ def _rows(data: "xarray.Dataset", agent: int) -> "pandas.DataFrame | None":
         else:
             continue
         variable = variable.rename({own: "action"} if own in variable.dims else {})
-        if {"state", "action"} <= set(variable.dims):
+        if set(_ENTRY) <= set(variable.dims):
             found[name] = variable
     if not found:
         return None
-    merged = xarray.Dataset(found)
-    outer = [dim for dim in merged.dims if dim not in ("state", "action")]
-    frame: Any = merged.to_dataframe(dim_order=[*outer, "state", "action"]).reset_index()
-    beside = [name for name in merged.coords if name not in merged.dims]
-    frame.insert(0, "agent", agent)
-    return frame[[*outer, *beside, "agent", "state", "action", *found]]
+    # The rows are those of the quantity with most dimensions; what varies otherwise is left out.
+    dims = max(found.values(), key=lambda variable: variable.ndim).dims
+    kept = {
+        name: variable
+        for name, variable in found.items()
+        if set(variable.dims) <= set(dims) and ("time" in variable.dims or "time" not in dims)
+    }
+    merged = xarray.Dataset(kept)
+    outer = [dim for dim in dims if dim not in _ENTRY]
+    frame: Any = merged.to_dataframe(dim_order=[*outer, *_ENTRY]).reset_index()
+    beside = [name for name in merged.coords if name not in dims]
+    frame["agent"] = agent
+    return frame[[*outer, *beside, "agent", *_ENTRY, *kept]]
 
 
 # netCDF
