@@ -371,6 +371,14 @@ def test_not_a_number_keeps_its_bits(tmp_path):
     assert io.load(tmp_path / "a.nc").state_frequency.tobytes() == odd.tobytes()
 
 
+def test_arrays_of_any_type(tmp_path):
+    own = comparisons.dilemma().solution
+    odd = {"text": np.array(["a", "bcd"]), "truth": np.array([True, False]), "i": np.array(1j)}
+    saved = eqx.tree_at(lambda s: s.stats, own, own.stats | odd)
+    io.save(saved, tmp_path / "a.nc")
+    assert_same(io.load(tmp_path / "a.nc"), saved)
+
+
 # What cannot be stored or loaded
 
 

@@ -50,6 +50,8 @@ class Solution(eqx.Module):
         stats: the solver's statistics (number of steps and the like).
         result: how the solve ended, one of `RESULTS`.
         end_time: the time reached; `ts[-1]` unless the solve failed.
+        rtol: relative tolerance per step.
+        atol: absolute tolerance per step.
     """
 
     wrapped: WrappedGame
@@ -60,6 +62,8 @@ class Solution(eqx.Module):
     stats: dict
     result: RESULTS
     end_time: Float[Array, ""]
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
 
     def to_xarray(self) -> "xarray.Dataset":
         """The solution as a labelled data set: `parameters`, `policy`, `rewards` and so on.
@@ -91,6 +95,8 @@ class Solution(eqx.Module):
             "Solution",
             variables | outcome(self.result, batch),
             time_coordinate(self.ts),
+            rtol=np.asarray(self.rtol).tolist(),
+            atol=np.asarray(self.atol).tolist(),
             dtype=precision(self.params),
         )
 
@@ -212,6 +218,8 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
         stats=stats,
         result=result,
         end_time=end_time,
+        rtol=rtol,
+        atol=atol,
     )
 
 

@@ -236,7 +236,7 @@ class _Arrays:
         if identity not in self._places:
             self._places[identity] = {
                 "offset": self._size,
-                "dtype": array.dtype.name,
+                "dtype": _type_name(array),
                 "shape": list(array.shape),
             }
             self.stored.append(_bytes(array))
@@ -261,8 +261,12 @@ def _bytes(array: np.ndarray) -> bytes:
     return array.astype(array.dtype.newbyteorder("="), copy=False).tobytes()
 
 
+def _type_name(array: np.ndarray) -> str:
+    return array.dtype.str if array.dtype.kind in "SU" else array.dtype.name
+
+
 def _identify(array: np.ndarray) -> tuple:
-    return array.dtype.name, array.shape, hashlib.blake2b(_bytes(array)).digest()
+    return _type_name(array), array.shape, hashlib.blake2b(_bytes(array)).digest()
 
 
 def _append(path: Path, structure: bytes, arrays: bytes) -> None:

@@ -107,7 +107,8 @@ def put_together(structure: Any, fetch: Fetch) -> Any:
         case {"scalar": place}:
             return fetch(place)[()]
         case {"result": leaf, "messages": list(messages)}:
-            return _result(_translate(go_on(leaf), dict(messages)))
+            codes = _translate(go_on(leaf), dict(messages))
+            return jax.tree.map(lambda _: codes, RESULTS.successful)
         case {"class": str(name), "fields": dict(fields)}:
             return _make(_look_up(name), {name: go_on(item) for name, item in fields.items()})
     raise ValueError(f"nothing is written as {str(structure)[:80]}")
@@ -136,12 +137,12 @@ def _as_jax(array: np.ndarray) -> jax.Array:
 
 
 def _result(codes: Any) -> Any:
-    return jax.tree.map(lambda _: codes, RESULTS.successful)
+    return jax.tree.map(lambda _: np.asarray(codes), RESULTS.successful)
 
 
 def _translate(codes: Any, messages: dict[int, str]) -> Any:
     """Result codes by their messages: the numbers may have been others when they were saved."""
-    known = [RESULTS[_result(np.int32(k))] for k in range(len(RESULTS))]
+    known = [RESULTS[_result(k)] for k in range(len(RESULTS))]
     numbers = {
         code: code
         if message not in known or known[code : code + 1] == [message]
@@ -197,7 +198,9 @@ def _look_up(name: str) -> Any:
     found: Any = sys.modules[module]
     for part in qualified.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"it needs {qualified} of {module}, which is not there")
+            raise ValueError(
+                f"it needs {qualified} of {module}, which is not there: define it first"
+            )
         found = getattr(found, part)
     if not callable(found):
         raise ValueError(f"{qualified} of {module} is neither a class nor a function")
