@@ -50,7 +50,7 @@ def test_data_are_those_of_the_library(done):
     _, folder, _ = done
     with xarray.open_dataset(folder / "prisoners-dilemma.nc") as data:
         command = data.attrs.pop("command")
-        xarray.testing.assert_identical(data.load(), ex.io.to_dataset(comparisons.dilemma()))
+        xarray.testing.assert_identical(data.load(), comparisons.dilemma().to_xarray())
     assert command.startswith("ergodax compare prisoners-dilemma --runs 64 --t1 20 --points 5")
 
 
@@ -285,7 +285,7 @@ def test_as_a_program(tmp_path, done):
     # Another process, the same numbers.
     assert finished.stdout.splitlines()[:3] == done[2].splitlines()[:3]
     _, data = settings(tmp_path / "out")
-    xarray.testing.assert_allclose(data, ex.io.to_dataset(comparisons.dilemma()), rtol=1e-12)
+    xarray.testing.assert_allclose(data, comparisons.dilemma().to_xarray(), rtol=1e-12)
 
 
 def test_as_a_program_with_a_bad_value(tmp_path):

@@ -121,7 +121,7 @@ def test_table_data_and_figure(studied, tmp_path):
     text = str(studied)
     for words in ("sqrt(N) strong", "theory", str(studied.weak_constant), "2.6776"):
         assert words in text
-    data = studied.to_dataset()
+    data = studied.to_xarray()
     np.testing.assert_array_equal(data.weak, studied.weak)
     assert data.attrs["weak_theory"] == studied.weak_theory
     json.dumps(data.attrs)

@@ -7,7 +7,7 @@ other end x0 the flow is followed further until it comes back through the plane 
 
 import warnings
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -21,9 +21,13 @@ from .clock import check_times
 from .drift import flat_drift
 from .equilibrium import RestPoint, count_batch, rest_point
 from .flow import solve
+from .labels import TIME_UNITS, attributes, dataset, parts, precision, tables
 from .results import RESULTS
 from .stationary import check_ergodic, preserve_rows
 from .wrapped import WrappedGame
+
+if TYPE_CHECKING:
+    import xarray
 
 _BATCH = 128
 _SAMPLES = 512
@@ -64,6 +68,7 @@ class Basins(eqx.Module):
     """The attractors reached from a sample of B starts, most frequent first.
 
     Attributes:
+        wrapped: the game and its learners.
         attractors: A attractors.
         labels: which attractor each start leads to, `[B]`; -1 where none was identified.
         shares: share of the starts that each attractor draws, `[A]`.
@@ -72,6 +77,7 @@ class Basins(eqx.Module):
         ends: parameters at the end, each leaf `[B, ...]`.
     """
 
+    wrapped: WrappedGame
     attractors: tuple[Attractor, ...]
     labels: Int[np.ndarray, " B"]
     shares: Float[np.ndarray, " A"]
@@ -82,6 +88,44 @@ class Basins(eqx.Module):
     def unidentified(self) -> float:
         """Share of the starts whose attractor was not identified."""
         return float(np.mean(self.labels < 0))
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The basins as a labelled data set along `attractor` and `start`.
+
+        The orbit of attractor k is `orbit{k}`, along `point{k}`: one point if it is a rest point.
+        """
+        game = self.wrapped.game
+        found = parts(game, self.ends, 1)
+        variables = tables(game, "ends", "where a start ended", found, ("start",), "parameters")
+        for k, attractor in enumerate(self.attractors):
+            points = parts(game, attractor.orbit, 1)
+            long_name = f"orbit of attractor {k}"
+            variables |= tables(game, f"orbit{k}", long_name, points, (f"point{k}",), "parameters")
+        kinds = [attractor.kind for attractor in self.attractors]
+        stabilities = [a.rest.stability if a.rest else "" for a in self.attractors]
+        periods = [float(attractor.period) for attractor in self.attractors]
+        along = ("attractor",)
+        labels = "number of the attractor; -1 if unidentified"
+        variables |= {
+            "attractor_of": (("start",), self.labels, attributes(labels)),
+            "share": (along, self.shares, attributes("share of the starts")),
+            "share_interval": ((*along, "bound"), self.intervals, attributes("interval of it")),
+            "kind": (along, np.array(kinds, dtype=str), attributes("kind of attractor")),
+            "stability": (
+                along,
+                np.array(stabilities, dtype=str),
+                attributes("stability of a rest point"),
+            ),
+            "period": (along, np.array(periods), attributes("period; 0 at rest", TIME_UNITS)),
+        }
+        return dataset(
+            self.wrapped,
+            "Basins",
+            variables,
+            {"bound": ("bound", ["low", "high"], attributes("end of an interval"))},
+            starts=len(self.labels),
+            dtype=precision(self.ends),
+        )
 
     def __repr__(self) -> str:
         shares = [
@@ -172,6 +216,7 @@ def basins(
     order = np.argsort(-counts, kind="stable")
     ranks = np.append(np.argsort(order), -1)
     return Basins(
+        wrapped=wrapped,
         attractors=tuple(found[k] for k in order),
         labels=ranks[labels],
         shares=counts[order] / count,

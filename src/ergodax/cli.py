@@ -248,12 +248,12 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     import jax
     import numpy as np
 
-    from . import io
     from .compare import compare
+    from .files import prepare_folder
 
     _start_jax()
     wrapped = _GAMES[options.game](options)
-    io.prepare_folder(options.out)
+    prepare_folder(options.out)
     comparison = compare(
         wrapped,
         wrapped.init(),
@@ -277,10 +277,11 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
 
     from . import io, plot
     from .convergence import convergence_study
+    from .files import prepare_folder, replacing
 
     _start_jax()
     wrapped = _GAMES[options.game](options)
-    io.prepare_folder(options.out)
+    prepare_folder(options.out)
     study = convergence_study(
         wrapped,
         wrapped.init(),
@@ -294,11 +295,9 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
     )
     stem = options.out / f"{options.game}-convergence"
     image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
-    with io.replacing(image) as temporary:
+    with replacing(image) as temporary:
         plot.convergence(study).savefig(temporary, format="png", dpi=150)
-    dataset = study.to_dataset()
-    dataset.attrs["command"] = command
-    io.save(dataset, data)
+    io.save(study, data, attributes={"command": command})
     print(study)
     print("\nwritten:", image, data)
     return 0 if np.all(np.isfinite(study.weak)) else 1
@@ -337,11 +336,10 @@ _ENVIRONMENT = (
 def _write(comparison: "Comparison", stem: Path, command: str) -> list[Path]:
     """Writes figure and data, and returns their paths."""
     from . import io, plot
+    from .files import replacing
 
     image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
-    with io.replacing(image) as temporary:
+    with replacing(image) as temporary:
         plot.comparison(comparison).savefig(temporary, format="png", dpi=150)
-    dataset = io.to_dataset(comparison)
-    dataset.attrs["command"] = command
-    io.save(dataset, data)
+    io.save(comparison, data, attributes={"command": command})
     return [image, data]

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,11 +23,15 @@ from .drift import jacobian
 from .flow import Solution, solve
 from .fluctuation import Fluctuations, fluctuate
 from .game import MarkovGame, first_state_law
+from .labels import PER_STEP, Part, attributes, dataset, precision, tables, time_coordinate
 from .learners.action_value import AbstractActionValueLearner
 from .results import RESULTS
-from .simulate import Simulation, simulate
+from .simulate import Observe, Simulation, simulate
 from .stationary import mixing_time
 from .wrapped import WrappedGame
+
+if TYPE_CHECKING:
+    import xarray
 
 # The ratio of time scales is looked at this often along the ODE, and for so many parameters.
 _MOST_TIMES = 101
@@ -165,6 +169,74 @@ class Comparison(eqx.Module):
             self.wrapped.game, self.policies, self.simulation.mean[1], self.simulation.variance[1]
         )
 
+    def to_xarray(self) -> "xarray.Dataset":
+        """The comparison as a labelled data set.
+
+        Dimensions are `time`, `agent`, `state` and `action`, with the game's own names as
+        coordinates. Variables:
+
+        - `ode_parameters`, `ensemble_parameters`, `ensemble_parameters_variance` and likewise
+          `.._policy`, `.._policy_variance`: `(time, agent, state, action)`. Where the agents'
+          actions differ there is one variable per agent, `ode_policy_agent0` on `(time, state,
+          action_agent0)`, and where their parameters are not one table of states and actions, one
+          per array, named after its place, e.g. `ode_parameters_agent0_theta`.
+        - `ode_state_distribution`, `ensemble_state_frequency`: `(time, state)`.
+        - `ode_rewards`, `ensemble_rewards`: `(time, agent)`.
+
+        The attribute `settings` says in JSON how the comparison was made.
+        """
+        simulation, solution = self.simulation, self.solution
+        final: Any = simulation.final
+        distribution = "stationary distribution of the states along the ODE"
+        share = "share of steps since the previous time, mean over runs"
+        reward = "mean reward per step since the previous time, mean over runs"
+        variables: dict[str, Any] = {
+            "ode_state_distribution": (
+                ("time", "state"),
+                np.asarray(solution.state_distribution),
+                attributes(distribution, "1"),
+            ),
+            "ensemble_state_frequency": (
+                ("time", "state"),
+                simulation.state_frequency,
+                attributes(share, "1"),
+            ),
+            "ode_rewards": (
+                ("time", "agent"),
+                np.asarray(solution.rewards),
+                attributes("expected reward per step along the ODE", PER_STEP),
+            ),
+            "ensemble_rewards": (
+                ("time", "agent"),
+                simulation.rewards,
+                attributes(reward, PER_STEP),
+            ),
+        }
+        game = self.wrapped.game
+        for quantity, series in (
+            ("parameters", self.parameter_series),
+            ("policy", self.policy_series),
+        ):
+            for kind, name, long_name in (
+                ("ode", f"ode_{quantity}", f"{quantity} along the ODE"),
+                ("mean", f"ensemble_{quantity}", f"{quantity}, mean over runs"),
+                ("variance", f"ensemble_{quantity}_variance", f"{quantity}, variance over runs"),
+            ):
+                arrays = [Part(s.agent, s.name, s.is_table, getattr(s, kind)) for s in series]
+                variables |= tables(game, name, long_name, arrays, ("time",), quantity)
+        return dataset(
+            self.wrapped,
+            "Comparison",
+            variables,
+            time_coordinate(simulation.ts)
+            | {"step": ("time", simulation.steps, attributes("step of the simulation"))},
+            scale=simulation.scale,
+            runs=simulation.runs,
+            key_data=self.key_data.tolist(),
+            initial_state=self.initial_state,
+            dtype=precision(final.params),
+        )
+
     def __repr__(self) -> str:
         return (
             f"Comparison({self.simulation!r}; "
@@ -174,16 +246,6 @@ class Comparison(eqx.Module):
 
     def __str__(self) -> str:
         return f"{_gap_table(self)}\n\n{_cost_table(self)}"
-
-
-class Observe(eqx.Module):
-    """Observes parameters and policies: a module, so that one compiled simulation serves all."""
-
-    wrapped: WrappedGame
-
-    def __call__(self, params):
-        """Returns the parameters and the policies of all agents."""
-        return params, self.wrapped.policies(params)
 
 
 def compare(

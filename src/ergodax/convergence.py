@@ -32,12 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Float, Int, Real, UInt32
 from tqdm import tqdm
 
 from .clock import check_scale, check_times, steps_at
 from .fluctuation import Fluctuations, fluctuations, linearised
 from .kernel import Ensemble, cumulative_law, draw, draw_actions, draw_event, increments_of
+from .labels import attributes, dataset, parameter_coordinates
 from .learner import At
 from .noise import event_scores, poisson
 from .streams import run_keys, uniforms
@@ -66,6 +67,7 @@ class ConvergenceStudy(eqx.Module):
     """Errors of the averaged ODE over a range of scales. Printing it gives a table.
 
     Attributes:
+        wrapped: the game and its learners.
         scales: N, `[L]`.
         runs: runs per scale.
         t1: the horizon T.
@@ -82,9 +84,11 @@ class ConvergenceStudy(eqx.Module):
         strong_slope: slope of log(strong) against log(N); -1/2 in the limit.
         weak_slope: slope of log(weak) against log(N); -1 in the limit.
         bias: b(T), `[d]`, of all agents' parameters.
+        key_data: words of the random key.
         run_seconds: time spent simulating.
     """
 
+    wrapped: WrappedGame
     scales: Float[np.ndarray, " L"]
     runs: int
     t1: float
@@ -101,6 +105,7 @@ class ConvergenceStudy(eqx.Module):
     strong_slope: Constant
     weak_slope: Constant
     bias: Float[np.ndarray, " d"]
+    key_data: UInt32[np.ndarray, "..."]
     run_seconds: float
 
     def __repr__(self) -> str:
@@ -133,20 +138,38 @@ class ConvergenceStudy(eqx.Module):
         ]
         return f"{_align(rows)}\n\n{_align(constants)}"
 
-    def to_dataset(self) -> "xarray.Dataset":
-        """The study as a labelled data set along `scale`; constants are attributes."""
-        import xarray
-
-        names = ("strong", "strong_error", "weak", "weak_error", "plain", "plain_error")
-        attributes: dict[str, Any] = {"t1": self.t1, "runs": self.runs}
+    def to_xarray(self) -> "xarray.Dataset":
+        """The study as a labelled data set along `scale`; fitted constants are attributes."""
+        described = {
+            "strong": "mean of the largest distance",
+            "weak": "mean error along the bias, with control variate",
+            "plain": "mean error along the bias",
+        }
+        variables: dict[str, Any] = {}
+        for name, long_name in described.items():
+            for suffix, prefix in (("", ""), ("_error", "standard error of the ")):
+                values = getattr(self, name + suffix)
+                variables[name + suffix] = ("scale", values, attributes(prefix + long_name))
+        variables["bias"] = ("parameter", self.bias, attributes("bias at the horizon"))
+        params = jax.eval_shape(lambda: self.wrapped.init(jax.random.key(0)))
+        params = jax.tree.map(lambda like: np.zeros(like.shape), params)
+        names = parameter_coordinates(self.wrapped.game, params, 0)["parameter"]
+        data = dataset(
+            self.wrapped,
+            "ConvergenceStudy",
+            variables,
+            {"scale": ("scale", self.scales, attributes("scale")), "parameter": names},
+            t1=self.t1,
+            runs=self.runs,
+            key_data=self.key_data.tolist(),
+        )
+        constants: dict[str, Any] = {"t1": self.t1, "runs": self.runs}
         for name in ("strong_constant", "strong_theory", "weak_constant"):
-            attributes[name], attributes[f"{name}_error"] = getattr(self, name)
-        attributes["weak_theory"] = self.weak_theory
+            constants[name], constants[f"{name}_error"] = getattr(self, name)
+        constants["weak_theory"] = self.weak_theory
         for name in ("strong_slope", "weak_slope"):
-            attributes[name], attributes[f"{name}_error"] = getattr(self, name)
-        data: dict[str, Any] = {name: ("scale", getattr(self, name)) for name in names}
-        data["bias"] = ("parameter", self.bias)
-        return xarray.Dataset(data, coords={"scale": self.scales}, attrs=attributes)
+            constants[name], constants[f"{name}_error"] = getattr(self, name)
+        return data.assign_attrs(constants)
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:
@@ -278,6 +301,7 @@ def convergence_study(
     strong, plain, weak = mean.T
     strong_error, plain_error, weak_error = error.T
     return ConvergenceStudy(
+        wrapped=wrapped,
         scales=scales,
         runs=int(runs),
         t1=end,
@@ -294,6 +318,7 @@ def convergence_study(
         strong_slope=_slope(scales, strong / root, strong_error / root),
         weak_slope=_slope(scales, weak / scales, weak_error / scales),
         bias=bias,
+        key_data=seed,
         run_seconds=seconds,
     )
 

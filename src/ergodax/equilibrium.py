@@ -6,7 +6,7 @@ theorem a rest point moves with a hyper-parameter theta as `dx*/dtheta = -DF(x*)
 which is what `jax.grad` through `rest_point` computes.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -19,10 +19,24 @@ from jaxtyping import Array, Complex, Float
 
 from .drift import flat_drift
 from .game import is_concrete
+from .labels import (
+    attributes,
+    batch_dimensions,
+    dataset,
+    outcome,
+    parameter_coordinates,
+    parts,
+    policies,
+    precision,
+    tables,
+)
 from .results import RESULTS
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .text import describe_result
 from .wrapped import WrappedGame
+
+if TYPE_CHECKING:
+    import xarray
 
 Stability = Literal["stable", "unstable", "centre", "singular"]
 
@@ -39,6 +53,7 @@ class RestPoint(eqx.Module):
     """A rest point of the averaged flow.
 
     Attributes:
+        wrapped: the game and its learners.
         params: parameters of all agents there.
         residual: the largest entry of `|F|`, per unscaled step.
         step: the largest entry of the Newton step that would come next.
@@ -46,6 +61,7 @@ class RestPoint(eqx.Module):
         result: `RESULTS.successful`, or why it was not found.
     """
 
+    wrapped: WrappedGame
     params: tuple
     residual: Float[Array, ""]
     step: Float[Array, ""]
@@ -81,6 +97,60 @@ class RestPoint(eqx.Module):
         if sizes[-1] <= _ZERO * sizes[0]:
             return "singular"
         return "stable" if rate < -tolerance else "centre"
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The rest point as a labelled data set: `parameters`, `policy`, `eigenvalues_real`, ..
+
+        A batch, as `jax.vmap` returns it, has the dimension `batch` before all others. Many rest
+        points go side by side: `xarray.concat([p.to_xarray() for p in points], "rest_point")`.
+        """
+        game, batch = self.wrapped.game, batch_dimensions(self.jacobian.ndim - 2)
+        variables: dict[str, Any] = {}
+        for name, values in (
+            ("parameters", self.params),
+            ("policy", policies(self.wrapped, self.params, len(batch), False)),
+        ):
+            found = parts(game, values, len(batch))
+            variables |= tables(game, name, f"{name} at rest", found, batch, name)
+        shape = self.residual.shape
+        eigenvalues: Any = np.full(self.jacobian.shape[:-1], np.nan, complex)
+        stabilities = np.full(shape, "", dtype="<U8")
+        for k in np.ndindex(shape):
+            if np.all(np.isfinite(self.jacobian[k])):
+                one = eqx.tree_at(lambda rest: rest.jacobian, self, self.jacobian[k])
+                eigenvalues[k], stabilities[k] = one.eigenvalues, one.stability
+        per_step = "per unscaled step"
+        for name, axes, values, described in (
+            ("residual", (), self.residual, attributes("largest entry of |F|", per_step)),
+            ("step", (), self.step, attributes("largest entry of the next Newton step")),
+            (
+                "jacobian",
+                ("parameter", "other_parameter"),
+                self.jacobian,
+                attributes("Jacobian of the drift", per_step),
+            ),
+            (
+                "eigenvalues_real",
+                ("eigenvalue",),
+                eigenvalues.real,
+                attributes("real parts of the eigenvalues", per_step),
+            ),
+            (
+                "eigenvalues_imag",
+                ("eigenvalue",),
+                eigenvalues.imag,
+                attributes("imaginary parts of the eigenvalues", per_step),
+            ),
+            ("stability", (), stabilities, attributes("what the linearisation says")),
+        ):
+            variables[name] = ((*batch, *axes), np.asarray(values), described)
+        return dataset(
+            self.wrapped,
+            "RestPoint",
+            variables | outcome(self.result, batch),
+            parameter_coordinates(game, self.params, len(batch)),
+            dtype=precision(self.params),
+        )
 
     def __repr__(self) -> str:
         size = self.jacobian.shape[-1]
@@ -136,7 +206,7 @@ def rest_point(
         'stable'
     """
     check_ergodic(wrapped, guess)
-    found = _rest_point(wrapped, guess, rtol, atol, max_steps)
+    found = RestPoint(wrapped, *_rest_point(wrapped, guess, rtol, atol, max_steps))
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
         raise RuntimeError(
             f"no rest point was found: residual {float(found.residual):.3g}, last Newton step "
@@ -179,8 +249,9 @@ def rest_points(
     check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses))
     found = _rest_points(wrapped, guesses, rtol, atol, max_steps)
     distinct: list[RestPoint] = []
-    for k in np.flatnonzero(np.asarray(found.result == RESULTS.successful)):
-        one = jax.tree.map(lambda leaf, k=k: leaf[k], found)
+    *_, results = found
+    for k in np.flatnonzero(np.asarray(results == RESULTS.successful)):
+        one = RestPoint(wrapped, *jax.tree.map(lambda leaf, k=k: leaf[k], found))
         if not any(distance(one.params, other.params) <= _SAME for other in distinct):
             distinct.append(one)
     return tuple(distinct)
@@ -216,7 +287,8 @@ def _rest_points(wrapped, guesses, rtol, atol, max_steps):
 
 
 @eqx.filter_jit
-def _rest_point(wrapped, guess, rtol, atol, max_steps) -> RestPoint:
+def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
+    """All fields of a `RestPoint` but the first."""
     wrapped = preserve_rows(wrapped)
     start, unravel, field = flat_drift(guess)
     accuracy = 4 * jnp.finfo(start.dtype).eps
@@ -267,12 +339,12 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> RestPoint:
     reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
     found = result == RESULTS.successful
     result = RESULTS.where(found & reducible, RESULTS.reducible, result)
-    return RestPoint(
-        params=params,
-        residual=jnp.max(jnp.abs(residual)),
-        step=jnp.max(jnp.abs(remaining)),
-        jacobian=jacobian,
-        result=result,
+    return (
+        params,
+        jnp.max(jnp.abs(residual)),
+        jnp.max(jnp.abs(remaining)),
+        jacobian,
+        result,
     )
 
 

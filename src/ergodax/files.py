@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Lends a temporary folder beside the folder `path`, as `replacing` does for files."""
+    path = Path(path)
+    prepare_folder(path.parent)
+    stem = f".{path.name}.{uuid.uuid4().hex}"
+    temporary, old = path.with_name(f"{stem}.tmp"), path.with_name(f"{stem}.old")
+    try:
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare_folder(folder: str | os.PathLike[str]) -> None:

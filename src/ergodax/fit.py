@@ -5,9 +5,10 @@ bounds, `low + exp(u)` and `high - exp(u)` with one, `low + (high - low) / (1 + 
 So steps are relative ones near a bound, and no step leaves it.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -18,8 +19,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 from tqdm import tqdm
 
+from .labels import arrays, attributes, outcome, versions
 from .results import RESULTS
 from .text import describe_result, describe_value
+
+if TYPE_CHECKING:
+    import xarray
 
 Theta = Mapping[str, Any]
 Number = float | Real[ArrayLike, ""]
@@ -44,6 +49,23 @@ class Fit(eqx.Module):
     losses: Float[np.ndarray, " _"]
     evaluations: int
     result: RESULTS
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The fit as a labelled data set: `theta_` and `gradient_` with each name, and the losses.
+
+        `losses` has the dimension `step`.
+        """
+        import xarray
+
+        variables = {
+            "losses": ("step", self.losses, attributes("loss before the step, last after all")),
+            "loss": ((), self.loss, attributes("least loss")),
+            "evaluations": ((), self.evaluations, attributes("evaluations of the loss")),
+        }
+        variables |= arrays("theta", "best", self.theta, ())
+        variables |= arrays("gradient", "derivative of the loss by", self.gradient, ())
+        settings = json.dumps({"result": "Fit"} | versions())
+        return xarray.Dataset(variables | outcome(self.result), attrs={"settings": settings})
 
     def __repr__(self) -> str:
         theta = ", ".join(f"{name} {describe_value(value)}" for name, value in self.theta.items())

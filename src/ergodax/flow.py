@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 
@@ -15,16 +16,33 @@ from .adjoint import MAX_STEPS, diffeqsolve, differentiable_once, integrate
 from .clock import check_times
 from .drift import average, expected_rewards
 from .game import is_concrete
+from .labels import (
+    PER_STEP,
+    TIME_UNITS,
+    attributes,
+    batch_dimensions,
+    dataset,
+    outcome,
+    parts,
+    policies,
+    precision,
+    tables,
+    time_coordinate,
+)
 from .results import RESULTS
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .text import describe_end, describe_times
 from .wrapped import WrappedGame
+
+if TYPE_CHECKING:
+    import xarray
 
 
 class Solution(eqx.Module):
     """A solution of the averaged ODE.
 
     Attributes:
+        wrapped: the game and its learners.
         ts: times in unscaled steps, `[K]`.
         params: parameters of all agents, each leaf `[K, ...]`.
         state_distribution: stationary distribution of the states at each time, `[K, S]`.
@@ -32,8 +50,11 @@ class Solution(eqx.Module):
         stats: the solver's statistics (number of steps and the like).
         result: how the solve ended, one of `RESULTS`.
         end_time: the time reached; `ts[-1]` unless the solve failed.
+        rtol: relative tolerance per step.
+        atol: absolute tolerance per step.
     """
 
+    wrapped: WrappedGame
     ts: Float[Array, " K"]
     params: tuple
     state_distribution: Float[Array, "K S"]
@@ -41,6 +62,43 @@ class Solution(eqx.Module):
     stats: dict
     result: RESULTS
     end_time: Float[Array, ""]
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The solution as a labelled data set: `parameters`, `policy`, `rewards` and so on.
+
+        A batch, as `jax.vmap` returns it, has the dimension `batch` before all others.
+        """
+        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
+        along = (*batch, "time")
+        variables: dict[str, Any] = {}
+        for name, values in (
+            ("parameters", self.params),
+            ("policy", policies(self.wrapped, self.params, len(batch), True)),
+        ):
+            found = parts(game, values, len(along))
+            variables |= tables(game, name, f"{name} along the ODE", found, along, name)
+        distribution = "stationary distribution of the states along the ODE"
+        reward = "expected reward per step along the ODE"
+        end = "time reached"
+        for name, axes, described in (
+            ("state_distribution", (*along, "state"), attributes(distribution, "1")),
+            ("rewards", (*along, "agent"), attributes(reward, PER_STEP)),
+            ("end_time", batch, attributes(end, TIME_UNITS)),
+        ):
+            variables[name] = (axes, np.asarray(getattr(self, name)), described)
+        steps = np.asarray(self.stats["num_steps"])
+        variables["steps"] = (batch, steps, attributes("steps of the solver"))
+        return dataset(
+            self.wrapped,
+            "Solution",
+            variables | outcome(self.result, batch),
+            time_coordinate(self.ts),
+            rtol=np.asarray(self.rtol).tolist(),
+            atol=np.asarray(self.atol).tolist(),
+            dtype=precision(self.params),
+        )
 
     def __repr__(self) -> str:
         return f"Solution({describe_times(self.ts)}: {describe_end(self)})"
@@ -110,7 +168,7 @@ def solve(
     check_times(ts)
     check_ergodic(wrapped, params0)
     warn_single_precision()
-    solution = _solve(
+    solved = _solve(
         wrapped,
         params0,
         jnp.asarray(ts, dtype=float),
@@ -120,13 +178,14 @@ def solve(
         adjoint,
         max_steps,
     )
+    solution = Solution(wrapped=wrapped, **solved)
     if throw:
         check_reached(solution)
     return solution
 
 
 @eqx.filter_jit
-def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
+def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict[str, Any]:
     wrapped = preserve_rows(wrapped)
     # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
     start, unravel = ravel_pytree(params0)
@@ -159,8 +218,8 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
         return params, averages.state_distribution, expected_rewards(wrapped, averages), reducible
 
     params, distribution, rewards, reducible = jax.vmap(describe)(values)
-    result, end_time = outcome(ts, saved, ended, reducible)
-    return Solution(
+    result, end_time = how_ended(ts, saved, ended, reducible)
+    return dict(
         ts=ts,
         params=params,
         state_distribution=distribution,
@@ -168,10 +227,12 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
         stats=stats,
         result=result,
         end_time=end_time,
+        rtol=rtol,
+        atol=atol,
     )
 
 
-def outcome(ts, saved, ended, reducible) -> tuple[RESULTS, Float[Array, ""]]:
+def how_ended(ts, saved, ended, reducible) -> tuple[RESULTS, Float[Array, ""]]:
     """How a solve ended, and the last report time that is to be trusted.
 
     Args:

@@ -22,7 +22,7 @@ and simulation.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
@@ -34,11 +34,26 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from .clock import check_scale, check_times
 from .game import first_state_law, is_concrete
+from .labels import (
+    TIME_UNITS,
+    attributes,
+    batch_dimensions,
+    dataset,
+    outcome,
+    parameter_coordinates,
+    parts,
+    precision,
+    tables,
+    time_coordinate,
+)
 from .noise import covariance, inflow, poisson
 from .results import RESULTS
 from .stationary import check_ergodic, preserve_rows
 from .text import describe_result, describe_times
 from .wrapped import WrappedGame
+
+if TYPE_CHECKING:
+    import xarray
 
 _GRID = 2048  # cells in which changes of a maximum are looked for
 _NEAR = 3.0  # standard deviations from a kink within which nothing is Gaussian
@@ -111,6 +126,54 @@ class Fluctuations(eqx.Module):
         return (
             f"Fluctuations({parts} of {size} parameters, {describe_times(self.ts)}: "
             f"{describe_result(self.result)})"
+        )
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Flow, covariance and bias as a labelled data set.
+
+        The covariance is on `(time, parameter, other_parameter)`, the bias on `(time, parameter)`,
+        with the names of all parameters; the kinks that were crossed have the dimension `kink`,
+        unless there is a batch of flows.
+        """
+        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
+        along = (*batch, "time")
+        found = parts(game, self.params, len(along))
+        variables = tables(game, "parameters", "parameters on the flow", found, along, "parameters")
+        sides = "parameter", "other_parameter"
+        rest: dict[str, tuple[tuple[str, ...], Any, dict]] = {
+            "covariance": ((*along, *sides), self.covariance, attributes("scale times covariance")),
+            "bias": ((*along, sides[0]), self.bias, attributes("scale times bias of the mean")),
+            "first_state": ((*batch, "state"), self.initial, attributes("law of the first state")),
+            "margin": (
+                (*along, "maximum"),
+                self.margin,
+                attributes("distance from a kink", "standard deviations at scale 1"),
+            ),
+        }
+        if not batch:
+            used = np.asarray(self.kinks.row) >= 0
+            for name, text in (
+                ("time", "when a kink was crossed"),
+                ("agent", "whose maximum changed"),
+                ("row", "row of the maximum: for Q-learning the state"),
+                ("old", "maximising entry before"),
+                ("new", "maximising entry after"),
+            ):
+                described = attributes(text, *[TIME_UNITS] * (name == "time"))
+                values = np.asarray(getattr(self.kinks, name))[used]
+                rest[f"kink_{name}"] = (("kink",), values, described)
+        variables |= {
+            name: (axes, np.asarray(values), described)
+            for name, (axes, values, described) in rest.items()
+            if values is not None
+        }
+        return dataset(
+            self.wrapped,
+            "Fluctuations",
+            variables | outcome(self.result, batch),
+            time_coordinate(self.ts) | parameter_coordinates(game, self.params, len(along)),
+            scale=None if self.scale is None else np.asarray(self.scale).tolist(),
+            dtype=precision(self.params),
         )
 
     def near_kink(self, scale: Real[ArrayLike, ""]) -> Bool[Array, " K"]:

@@ -6,7 +6,7 @@ become short where a kink makes DF jump.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
@@ -19,18 +19,34 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 from .adjoint import MAX_STEPS, NUDGE, once
 from .clock import check_times
 from .drift import average
-from .flow import check_reached, outcome, warn_single_precision
+from .flow import check_reached, how_ended, warn_single_precision
 from .game import is_concrete
+from .labels import (
+    TIME_UNITS,
+    attributes,
+    batch_dimensions,
+    dataset,
+    outcome,
+    parts,
+    plain_names,
+    precision,
+    tables,
+    time_coordinate,
+)
 from .results import RESULTS
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .text import describe_end, describe_times
 from .wrapped import WrappedGame
+
+if TYPE_CHECKING:
+    import xarray
 
 
 class Sensitivities(eqx.Module):
     """The averaged flow and its derivatives by theta.
 
     Attributes:
+        wrapped: the game and its learners, at theta.
         ts: times in unscaled steps, `[K]`.
         params: parameters of all agents, each leaf `[K, ...]`.
         derivatives: structured like `params`, and below every leaf like theta, as `jax.jacobian`
@@ -40,6 +56,7 @@ class Sensitivities(eqx.Module):
         end_time: the time reached; `ts[-1]` unless the solve failed.
     """
 
+    wrapped: WrappedGame
     ts: Float[Array, " K"]
     params: tuple
     derivatives: PyTree
@@ -47,15 +64,59 @@ class Sensitivities(eqx.Module):
     result: RESULTS
     end_time: Float[Array, ""]
 
-    def __repr__(self) -> str:
+    @property
+    def names(self) -> list[str]:
+        """Names of the leaves of theta."""
         by_theta = jax.tree.structure(self.params).flatten_up_to(self.derivatives)[0]
-        names = [
+        return [
             jax.tree_util.keystr(path, simple=True, separator=".") or "theta"
             for path, _ in jax.tree_util.tree_leaves_with_path(by_theta)
         ]
-        return (
-            f"Sensitivities({describe_times(self.ts)}, by {', '.join(names)}: {describe_end(self)})"
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The solution and its derivatives as a labelled data set.
+
+        The derivative by a leaf of theta is `by_` and its name, on the dimensions of `parameters`
+        and, if the leaf is an array, its axes before `agent`.
+        """
+        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
+        along, structure = (*batch, "time"), jax.tree.structure(self.params)
+        found = parts(game, self.params, len(along))
+        variables = tables(
+            game, "parameters", "parameters along the ODE", found, along, "parameters"
         )
+        per_leaf = zip(
+            *map(jax.tree.leaves, structure.flatten_up_to(self.derivatives)), strict=True
+        )
+        for name, plain, leaves in zip(self.names, plain_names(self.names), per_leaf, strict=True):
+            own = [p.values.ndim for p in found]
+            count = leaves[0].ndim - own[0]
+            moved = [
+                np.moveaxis(
+                    np.asarray(leaf), range(ndim, leaf.ndim), range(len(along), len(along) + count)
+                )
+                for leaf, ndim in zip(leaves, own, strict=True)
+            ]
+            leading = (*along, *(f"{plain}_axis{k}" for k in range(count)))
+            by = parts(game, structure.unflatten(moved), len(leading))
+            long_name = f"derivative of the parameters by {name}"
+            variables |= tables(game, f"by_{plain}", long_name, by, leading, f"by_{plain}")
+        variables["end_time"] = (
+            batch,
+            np.asarray(self.end_time),
+            attributes("time reached", TIME_UNITS),
+        )
+        return dataset(
+            self.wrapped,
+            "Sensitivities",
+            variables | outcome(self.result, batch),
+            time_coordinate(self.ts),
+            dtype=precision(self.params),
+        )
+
+    def __repr__(self) -> str:
+        by = ", ".join(self.names)
+        return f"Sensitivities({describe_times(self.ts)}, by {by}: {describe_end(self)})"
 
 
 def sensitivities(
@@ -102,9 +163,10 @@ def sensitivities(
     """
     theta = _check_theta(theta)
     check_times(ts)
-    check_ergodic(*_check_build(build, theta))
+    wrapped, params0 = _check_build(build, theta)
+    check_ergodic(wrapped, params0)
     warn_single_precision()
-    found = _sensitivities(
+    solved = _sensitivities(
         build,
         theta,
         jnp.asarray(ts, dtype=float),
@@ -113,6 +175,7 @@ def sensitivities(
         jnp.asarray(atol, dtype=float),
         max_steps,
     )
+    found = Sensitivities(wrapped, *solved)
     if throw:
         check_reached(found)
         _check_finite(found, theta)
@@ -180,8 +243,8 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps):
     def reducible(x):
         return is_reducible(mixing_time(eqx.combine(arrays, fixed).frozen_chain(unravel(x))))
 
-    result, end_time = outcome(ts, solved.ts, solved.result, jax.vmap(reducible)(values))
-    return Sensitivities(ts, jax.vmap(unravel)(values), derivatives, solved.stats, result, end_time)
+    result, end_time = how_ended(ts, solved.ts, solved.result, jax.vmap(reducible)(values))
+    return ts, jax.vmap(unravel)(values), derivatives, solved.stats, result, end_time
 
 
 class _JointController(diffrax.PIDController):

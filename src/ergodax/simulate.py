@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,10 +26,24 @@ from .devices import default_devices
 from .inputs import Inputs, check_count, check_inputs, take
 from .job import Job
 from .kernel import Ensemble
+from .labels import (
+    PER_STEP,
+    arrays,
+    attributes,
+    dataset,
+    outcome,
+    parts,
+    precision,
+    tables,
+    time_coordinate,
+)
 from .moments import GROUP
 from .results import RESULTS
 from .text import describe_result, describe_times
 from .wrapped import WrappedGame
+
+if TYPE_CHECKING:
+    import xarray
 
 
 class _Limits(NamedTuple):
@@ -60,10 +74,32 @@ def _parameters(params):
     return params
 
 
+class Observe(eqx.Module):
+    """Observes parameters and policies: a module, so that one compiled simulation serves all."""
+
+    wrapped: WrappedGame
+
+    def __call__(self, params):
+        """Returns the parameters and the policies of all agents."""
+        return params, self.wrapped.policies(params)
+
+
+def _observed(observe) -> tuple[str, ...]:
+    """What an observable is, if that is known."""
+    if observe is _parameters:
+        return ("parameters",)
+    if isinstance(observe, Observe):
+        return ("parameters", "policy")
+    if getattr(observe, "__func__", None) is WrappedGame.policies:
+        return ("policy",)
+    return ("observable",)
+
+
 class Simulation(eqx.Module):
     """An ensemble of simulated learning trajectories.
 
     Attributes:
+        wrapped: the game and its learners; or those of every run, with a leading axis of R runs.
         ts: the times really reported, `k / scale`, `[K]`, in unscaled steps.
         steps: the steps k taken by then, `[K]`.
         mean: mean over runs of the observable (by default the parameters), each leaf `[K, ...]`.
@@ -73,6 +109,8 @@ class Simulation(eqx.Module):
             `[K, S]`; NaN where no step was taken.
         rewards: mean reward per step since the previous time, mean over runs, `[K, n]`; NaN where
             no step was taken.
+        observed: what the observable is: `("parameters",)`, `("policy",)` or both, or
+            `("observable",)`.
         final: where all runs stand after the last step; None if they were interrupted on the way
             to it.
         scale: N.
@@ -86,6 +124,7 @@ class Simulation(eqx.Module):
         result: one of `RESULTS`.
     """
 
+    wrapped: WrappedGame
     ts: Float[np.ndarray, " K"]
     steps: Int[np.ndarray, " K"]
     mean: Any
@@ -93,6 +132,7 @@ class Simulation(eqx.Module):
     values: Any
     state_frequency: Float[np.ndarray, "K S"]
     rewards: Float[np.ndarray, "K n"]
+    observed: tuple[str, ...] = eqx.field(static=True)
     final: Ensemble | None
     scale: float
     runs: int
@@ -112,6 +152,62 @@ class Simulation(eqx.Module):
     def steps_per_second(self) -> float:
         """Steps of single trajectories per second, compilation apart."""
         return self.steps_taken / self.run_seconds
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The simulation as a labelled data set.
+
+        Mean and variance over runs are `parameters` and `parameters_variance` on `(time, agent,
+        state, action)`, or likewise `policy`, or `observable` with the places of its arrays. With
+        `keep_runs`, `parameters_runs` has the dimension `run` before them. Where the runs stand at
+        the end are `final_parameters` and `final_state`.
+        """
+        game = self.wrapped.game
+        coordinates = time_coordinate(self.ts) | {
+            "step": ("time", self.steps, attributes("step of the simulation")),
+            "run": ("run", np.arange(self.runs), attributes("run")),
+        }
+        variables: dict[str, Any] = {}
+        for suffix, leading, values in (
+            ("", ("time",), self.mean),
+            ("_variance", ("time",), self.variance),
+            ("_runs", ("run", "time"), self.values),
+        ):
+            if values is None:
+                continue
+            over = {"": "mean over runs", "_variance": "variance over runs"}.get(suffix, "each run")
+            trees = values if len(self.observed) > 1 else (values,)
+            for quantity, tree in zip(self.observed, trees, strict=True):
+                name, long_name = quantity + suffix, f"{quantity}, {over}"
+                if quantity == "observable":
+                    variables |= arrays(name, long_name, tree, leading)
+                else:
+                    found = parts(game, tree, len(leading))
+                    variables |= tables(game, name, long_name, found, leading, quantity)
+        share = "share of steps since the previous time, mean over runs"
+        reward = "mean reward per step since the previous time, mean over runs"
+        variables |= {
+            "state_frequency": (("time", "state"), self.state_frequency, attributes(share, "1")),
+            "rewards": (("time", "agent"), self.rewards, attributes(reward, PER_STEP)),
+        }
+        dtype = None
+        if self.final is not None:
+            found = parts(game, self.final.params, 1)
+            dtype = precision(self.final.params)
+            named = "final_parameters", "parameters after the last step"
+            variables |= tables(game, *named, found, ("run",), "parameters")
+            described = attributes("number of the state after the last step")
+            variables["final_state"] = ("run", np.asarray(self.final.state), described)
+        return dataset(
+            self.wrapped,
+            "Simulation",
+            variables | outcome(self.result),
+            coordinates,
+            scale=self.scale,
+            runs=self.runs,
+            key_data=self.key_data.tolist(),
+            dtype=dtype,
+            compensated=self.compensated,
+        )
 
     def __repr__(self) -> str:
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
@@ -285,6 +381,7 @@ def simulate(
     taken = job.done * np.diff(steps[:count], prepend=begun)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return Simulation(
+            wrapped=wrapped,
             ts=times[:count],
             steps=steps[:count],
             mean=jax.tree.map(np.add, moments.origin, moments.mean),
@@ -292,6 +389,7 @@ def simulate(
             values=jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values),
             state_frequency=visits / taken,
             rewards=rewards / taken,
+            observed=_observed(observe),
             final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
             scale=scale,
             runs=job.done,

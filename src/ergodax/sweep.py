@@ -25,17 +25,16 @@ from jaxtyping import ArrayLike, Real
 from tqdm import tqdm
 
 from .clock import check_times
-from .compare import Observe
 from .devices import default_devices
 from .drift import flat_drift
+from .files import prepare_folder, replacing
 from .flow import solve
 from .game import MarkovGame
-from .io import action_coordinates, attributes, parts, prepare_folder, replacing, tables
+from .labels import TIME_UNITS, attributes, decode, game_coordinates, parts, tables, versions
 from .learner import is_within
 from .results import RESULTS
-from .simulate import simulate
+from .simulate import Observe, simulate
 from .stationary import check_ergodic
-from .version import __version__
 from .wrapped import WrappedGame
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def sweep(
         `rewards`, `end_time`, `steps`. For simulations: means over runs `parameters` and `policy`,
         variances `parameters_variance` and `policy_variance`, `state_frequency`, `rewards`. Always
         `result` (0 is success) and `message`. Parameters or policies that are no common table
-        become one variable per array, as in `ergodax.io.to_dataset`.
+        become one variable per array, as in the data sets of all results.
 
     Raises:
         ValueError: if an argument does not fit; if a set's hyper-parameter, probability or reward
@@ -372,7 +371,7 @@ def _solve_batches(build: Build, names, sets, rest, size: int, options):
     for chosen in _batches(rest, size):
         values = jnp.asarray(sets[_padded(chosen, size)])
         outcome, results = _solve_batch(build, tuple(names), values, *options)
-        outcome, count = jax.device_get(outcome) | _codes(results), len(chosen)
+        outcome, count = jax.device_get(outcome) | _ended(results), len(chosen)
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
 
 
@@ -439,16 +438,12 @@ def _simulate_sets(build: Build, names, sets, rest, times, simulation):
             "state_frequency": ended.state_frequency,
             "rewards": ended.rewards,
         }
-        outcome |= _codes(ended.result)
+        outcome |= _ended(ended.result)
         yield np.array([one]), jax.tree.map(lambda leaf: np.asarray(leaf)[None], outcome)
 
 
-def _codes(results: Any) -> dict[str, np.ndarray]:
-    """A batch of result codes as numbers, 0 for success, and as text."""
-    codes = np.asarray(jax.tree.leaves(results)[0])
-    distinct, place = np.unique(codes, return_inverse=True)
-    texts = [RESULTS[jax.tree.map(lambda _, c=c: jnp.asarray(c), results)] for c in distinct]
-    return {"result": codes, "message": np.array([t or "successful" for t in texts])[place]}
+def _ended(results: Any) -> dict[str, np.ndarray]:
+    return dict(zip(("result", "message"), decode(results), strict=True))
 
 
 def _outcome_structure(params0, wrapped, averaged: bool):
@@ -531,11 +526,9 @@ def _label(
         name: (name if design == "grid" else "set", np.asarray(values, dtype=float))
         for name, values in thetas.items()
     }
-    coordinates |= {
-        "time": ("time", times, attributes("time", "unscaled steps")),
-        "agent": ("agent", np.arange(game.num_agents), attributes("agent")),
-        "state": ("state", list(game.state_names), attributes("state of the game")),
-    } | action_coordinates(game)
+    coordinates |= {"time": ("time", times, attributes("time", TIME_UNITS))} | game_coordinates(
+        game
+    )
     over = "along the ODE" if simulation is None else "over runs"
     fixed = {
         "state_distribution": (("time", "state"), "stationary distribution of the states"),
@@ -558,7 +551,7 @@ def _label(
             long_name = f"{quantity} {over}"
         arrays = parts(game, values, len(axes) + 1)
         variables |= tables(game, name, long_name, arrays, (*axes, "time"), quantity)
-    settings: dict[str, Any] = {"ergodax": __version__, "jax": jax.__version__}
+    settings: dict[str, Any] = versions()
     if simulation is None:
         settings |= {"rtol": rtol, "atol": atol}
     else:
