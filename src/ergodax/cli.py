@@ -295,7 +295,7 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
     stem = options.out / f"{options.game}-convergence"
     image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
     with io.replacing(image) as temporary:
-        plot.convergence(study).savefig(temporary, format="png", dpi=150)
+        plot.convergence(study).figure.savefig(temporary, format="png", dpi=150)
     dataset = study.to_dataset()
     dataset.attrs["command"] = command
     io.save(dataset, data)

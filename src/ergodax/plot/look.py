@@ -1,0 +1,105 @@
+"""One look for all figures: colours, line styles, markers, sizes."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v")
+_MARKERS_PER_LINE = 10
+GREY = "#8C8C8C"
+WIDTH = 3.4  # of a column of an article, in inches
+# A legend beside the axes from so many entries on, in columns of so many.
+_BESIDE, _TALL = 5, 8
+
+
+class Look(NamedTuple):
+    """How one action, state, path or attractor is drawn."""
+
+    colour: str
+    linestyle: str
+    marker: str
+    stagger: float
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """A line: the averaged ODE."""
+        return {"color": self.colour, "linestyle": self.linestyle, "linewidth": 1.4}
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """A thin line: one simulated run."""
+        return {"color": self.colour, "linewidth": 0.5, "alpha": 0.5}
+
+    @property
+    def band(self) -> dict[str, Any]:
+        """A filled band."""
+        return {"color": self.colour, "alpha": 0.2, "linewidth": 0}
+
+    @property
+    def edge(self) -> dict[str, Any]:
+        """The dotted edge of a band."""
+        style = {"edgecolor": self.colour, "linestyle": (0, (1, 1)), "linewidth": 0.9}
+        return {"facecolor": "none"} | style
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """Hollow markers without a line."""
+        return {
+            "color": self.colour,
+            "linestyle": "none",
+            "marker": self.marker,
+            "markersize": 4.0,
+            "markerfacecolor": "white",
+            "markeredgewidth": 1.0,
+        }
+
+    def markers(self, count: int) -> dict[str, Any]:
+        """Markers at some of `count` points, staggered so that they do not hide each other."""
+        every = max(1, count // _MARKERS_PER_LINE)
+        return self.point | {"markevery": (int(self.stagger * every), every)}
+
+
+NEUTRAL = Look("#000000", "-", "o", 0.0)
+
+
+def look(index: int) -> Look:
+    """The look of one of several; 140 differ."""
+    return Look(
+        _COLOURS[index % len(_COLOURS)],
+        _LINES[index % len(_LINES)],
+        _MARKERS[index % len(_MARKERS)],
+        index % 2 / 2,
+    )
+
+
+def axes_or_new(ax: Any, height: float = 2.6) -> "matplotlib.axes.Axes":
+    """The axes given, or those of a new figure of an article's column."""
+    if ax is not None:
+        return ax
+    from matplotlib.figure import Figure
+
+    ax = Figure(figsize=(WIDTH, height), layout="constrained").subplots()
+    ax.tick_params(labelsize="small")
+    return ax
+
+
+def title(ax: Any, text: str) -> None:
+    """A title no larger than the labels."""
+    ax.set_title(text, fontsize="medium")
+
+
+def legend(ax: Any, handles: Any = None, *, beside: bool = False) -> None:
+    """A small legend where it hides least: beside the axes if it is long."""
+    if handles is None:
+        handles = ax.get_legend_handles_labels()[0]
+    if not handles:
+        return
+    place: dict[str, Any] = {"loc": "best"}
+    if beside or len(handles) >= _BESIDE:
+        columns = -(-len(handles) // _TALL)
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": columns}
+    small = {"fontsize": "small", "handlelength": 1.6, "columnspacing": 1.0}
+    ax.legend(handles=handles, frameon=False, borderaxespad=0.4, **small, **place)
