@@ -120,7 +120,8 @@ def test_simulation_says_its_runs_times_and_status(dilemma):
 
 def rest_point(jacobian, result=ex.RESULTS.successful):
     zero = jnp.zeros(jacobian.shape[:-2])
-    return ex.RestPoint((), zero + 2e-17, zero, jacobian, result)
+    wrapped = build({"temperature": 0.5})[0]
+    return ex.RestPoint(wrapped, (), zero + 2e-17, zero, jacobian, result)
 
 
 def test_rest_point_says_its_stability():
@@ -153,6 +154,7 @@ def test_basins_say_the_shares():
     assert repr(rest) == "Attractor(stable rest point)"
     assert repr(cycle) == "Attractor(limit cycle of period 12.5)"
     basins = ex.Basins(
+        wrapped=found.wrapped,
         attractors=(rest, cycle),
         labels=np.array([0, 0, 1, -1]),
         shares=np.array([0.5, 0.25]),

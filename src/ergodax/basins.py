@@ -64,6 +64,7 @@ class Basins(eqx.Module):
     """The attractors reached from a sample of B starts, most frequent first.
 
     Attributes:
+        wrapped: the game and its learners.
         attractors: A attractors.
         labels: which attractor each start leads to, `[B]`; -1 where none was identified.
         shares: share of the starts that each attractor draws, `[A]`.
@@ -72,6 +73,7 @@ class Basins(eqx.Module):
         ends: parameters at the end, each leaf `[B, ...]`.
     """
 
+    wrapped: WrappedGame
     attractors: tuple[Attractor, ...]
     labels: Int[np.ndarray, " B"]
     shares: Float[np.ndarray, " A"]
@@ -172,6 +174,7 @@ def basins(
     order = np.argsort(-counts, kind="stable")
     ranks = np.append(np.argsort(order), -1)
     return Basins(
+        wrapped=wrapped,
         attractors=tuple(found[k] for k in order),
         labels=ranks[labels],
         shares=counts[order] / count,

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Float, Int, Real, UInt32
 from tqdm import tqdm
 
 from .clock import check_scale, check_times, steps_at
@@ -66,6 +66,7 @@ class ConvergenceStudy(eqx.Module):
     """Errors of the averaged ODE over a range of scales. Printing it gives a table.
 
     Attributes:
+        wrapped: the game and its learners.
         scales: N, `[L]`.
         runs: runs per scale.
         t1: the horizon T.
@@ -82,9 +83,11 @@ class ConvergenceStudy(eqx.Module):
         strong_slope: slope of log(strong) against log(N); -1/2 in the limit.
         weak_slope: slope of log(weak) against log(N); -1 in the limit.
         bias: b(T), `[d]`, of all agents' parameters.
+        key_data: words of the random key.
         run_seconds: time spent simulating.
     """
 
+    wrapped: WrappedGame
     scales: Float[np.ndarray, " L"]
     runs: int
     t1: float
@@ -101,6 +104,7 @@ class ConvergenceStudy(eqx.Module):
     strong_slope: Constant
     weak_slope: Constant
     bias: Float[np.ndarray, " d"]
+    key_data: UInt32[np.ndarray, "..."]
     run_seconds: float
 
     def __repr__(self) -> str:
@@ -278,6 +282,7 @@ def convergence_study(
     strong, plain, weak = mean.T
     strong_error, plain_error, weak_error = error.T
     return ConvergenceStudy(
+        wrapped=wrapped,
         scales=scales,
         runs=int(runs),
         t1=end,
@@ -294,6 +299,7 @@ def convergence_study(
         strong_slope=_slope(scales, strong / root, strong_error / root),
         weak_slope=_slope(scales, weak / scales, weak_error / scales),
         bias=bias,
+        key_data=seed,
         run_seconds=seconds,
     )
 

@@ -39,6 +39,7 @@ class RestPoint(eqx.Module):
     """A rest point of the averaged flow.
 
     Attributes:
+        wrapped: the game and its learners.
         params: parameters of all agents there.
         residual: the largest entry of `|F|`, per unscaled step.
         step: the largest entry of the Newton step that would come next.
@@ -46,6 +47,7 @@ class RestPoint(eqx.Module):
         result: `RESULTS.successful`, or why it was not found.
     """
 
+    wrapped: WrappedGame
     params: tuple
     residual: Float[Array, ""]
     step: Float[Array, ""]
@@ -130,7 +132,7 @@ def rest_point(
         RuntimeError: if no rest point is found and `throw` is true, with residual and last step.
     """
     check_ergodic(wrapped, guess)
-    found = _rest_point(wrapped, guess, rtol, atol, max_steps)
+    found = RestPoint(wrapped, *_rest_point(wrapped, guess, rtol, atol, max_steps))
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
         raise RuntimeError(
             f"no rest point was found: residual {float(found.residual):.3g}, last Newton step "
@@ -173,8 +175,9 @@ def rest_points(
     check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses))
     found = _rest_points(wrapped, guesses, rtol, atol, max_steps)
     distinct: list[RestPoint] = []
-    for k in np.flatnonzero(np.asarray(found.result == RESULTS.successful)):
-        one = jax.tree.map(lambda leaf, k=k: leaf[k], found)
+    *_, results = found
+    for k in np.flatnonzero(np.asarray(results == RESULTS.successful)):
+        one = RestPoint(wrapped, *jax.tree.map(lambda leaf, k=k: leaf[k], found))
         if not any(distance(one.params, other.params) <= _SAME for other in distinct):
             distinct.append(one)
     return tuple(distinct)
@@ -210,7 +213,8 @@ def _rest_points(wrapped, guesses, rtol, atol, max_steps):
 
 
 @eqx.filter_jit
-def _rest_point(wrapped, guess, rtol, atol, max_steps) -> RestPoint:
+def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
+    """All fields of a `RestPoint` but the first."""
     wrapped = preserve_rows(wrapped)
     start, unravel, field = flat_drift(guess)
     accuracy = 4 * jnp.finfo(start.dtype).eps
@@ -261,12 +265,12 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> RestPoint:
     reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
     found = result == RESULTS.successful
     result = RESULTS.where(found & reducible, RESULTS.reducible, result)
-    return RestPoint(
-        params=params,
-        residual=jnp.max(jnp.abs(residual)),
-        step=jnp.max(jnp.abs(remaining)),
-        jacobian=jacobian,
-        result=result,
+    return (
+        params,
+        jnp.max(jnp.abs(residual)),
+        jnp.max(jnp.abs(remaining)),
+        jacobian,
+        result,
     )
 
 

@@ -25,6 +25,7 @@ class Solution(eqx.Module):
     """A solution of the averaged ODE.
 
     Attributes:
+        wrapped: the game and its learners.
         ts: times in unscaled steps, `[K]`.
         params: parameters of all agents, each leaf `[K, ...]`.
         state_distribution: stationary distribution of the states at each time, `[K, S]`.
@@ -34,6 +35,7 @@ class Solution(eqx.Module):
         end_time: the time reached; `ts[-1]` unless the solve failed.
     """
 
+    wrapped: WrappedGame
     ts: Float[Array, " K"]
     params: tuple
     state_distribution: Float[Array, "K S"]
@@ -101,7 +103,7 @@ def solve(
     check_times(ts)
     check_ergodic(wrapped, params0)
     warn_single_precision()
-    solution = _solve(
+    solved = _solve(
         wrapped,
         params0,
         jnp.asarray(ts, dtype=float),
@@ -111,13 +113,14 @@ def solve(
         adjoint,
         max_steps,
     )
+    solution = Solution(wrapped=wrapped, **solved)
     if throw:
         check_reached(solution)
     return solution
 
 
 @eqx.filter_jit
-def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
+def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict[str, Any]:
     wrapped = preserve_rows(wrapped)
     # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
     start, unravel = ravel_pytree(params0)
@@ -151,7 +154,7 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps):
 
     params, distribution, rewards, reducible = jax.vmap(describe)(values)
     result, end_time = outcome(ts, saved, ended, reducible)
-    return Solution(
+    return dict(
         ts=ts,
         params=params,
         state_distribution=distribution,

@@ -31,6 +31,7 @@ class Sensitivities(eqx.Module):
     """The averaged flow and its derivatives by theta.
 
     Attributes:
+        wrapped: the game and its learners, at theta.
         ts: times in unscaled steps, `[K]`.
         params: parameters of all agents, each leaf `[K, ...]`.
         derivatives: structured like `params`, and below every leaf like theta, as `jax.jacobian`
@@ -40,6 +41,7 @@ class Sensitivities(eqx.Module):
         end_time: the time reached; `ts[-1]` unless the solve failed.
     """
 
+    wrapped: WrappedGame
     ts: Float[Array, " K"]
     params: tuple
     derivatives: PyTree
@@ -102,9 +104,10 @@ def sensitivities(
     """
     theta = _check_theta(theta)
     check_times(ts)
-    check_ergodic(*_check_build(build, theta))
+    wrapped, params0 = _check_build(build, theta)
+    check_ergodic(wrapped, params0)
     warn_single_precision()
-    found = _sensitivities(
+    solved = _sensitivities(
         build,
         theta,
         jnp.asarray(ts, dtype=float),
@@ -113,6 +116,7 @@ def sensitivities(
         jnp.asarray(atol, dtype=float),
         max_steps,
     )
+    found = Sensitivities(wrapped, *solved)
     if throw:
         check_reached(found)
         _check_finite(found, theta)
@@ -181,7 +185,7 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps):
         return is_reducible(mixing_time(eqx.combine(arrays, fixed).frozen_chain(unravel(x))))
 
     result, end_time = outcome(ts, solved.ts, solved.result, jax.vmap(reducible)(values))
-    return Sensitivities(ts, jax.vmap(unravel)(values), derivatives, solved.stats, result, end_time)
+    return ts, jax.vmap(unravel)(values), derivatives, solved.stats, result, end_time
 
 
 class _JointController(diffrax.PIDController):

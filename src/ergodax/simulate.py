@@ -64,6 +64,7 @@ class Simulation(eqx.Module):
     """An ensemble of simulated learning trajectories.
 
     Attributes:
+        wrapped: the game and its learners; or those of every run, with a leading axis of R runs.
         ts: the times really reported, `k / scale`, `[K]`, in unscaled steps.
         steps: the steps k taken by then, `[K]`.
         mean: mean over runs of the observable (by default the parameters), each leaf `[K, ...]`.
@@ -86,6 +87,7 @@ class Simulation(eqx.Module):
         result: one of `RESULTS`.
     """
 
+    wrapped: WrappedGame
     ts: Float[np.ndarray, " K"]
     steps: Int[np.ndarray, " K"]
     mean: Any
@@ -279,6 +281,7 @@ def simulate(
     taken = job.done * np.diff(steps[:count], prepend=begun)[:, None]
     with np.errstate(invalid="ignore", divide="ignore"):
         return Simulation(
+            wrapped=wrapped,
             ts=times[:count],
             steps=steps[:count],
             mean=jax.tree.map(np.add, moments.origin, moments.mean),
