@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.flatten_util
 import numpy as np
 from jaxtyping import ArrayLike, PyTree, Real
 

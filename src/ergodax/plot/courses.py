@@ -56,11 +56,6 @@ class Course(NamedTuple):
         )
 
 
-def wrapped_of(result: Result) -> WrappedGame:
-    """The game and its learners that a result is of."""
-    return result.wrapped
-
-
 def course(result: Result, quantity: Quantity, scale: Any = None) -> Course:
     """Parameters or policies of all agents over time.
 
@@ -153,6 +148,21 @@ def _mapped(observe, params):
     return jax.vmap(observe)(params)
 
 
+def _policies_of_runs(wrapped: WrappedGame, params: Any) -> tuple:
+    """Policies of runs at times, `[R, K, S, A_i]` per agent, from parameters `[R, K, ...]`."""
+    # Every run may have its own game: then all arrays have one more axis.
+    own = wrapped.game.probabilities.ndim > wrapped.game.num_agents + 2
+    return jax.device_get(_mapped_runs(wrapped, jax.tree.map(np.asarray, params), own))
+
+
+@eqx.filter_jit
+def _mapped_runs(wrapped, params, own: bool):
+    each = eqx.if_array(0) if own else None
+    return eqx.filter_vmap(
+        lambda wrapped, params: jax.vmap(wrapped.policies)(params), in_axes=(each, 0)
+    )(wrapped, params)
+
+
 def _along(result: Solution | Fluctuations, observe: Any, scale) -> Course:
     """An observable on the averaged ODE, with its fluctuations where they are known."""
     line = jax.device_get(_mapped(observe, result.params))
@@ -191,21 +201,12 @@ def _observed(simulation: Simulation, quantity: Quantity) -> tuple[Any, Any, Any
     """Mean, variance and, if kept, single runs of a quantity."""
     held = _holds(simulation, quantity)
     if held is not None:
-        return tuple(
-            None if tree is None else held(tree)
-            for tree in (simulation.mean, simulation.variance, simulation.values)
-        )
+        runs = None if simulation.values is None else held(simulation.values)
+        return held(simulation.mean), held(simulation.variance), runs
     if quantity == "policies" and simulation.values is not None:
         kept = _holds(simulation, "parameters")
         if kept is not None:
-            # Every run at every time as one batch.
-            runs = jax.tree.map(np.asarray, kept(simulation.values))
-            flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), runs)
-            shape = jax.tree.leaves(runs)[0].shape[:2]
-            policies = tuple(
-                policy.reshape(*shape, *policy.shape[1:])
-                for policy in policies_along(simulation.wrapped, flat)
-            )
+            policies = _policies_of_runs(simulation.wrapped, kept(simulation.values))
             variance = (np.var(p, axis=0, ddof=min(1, len(p) - 1)) for p in policies)
             return tuple(np.mean(p, axis=0) for p in policies), tuple(variance), policies
     also = ", or parameters with keep_runs" if quantity == "policies" else ""
@@ -222,8 +223,11 @@ def _holds(simulation: Simulation, quantity: Quantity) -> Callable[[Any], Any] |
     """
     if simulation.final is None:
         return None
-    last = simulation.final.params
-    values = last if quantity == "parameters" else policies_along(simulation.wrapped, last)
+    values = simulation.final.params
+    if quantity == "policies":
+        last = jax.tree.map(lambda leaf: leaf[:, None], values)
+        policies = _policies_of_runs(simulation.wrapped, last)
+        values = tuple(policy[:, 0] for policy in policies)
     expected = jax.tree.map(lambda leaf: np.mean(leaf, axis=0, dtype=np.float64), values)
 
     def fits(part) -> bool:

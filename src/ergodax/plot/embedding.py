@@ -48,6 +48,14 @@ def softmax_embedding(wrapped: WrappedGame, agent: int, params: Any) -> Embed:
     return embed
 
 
+def least_probability(wrapped: WrappedGame, agent: int) -> float:
+    """What a softmax mixed with uniform play gives every action at least; 0 for other learners."""
+    rule = getattr(wrapped.learners[agent], "exploration", None)
+    if not isinstance(rule, EpsilonSoftmax):
+        return 0.0
+    return float(rule.epsilon) / wrapped.game.num_actions[agent]
+
+
 def with_policy(
     wrapped: WrappedGame,
     params: Any,
@@ -56,7 +64,7 @@ def with_policy(
     policies: Float[np.ndarray, "M A"],
     embed: Embed | None,
 ) -> Any:
-    """Parameters of all agents, leaves `[M, ...]`, at which one agent has given policies in a state.
+    """Parameters of all agents, `[M, ...]`, at which one agent has given policies in a state.
 
     Args:
         wrapped: the game and its learners.

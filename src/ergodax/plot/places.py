@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 from ..game import MarkovGame
 from ..learners.action_value import AbstractActionValueLearner
 from ..wrapped import WrappedGame
-from .courses import policies_along
+from .courses import Quantity, policies_along
 
 # A parameter by its number in `jax.flatten_util.ravel_pytree(params)`, or by agent, state, action.
 Coordinate = int | tuple[int, int | str, int | str]
@@ -32,15 +31,22 @@ class Table(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """Two coordinates on which points of parameter space are shown.
+    """Two coordinates on which points are shown.
 
     Attributes:
         labels: names of the two.
-        project: from parameters with a leading axis, leaves `[M, ...]`, to `[M, 2]`.
+        quantity: what they are coordinates of.
+        read: from parameters or policies of all agents, leaves `[..., *shape]`, to `[..., 2]`.
     """
 
-    labels: tuple[str, str]
-    project: Callable[[Any], Float[np.ndarray, "M 2"]]
+    labels: Sequence[str]
+    quantity: Quantity
+    read: Callable[[Any], np.ndarray]
+
+    def project(self, wrapped: WrappedGame, params: Any) -> Float[np.ndarray, "M 2"]:
+        """Where points of parameter space, leaves `[M, ...]`, are shown."""
+        policies = self.quantity == "policies"
+        return self.read(policies_along(wrapped, params) if policies else params)
 
 
 def check_agent(game: MarkovGame, agent: int) -> int:
@@ -61,7 +67,7 @@ def find_action(game: MarkovGame, agent: int, action: int | str) -> int:
 
 
 def _find(what: str, names: Sequence[str], found: int | str) -> int:
-    if found in names:
+    if isinstance(found, str) and found in names:
         return list(names).index(found)
     if isinstance(found, str) or not 0 <= found < len(names):
         kind, _, owner = what.partition(" ")
@@ -86,20 +92,19 @@ def find_table(wrapped: WrappedGame, agent: int, params: Any) -> Table | None:
     for k, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params[agent])):
         if np.shape(leaf)[1:] == shape:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            return Table(name, lambda params: jax.tree.leaves(params[agent])[k], first)
+            return Table(name, lambda params, k=k: jax.tree.leaves(params[agent])[k], first)
         first += np.size(leaf[0])
     return None
 
 
-def flat(params: Any) -> Float[np.ndarray, "M d"]:
-    """Parameters with a leading axis as vectors, in the order of `ravel_pytree`."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+def one(params: Any) -> Any:
+    """The same point with a leading axis."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
 
 
 def parameter_index(wrapped: WrappedGame, params: Any, coordinate: Coordinate) -> int:
     """The number of a parameter; `params` are those of all agents at one point."""
-    size = ravel_pytree(params)[0].size
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     if isinstance(coordinate, tuple):
         agent, state, action = _resolve(wrapped.game, coordinate)
         table = find_table(wrapped, agent, one(params))
@@ -116,52 +121,58 @@ def parameter_index(wrapped: WrappedGame, params: Any, coordinate: Coordinate) -
 
 def parameter_name(wrapped: WrappedGame, params: Any, index: int) -> str:
     """What a parameter is called, by its number."""
-    first = 0
-    for agent, own in enumerate(params):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(own):
-            if index < first + np.size(leaf):
-                game, name = wrapped.game, jax.tree_util.keystr(path, simple=True, separator=".")
-                place = [int(i) for i in np.unravel_index(index - first, np.shape(leaf))]
-                if isinstance(wrapped.learners[agent], AbstractActionValueLearner):
-                    name = "$Q$"
-                if np.shape(leaf) == (game.num_states, game.num_actions[agent]):
-                    names = game.state_names[place[0]], game.action_names[agent][place[1]]
-                    return f"agent {agent}, {name}({names[0]}, {names[1]})"
-                entry = f"[{', '.join(map(str, place))}]" if place else ""
-                return f"agent {agent}, {name}{entry}"
-            first += np.size(leaf)
-    raise ValueError(f"there is no parameter {index}.")
-
-
-def one(params: Any) -> Any:
-    """The same point with a leading axis."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+    k, place = _locate(params, index)
+    path = jax.tree_util.tree_leaves_with_path(params)[k][0]
+    agent, game = path[0].idx, wrapped.game
+    name = jax.tree_util.keystr(path[1:], simple=True, separator=".")
+    if isinstance(wrapped.learners[agent], AbstractActionValueLearner):
+        name = "$Q$"
+    if np.shape(jax.tree.leaves(params)[k]) == (game.num_states, game.num_actions[agent]):
+        entry = f"({game.state_names[place[0]]}, {game.action_names[agent][place[1]]})"
+    else:
+        entry = f"[{', '.join(map(str, place))}]" if place else ""
+    return f"agent {agent}, {name}{entry}"
 
 
 def parameter_plane(
     wrapped: WrappedGame, params: Any, coordinates: tuple[Coordinate, Coordinate]
-) -> tuple[Plane, tuple[int, int]]:
+) -> tuple[Plane, list[int]]:
     """The plane of two parameters, and their numbers."""
-    first, second = (parameter_index(wrapped, params, c) for c in _two(coordinates))
-    labels = parameter_name(wrapped, params, first), parameter_name(wrapped, params, second)
-    return Plane(labels, lambda batch: flat(batch)[:, [first, second]]), (first, second)
+    _check_two(coordinates)
+    numbers = [parameter_index(wrapped, params, c) for c in coordinates]
+    entries = [_locate(params, number) for number in numbers]
+
+    def read(params):
+        leaves = jax.tree.leaves(params)
+        return np.stack([np.asarray(leaves[k])[(..., *place)] for k, place in entries], axis=-1)
+
+    labels = [parameter_name(wrapped, params, number) for number in numbers]
+    return Plane(labels, "parameters", read), numbers
 
 
 def policy_plane(
     wrapped: WrappedGame, coordinates: tuple[Coordinate, Coordinate]
 ) -> tuple[Plane, list[tuple[int, int, int]]]:
     """The plane of two action probabilities, and their agents, states and actions."""
-    found = [_resolve(wrapped.game, coordinate) for coordinate in _two(coordinates)]
+    _check_two(coordinates)
+    found, game = [_resolve(wrapped.game, coordinate) for coordinate in coordinates], wrapped.game
 
-    def project(batch):
-        policies = policies_along(wrapped, batch)
-        return np.stack([policies[i][:, s, a] for i, s, a in found], axis=1)
+    def read(policies):
+        return np.stack([np.asarray(policies[i])[..., s, a] for i, s, a in found], axis=-1)
 
-    game = wrapped.game
     labels = [
         f"agent {i}, $\\pi$({game.action_names[i][a]} | {game.state_names[s]})" for i, s, a in found
     ]
-    return Plane((labels[0], labels[1]), project), found
+    return Plane(labels, "policies", read), found
+
+
+def _locate(params: Any, index: int) -> tuple[int, tuple[int, ...]]:
+    """In which leaf a parameter stands, and where."""
+    sizes = [np.size(leaf) for leaf in jax.tree.leaves(params)]
+    ends = np.cumsum(sizes)
+    k = int(np.searchsorted(ends, index, side="right"))
+    place = np.unravel_index(index - (ends[k] - sizes[k]), np.shape(jax.tree.leaves(params)[k]))
+    return k, tuple(int(i) for i in place)
 
 
 def _resolve(game: MarkovGame, coordinate: Any) -> tuple[int, int, int]:
@@ -172,9 +183,8 @@ def _resolve(game: MarkovGame, coordinate: Any) -> tuple[int, int, int]:
     return agent, find_state(game, state), find_action(game, agent, action)
 
 
-def _two(coordinates: Sequence) -> Sequence:
+def _check_two(coordinates: Sequence) -> None:
     if len(coordinates) != 2:
         raise ValueError(f"a plane has two coordinates; found {len(coordinates)}.")
     if coordinates[0] == coordinates[1]:
         raise ValueError(f"the two coordinates must differ; found {coordinates[0]!r} twice.")
-    return coordinates

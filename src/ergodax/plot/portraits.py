@@ -1,6 +1,6 @@
 """The averaged flow on a plane or a simplex, and which start leads where."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -18,13 +18,13 @@ from ..simulate import Simulation
 from ..stationary import check_ergodic, preserve_rows
 from ..wrapped import WrappedGame
 from .courses import policies_along, runs_of
-from .embedding import Embed, with_policy
-from .look import GREY, axes_or_new, legend, look, title
+from .embedding import Embed, least_probability, with_policy
+from .look import GREY, axes_or_new, look, title
 from .places import (
     Coordinate,
+    Plane,
     check_agent,
     find_state,
-    flat,
     one,
     parameter_plane,
     policy_plane,
@@ -93,33 +93,19 @@ def phase_portrait(
             the limits, runs were not kept, or as `ergodax.drift`.
     """
     wrapped, at, paths = _given(flow, at, paths)
-    if policy:
-        plane, places = policy_plane(wrapped, coordinates)
-    else:
-        plane, numbers = parameter_plane(wrapped, at, coordinates)
+    cut = _policy_slice if policy else _parameter_slice
+    plane, velocity = cut(wrapped, at, coordinates, embed)
     ax = axes_or_new(ax, 3.0)
-    drawn = _draw_over(ax, plane.project, paths, rest_points, runs, policy)
+    drawn = _draw_over(ax, plane, wrapped, paths, rest_points, runs)
     if limits is None:
         limits = ((0.0, 1.0), (0.0, 1.0)) if policy else _limits(drawn)
     x, y = (low + (high - low) * _centres(_LINES_PER_SIDE) for low, high in limits)
-    points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    batch = jax.tree.map(lambda leaf: np.repeat(leaf, len(points), axis=0), one(at))
-    if policy:
-        inside = _embed_plane(wrapped, batch, places, points, embed)
-        velocity = np.full(points.shape, np.nan)
-        if inside is not None:
-            kept, batch = inside
-            speeds = _policy_velocity(wrapped, batch)
-            velocity[kept] = np.stack([speeds[i][:, s, a] for i, s, a in places], axis=1)
-    else:
-        vectors = flat(batch)
-        vectors[:, numbers] = points
-        velocity = _velocity(wrapped, at, vectors)[:, numbers]
-    shape = (len(y), len(x))
-    u, v = (np.ma.masked_invalid(part.reshape(shape)) for part in velocity.T)
+    points = np.stack(np.meshgrid(x, y), axis=-1)
+    field = velocity(points.reshape(-1, 2)).reshape(points.shape)
+    u, v = np.ma.masked_invalid(field[..., 0]), np.ma.masked_invalid(field[..., 1])
     ax.streamplot(x, y, u, v, color=GREY, linewidth=0.6, arrowsize=0.7, density=0.9, zorder=1)
     ax.set(xlim=limits[0], ylim=limits[1], xlabel=plane.labels[0], ylabel=plane.labels[1])
-    legend(ax)
+    _legend_above(ax)
     return ax
 
 
@@ -166,20 +152,18 @@ def simplex(
         raise ValueError(f"agent {agent} must have 3 actions; found {len(names)}.")
     s = find_state(game, state)
 
-    def project(batch):
-        return policies_along(wrapped, batch)[agent][:, s] @ _CORNERS
+    def read(policies):
+        return np.asarray(policies[agent])[..., s, :] @ _CORNERS
 
     ax = axes_or_new(ax, 3.0)
     ax.plot(*_CORNERS[[0, 1, 2, 0]].T, color="black", linewidth=0.8, zorder=1)
     for (x, y), name, (dx, dy) in zip(_CORNERS, names, ((0, -5), (0, -5), (0, 5)), strict=True):
         side = "bottom" if dy > 0 else "top"
         ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha="center", va=side)
-    drawn = _draw_over(ax, project, paths, rest_points, runs, True)
-    del drawn
-    rule = getattr(wrapped.learners[agent], "exploration", None)
-    least = float(getattr(rule, "epsilon", 0.0)) / 3
+    _draw_over(ax, Plane(names, "policies", read), wrapped, paths, rest_points, runs)
+    least = least_probability(wrapped, agent)
     policies = least + (1 - 3 * least) * _lattice(_ARROWS_PER_SIDE)
-    batch = jax.tree.map(lambda leaf: np.repeat(leaf, len(policies), axis=0), one(at))
+    batch = _repeated(at, len(policies))
     batch = with_policy(wrapped, batch, agent, s, policies, embed)
     velocity = _policy_velocity(wrapped, batch)[agent][:, s] @ _CORNERS
     speed = np.linalg.norm(velocity, axis=1)
@@ -201,7 +185,7 @@ def simplex(
     ax.set(xlim=(-0.06, 1.06), ylim=(-0.1, 0.97), aspect="equal")
     ax.set_axis_off()
     title(ax, f"agent {agent}, state {game.state_names[s]}")
-    legend(ax)
+    _legend_above(ax)
     return ax
 
 
@@ -238,31 +222,34 @@ def basins(
         raise ValueError(
             f"params0 must be the {len(result.labels)} starts of the basins; found {count}."
         )
-    first = jax.tree.map(lambda leaf: leaf[0], params0)
     if policy:
         plane, _ = policy_plane(wrapped, coordinates)
     else:
+        first = jax.tree.map(lambda leaf: leaf[0], params0)
         plane, _ = parameter_plane(wrapped, first, coordinates)
     ax = axes_or_new(ax, 3.0)
-    starts = plane.project(params0)
+    starts = plane.project(wrapped, params0)
     lost = starts[result.labels < 0]
     if len(lost):
         share = f"not identified: {result.unidentified:.0%}"
-        ax.plot(*lost.T, "x", color=GREY, markersize=3, label=share)
+        ax.plot(lost[:, 0], lost[:, 1], "x", color=GREY, markersize=3, label=share)
     for k, attractor in enumerate(result.attractors):
         own, (low, high) = look(k), result.intervals[k]
         kind = (
             attractor.kind if attractor.rest is None else f"{attractor.rest.stability} rest point"
         )
         text = f"{kind}: {result.shares[k]:.0%} ({low:.0%} to {high:.0%})"
-        ax.plot(*starts[result.labels == k].T, label=text, **own.point | {"markersize": 3.0})
-        orbit = plane.project(attractor.orbit)
+        chosen = starts[result.labels == k]
+        style: dict[str, Any] = own.point | {"markersize": 3.0}
+        ax.plot(chosen[:, 0], chosen[:, 1], label=text, **style)
+        orbit = plane.project(wrapped, attractor.orbit)
         if attractor.rest is None:
-            ax.plot(*np.concatenate([orbit, orbit[:1]]).T, **own.line)
+            closed = np.concatenate([orbit, orbit[:1]])
+            ax.plot(closed[:, 0], closed[:, 1], **own.line)
         else:
             _mark(ax, orbit[0], attractor.rest, own.colour, None)
     ax.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize="small")
+    _legend_above(ax)
     return ax
 
 
@@ -280,38 +267,28 @@ def _given(flow: Flow, at: Any, paths: Sequence[Solution]):
     return wrapped, at, paths
 
 
-def _draw_over(ax, project, paths, rest_points, runs, policy: bool) -> list[np.ndarray]:
+def _draw_over(ax, plane: Plane, wrapped, paths, rest_points, runs) -> list[np.ndarray]:
     """Runs, paths and rest points; returns all points drawn."""
     drawn = []
     if runs is not None:
-        drawn += _draw_runs(ax, project, runs, policy)
+        drawn += list(plane.read(runs_of(runs, plane.quantity)))
+        for k, points in enumerate(drawn):
+            label = f"{len(drawn)} runs at scale {runs.scale:g}" if k == 0 else None
+            ax.plot(points[:, 0], points[:, 1], label=label, zorder=2, **look(1).run)
     for k, path in enumerate(paths):
-        points = project(path.params)
+        points = plane.project(wrapped, path.params)
         drawn.append(points)
-        label = "ODE" if k == 0 else None
-        ax.plot(*points.T, label=label, zorder=3, **look(0).line)
+        label = "averaged ODE" if k == 0 else None
+        ax.plot(points[:, 0], points[:, 1], label=label, zorder=3, **look(0).line)
         ax.plot(*points[0], ".", color=look(0).colour, markersize=5, zorder=3)
     marked: set[str] = set()
     for rest in rest_points:
-        point = project(one(rest.params))
+        point = plane.project(wrapped, one(rest.params))
         drawn.append(point)
         label = None if rest.stability in marked else f"{rest.stability} rest point"
         _mark(ax, point[0], rest, "black", label)
         marked.add(rest.stability)
     return drawn
-
-
-def _draw_runs(ax, project: Callable, runs: Simulation, policy: bool) -> list[np.ndarray]:
-    """Single runs as thin lines."""
-    del policy
-    values = jax.tree.map(np.asarray, runs_of(runs, "parameters"))
-    shape = jax.tree.leaves(values)[0].shape[:2]
-    batch = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), values)
-    points = project(batch).reshape(*shape, 2)
-    for k, path in enumerate(points):
-        label = f"{shape[0]} runs at scale {runs.scale:g}" if k == 0 else None
-        ax.plot(*path.T, label=label, zorder=2, **look(1).run)
-    return list(points)
 
 
 def _mark(ax, point, rest: RestPoint, colour: str, label: str | None) -> None:
@@ -330,6 +307,14 @@ def _mark(ax, point, rest: RestPoint, colour: str, label: str | None) -> None:
         zorder=4,
         clip_on=False,
     )
+
+
+def _legend_above(ax) -> None:
+    """A legend that hides nothing, in place of the title's line."""
+    handles = ax.get_legend_handles_labels()[0]
+    if handles:
+        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+        ax.legend(ncols=1 + (len(handles) > 2), frameon=False, fontsize="small", **place)
 
 
 def _centres(count: int) -> Float[np.ndarray, " count"]:
@@ -355,39 +340,52 @@ def _limits(drawn: Sequence[np.ndarray]) -> Limits:
     return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
 
 
-def _embed_plane(wrapped: WrappedGame, batch: Any, places, points, embed: Embed | None):
-    """Which points of a policy plane are policies, and parameters that have them."""
-    policies = {}
-    given = policies_along(wrapped, jax.tree.map(lambda leaf: leaf[:1], batch))
-    for i, s, a in places:
-        policies.setdefault((i, s), []).append(a)
-    kept = np.ones(len(points), dtype=bool)
-    wanted = {}
-    for (i, s), actions in policies.items():
-        own = np.repeat(given[i][:, s], len(points), axis=0)
-        columns = [k for k, place in enumerate(places) if place[:2] == (i, s)]
-        rest = np.setdiff1d(np.arange(own.shape[1]), actions)
-        left = 1 - points[:, columns].sum(axis=1)
-        own[:, actions] = points[:, columns]
-        if len(rest):
-            own[:, rest] *= (left / own[:, rest].sum(axis=1))[:, None]
-        rule = getattr(wrapped.learners[i], "exploration", None)
-        least = float(getattr(rule, "epsilon", 0.0)) / own.shape[1]
-        kept &= (own > least).all(axis=1) & np.isclose(own.sum(axis=1), 1)
-        wanted[i, s] = own
-    if not kept.any():
-        return None
-    batch = jax.tree.map(lambda leaf: leaf[kept], batch)
-    for (i, s), own in wanted.items():
-        batch = with_policy(wrapped, batch, i, s, own[kept], embed)
-    return kept, batch
+def _parameter_slice(wrapped: WrappedGame, at: Any, coordinates, embed):
+    """The plane of two parameters, and the averaged drift on it."""
+    del embed
+    plane, numbers = parameter_plane(wrapped, at, coordinates)
+    start, unravel = ravel_pytree(jax.tree.map(jnp.asarray, at))
+
+    def velocity(points):
+        vectors = np.repeat(np.asarray(start)[None], len(points), axis=0)
+        vectors[:, numbers] = points
+        return plane.read(jax.device_get(_drifts(wrapped, jax.vmap(unravel)(jnp.asarray(vectors)))))
+
+    return plane, velocity
 
 
-def _velocity(wrapped: WrappedGame, like: Any, vectors: Float[np.ndarray, "M d"]):
-    """The averaged drift at many points, `[M, d]`."""
-    unravel = ravel_pytree(jax.tree.map(jnp.asarray, like))[1]
-    batch = jax.vmap(unravel)(jnp.asarray(vectors))
-    return flat(_drifts(wrapped, batch))
+def _policy_slice(wrapped: WrappedGame, at: Any, coordinates, embed):
+    """The plane of two action probabilities, and the policies' velocity on it."""
+    plane, places = policy_plane(wrapped, coordinates)
+    given = policies_along(wrapped, one(at))
+    rows = list(dict.fromkeys((i, s) for i, s, _ in places))
+
+    def velocity(points):
+        inside, wanted = np.ones(len(points), dtype=bool), []
+        for i, s in rows:
+            columns = [k for k, place in enumerate(places) if place[:2] == (i, s)]
+            actions = [places[k][2] for k in columns]
+            policies = np.repeat(given[i][:, s], len(points), axis=0)
+            others = np.setdiff1d(np.arange(policies.shape[1]), actions)
+            policies[:, actions] = points[:, columns]
+            left = 1 - points[:, columns].sum(axis=1, keepdims=True)
+            policies[:, others] *= left / policies[:, others].sum(axis=1, keepdims=True)
+            inside &= (policies > least_probability(wrapped, i)).all(axis=1)
+            inside &= np.isclose(policies.sum(axis=1), 1)
+            wanted.append(policies)
+        batch = _repeated(at, int(inside.sum()))
+        for (i, s), policies in zip(rows, wanted, strict=True):
+            batch = with_policy(wrapped, batch, i, s, policies[inside], embed)
+        field = np.full(points.shape, np.nan)
+        field[inside] = plane.read(_policy_velocity(wrapped, batch))
+        return field
+
+    return plane, velocity
+
+
+def _repeated(params: Any, count: int) -> Any:
+    """One point many times, leaves `[count, ...]`."""
+    return jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), one(params))
 
 
 @eqx.filter_jit

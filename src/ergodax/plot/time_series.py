@@ -9,7 +9,7 @@ from jaxtyping import ArrayLike, Real
 from ..compare import Comparison
 from ..learners.action_value import AbstractActionValueLearner
 from ..wrapped import WrappedGame
-from .courses import Course, Result, course, state_courses, wrapped_of
+from .courses import Course, Result, course, state_courses
 from .look import NEUTRAL, Look, axes_or_new, legend, look, title
 from .places import check_agent, find_state, find_table
 
@@ -176,7 +176,7 @@ def comparison(
 
 def _parameters(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
     """Draws parameters; returns what a legend shows."""
-    wrapped = wrapped_of(result)
+    wrapped = result.wrapped
     check_agent(wrapped.game, agent)
     courses = course(result, "parameters", scale)
     held = courses.mean if courses.line is None else courses.line
@@ -189,7 +189,7 @@ def _parameters(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any
 
 
 def _policies(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
-    wrapped = wrapped_of(result)
+    wrapped = result.wrapped
     check_agent(wrapped.game, agent)
     shown = course(result, "policies", scale).pick(lambda tree: tree[agent])
     handles = _draw_actions(ax, wrapped, shown, agent, state, sample_runs)
@@ -205,7 +205,7 @@ def _policies(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
 
 
 def _states(ax, result, state=None, scale=None) -> list[Any]:
-    game = wrapped_of(result).game
+    game = result.wrapped.game
     states = range(game.num_states) if state is None else [find_state(game, state)]
     courses, handles, most = state_courses(result, scale), {}, 0.0
     for k in states:
@@ -230,6 +230,11 @@ def _draw_actions(ax, wrapped: WrappedGame, shown: Course, agent, state, sample_
     for action, name in enumerate(game.action_names[agent]):
         row = shown.pick(lambda table, action=action: table[..., s, action])
         handles.append(_draw(ax, row, look(action), name, "ensemble mean", sample_runs))
+    if shown.edge is not None:
+        low, high = (shown.edge[0] + k * shown.edge[1] for k in (-2, 2))
+        for action in range(len(handles)):
+            edges = low[..., s, action], high[..., s, action]
+            ax.fill_between(shown.times, *edges, **look(action).edge)
     ax.set_xlabel(_TIME)
     title(ax, f"agent {agent}, state {game.state_names[s]}")
     return handles
@@ -241,12 +246,13 @@ def _draw(ax, shown: Course, own: Look, name: str, mean: str, sample_runs: int) 
 
     times, style = shown.times, {}
     if sample_runs:
-        count = 0 if shown.runs is None else len(shown.runs)
+        runs = np.zeros((0, len(times))) if shown.runs is None else shown.runs
+        count = len(runs)
         if not 0 < sample_runs <= count:
             raise ValueError(
                 f"sample_runs must be 0 to {count}, the runs kept; found {sample_runs}."
             )
-        ax.plot(times, shown.runs[:sample_runs].T, **own.run)
+        ax.plot(times, runs[:sample_runs].T, **own.run)
     if shown.band is not None:
         centre, deviation = shown.band
         ax.fill_between(times, centre - 2 * deviation, centre + 2 * deviation, **own.band)
@@ -256,9 +262,6 @@ def _draw(ax, shown: Course, own: Look, name: str, mean: str, sample_runs: int) 
     if shown.mean is not None:
         ax.plot(times, shown.mean, label=f"{name}, {mean}", **own.markers(len(times)))
         style = own.point | style
-    if shown.edge is not None:
-        centre, deviation = shown.edge
-        ax.fill_between(times, centre - 2 * deviation, centre + 2 * deviation, **own.edge)
     return Line2D([], [], label=name, **style)
 
 
