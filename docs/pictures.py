@@ -10,7 +10,7 @@ import ergodax as ex
 
 jax.config.update("jax_enable_x64", True)
 OUT = Path(__file__).parent / "pictures"
-DPI = 110
+DPI = 100
 
 
 def save(ax, name):
@@ -32,8 +32,10 @@ def over_time():
     save(ex.plot.parameters(comparison, agent=0, state="DD"), "parameters")
     save(ex.plot.policies(simulation, agent=0, state="DD", sample_runs=20), "policies")
     save(ex.plot.state_distribution(comparison), "state_distribution")
+    fast = [ex.QLearning(1.0, 0.9, explore, initial) for initial in (30.0, [22.0, 20.0])]
+    wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(), fast)
     study = ex.convergence_study(
-        wrapped, wrapped.init(), 8.0, scales=[16, 32, 64, 128, 256], runs=512, key=key
+        wrapped, wrapped.init(), 4.0, scales=[32, 64, 128, 256, 512], runs=512, key=key
     )
     save(ex.plot.convergence(study), "convergence")
 

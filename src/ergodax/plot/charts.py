@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Dimensions of a data set of `ergodax.sweep` that are not swept.
 _LABELS = ("time", "agent", "state", "action", "set")
-_ARROWS = 8
+_ARROWS, _TICKS = 8, 6
 
 
 def sweep(
@@ -169,6 +169,9 @@ def convergence(
         ax.plot(scales, theory, label=text, **look(k).line)
         ax.errorbar(scales, error, 2 * deviation, label=f"{name} error", **look(k).point)
     ax.set(xscale="log", yscale="log", xlabel="scale $N$", ylabel="error")
+    some = scales[:: -(-len(scales) // _TICKS)]
+    ax.set_xticks(some, [f"{scale:g}" for scale in some])
+    ax.set_xticks([], minor=True)
     legend(ax)
     return ax
 
@@ -208,14 +211,14 @@ def _draw_curves(ax, values, name: str, others: list[str], slopes) -> None:
         )
         if slopes is not None:
             slope = slopes[0].reshape(len(x), -1)[:, k]
-            reach = 0.03 * np.ptp(x)
+            reach = 0.05 * np.ptp(x)
             ends = np.array([-reach, reach])
             ax.plot(
                 x + ends[:, None],
                 curve + ends[:, None] * slope,
                 color=own.colour,
-                linewidth=2.6,
-                alpha=0.5,
+                linewidth=4,
+                alpha=0.3,
                 solid_capstyle="butt",
             )
     ax.set_xlabel(name)
@@ -224,14 +227,18 @@ def _draw_curves(ax, values, name: str, others: list[str], slopes) -> None:
         ax.get_legend().set_title(others[0].split("_")[0], {"size": "small"})
 
 
-def _draw_map(ax, values, swept, slopes, text: str) -> None:
+def _draw_map(ax, values, swept, slopes, label: str) -> None:
+    from matplotlib import patheffects
+
     x, y = (values[name].values for name in swept)
     z = np.ma.masked_invalid(values.values.T)
     mesh = ax.pcolormesh(x, y, z, cmap="cividis", shading="nearest")
-    ax.figure.colorbar(mesh, ax=ax, label=text).ax.tick_params(labelsize="small")
+    ax.figure.colorbar(mesh, ax=ax, label=label).ax.tick_params(labelsize="small")
     if min(z.shape) > 1 and np.ptp(z.compressed()) > 0:
         lines = ax.contour(x, y, z, 5, colors="white", linewidths=0.8)
-        ax.clabel(lines, fontsize="x-small")
+        outline = [patheffects.withStroke(linewidth=1.5, foreground="#404040")]
+        for text in ax.clabel(lines, fontsize="x-small"):
+            text.set_path_effects(outline)
     if slopes is not None:
         thin = tuple(slice(None, None, max(1, -(-len(axis) // _ARROWS))) for axis in (x, y))
         u, v = (slope[thin].T * np.ptp(axis) for slope, axis in zip(slopes, (x, y), strict=True))

@@ -1,6 +1,6 @@
 """One look for all figures: colours, line styles, markers, sizes."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -11,8 +11,11 @@ _MARKERS = ("o", "s", "^", "D", "v")
 _MARKERS_PER_LINE = 10
 GREY = "#8C8C8C"
 WIDTH = 3.4  # of a column of an article, in inches
+Where = Literal["inside", "above", "below"]
 # A legend beside the axes from so many entries on, in columns of so many.
-_BESIDE, _TALL = 5, 8
+_BESIDE, _TALL = 4, 8
+# Two texts of fewer letters stand beside each other.
+_LONG = 24
 
 
 class Look(NamedTuple):
@@ -27,6 +30,11 @@ class Look(NamedTuple):
     def line(self) -> dict[str, Any]:
         """A line: the averaged ODE."""
         return {"color": self.colour, "linestyle": self.linestyle, "linewidth": 1.4}
+
+    @property
+    def joined(self) -> dict[str, Any]:
+        """Hollow markers joined by a thin line: a mean that stands alone."""
+        return self.point | {"linestyle": self.linestyle, "linewidth": 0.7}
 
     @property
     def run(self) -> dict[str, Any]:
@@ -56,10 +64,10 @@ class Look(NamedTuple):
             "markeredgewidth": 1.0,
         }
 
-    def markers(self, count: int) -> dict[str, Any]:
-        """Markers at some of `count` points, staggered so that they do not hide each other."""
+    def some(self, count: int) -> dict[str, Any]:
+        """Marks some of `count` points, staggered so that they do not hide each other."""
         every = max(1, count // _MARKERS_PER_LINE)
-        return self.point | {"markevery": (int(self.stagger * every), every)}
+        return {"markevery": (int(self.stagger * every), every)}
 
 
 NEUTRAL = Look("#000000", "-", "o", 0.0)
@@ -86,20 +94,31 @@ def axes_or_new(ax: Any, height: float = 2.6) -> "matplotlib.axes.Axes":
     return ax
 
 
-def title(ax: Any, text: str) -> None:
-    """A title no larger than the labels."""
-    ax.set_title(text, fontsize="medium")
+def title(ax: Any, text: str, pad: float | None = None) -> None:
+    """A title no larger than the labels, `pad` points above the axes."""
+    ax.set_title(text, fontsize="medium", pad=pad)
 
 
-def legend(ax: Any, handles: Any = None, *, beside: bool = False) -> None:
-    """A small legend where it hides least: beside the axes if it is long."""
+def legend(ax: Any, handles: Any = None, where: Where = "inside", pad: float = 0.4) -> None:
+    """A small legend: inside the axes where it hides least, or beside them if it is long.
+
+    Above and below the axes, where it hides nothing, it has up to two columns, and stands `pad`
+    times its font size away.
+    """
     if handles is None:
         handles = ax.get_legend_handles_labels()[0]
     if not handles:
         return
     place: dict[str, Any] = {"loc": "best"}
-    if beside or len(handles) >= _BESIDE:
+    if where == "inside" and len(handles) >= _BESIDE:
         columns = -(-len(handles) // _TALL)
         place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": columns}
+    elif where == "above":
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}
+    elif where == "below":
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    if where != "inside":
+        short = max(len(handle.get_label()) for handle in handles) < _LONG
+        place["ncols"] = 2 if short and len(handles) > 1 else 1
     small = {"fontsize": "small", "handlelength": 1.6, "columnspacing": 1.0}
-    ax.legend(handles=handles, frameon=False, borderaxespad=0.4, **small, **place)
+    ax.legend(handles=handles, frameon=False, borderaxespad=pad, **small, **place)

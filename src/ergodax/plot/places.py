@@ -66,6 +66,11 @@ def find_action(game: MarkovGame, agent: int, action: int | str) -> int:
     return _find(f"action of agent {agent}", game.action_names[agent], action)
 
 
+def row_name(game: MarkovGame, agent: int, state: int) -> str:
+    """What an agent's row of a table is called; the only state needs no name."""
+    return f"agent {agent}" + (f", state {game.state_names[state]}" if game.num_states > 1 else "")
+
+
 def _find(what: str, names: Sequence[str], found: int | str) -> int:
     if isinstance(found, str) and found in names:
         return list(names).index(found)
@@ -128,7 +133,8 @@ def parameter_name(wrapped: WrappedGame, params: Any, index: int) -> str:
     if isinstance(wrapped.learners[agent], AbstractActionValueLearner):
         name = "$Q$"
     if np.shape(jax.tree.leaves(params)[k]) == (game.num_states, game.num_actions[agent]):
-        entry = f"({game.state_names[place[0]]}, {game.action_names[agent][place[1]]})"
+        names = [game.state_names[place[0]], game.action_names[agent][place[1]]]
+        entry = f"({', '.join(names[game.num_states == 1 :])})"
     else:
         entry = f"[{', '.join(map(str, place))}]" if place else ""
     return f"agent {agent}, {name}{entry}"
@@ -160,9 +166,10 @@ def policy_plane(
     def read(policies):
         return np.stack([np.asarray(policies[i])[..., s, a] for i, s, a in found], axis=-1)
 
-    labels = [
-        f"agent {i}, $\\pi$({game.action_names[i][a]} | {game.state_names[s]})" for i, s, a in found
-    ]
+    labels = []
+    for i, s, a in found:
+        given = "" if game.num_states == 1 else f" | {game.state_names[s]}"
+        labels.append(f"agent {i}, $\\pi$({game.action_names[i][a]}{given})")
     return Plane(labels, "policies", read), found
 
 

@@ -19,7 +19,7 @@ from ..stationary import check_ergodic, preserve_rows
 from ..wrapped import WrappedGame
 from .courses import policies_along, runs_of
 from .embedding import Embed, least_probability, with_policy
-from .look import GREY, axes_or_new, look, title
+from .look import GREY, axes_or_new, legend, look, title
 from .places import (
     Coordinate,
     Plane,
@@ -28,6 +28,7 @@ from .places import (
     one,
     parameter_plane,
     policy_plane,
+    row_name,
 )
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def phase_portrait(
 
     With `policy` the coordinates are action probabilities, and the streamlines those of the
     policies' velocity, their derivative along F. The parameters of each point of the plane are then
-    those of `at` with the row of values changed so that it has the probability, without changing
-    the row's mean or the ratios of the other actions' probabilities.
+    those of `at` with the row of values changed so that it has the probability, while the row's
+    mean and the differences of the other actions' values stay.
 
     Args:
         flow: a solution, whose path is drawn too; or a game and its learners.
@@ -105,7 +106,7 @@ def phase_portrait(
     u, v = np.ma.masked_invalid(field[..., 0]), np.ma.masked_invalid(field[..., 1])
     ax.streamplot(x, y, u, v, color=GREY, linewidth=0.6, arrowsize=0.7, density=0.9, zorder=1)
     ax.set(xlim=limits[0], ylim=limits[1], xlabel=plane.labels[0], ylabel=plane.labels[1])
-    _legend_above(ax)
+    legend(ax, where="above")
     return ax
 
 
@@ -182,10 +183,10 @@ def simplex(
         width=0.005,
         zorder=1.5,
     )
-    ax.set(xlim=(-0.06, 1.06), ylim=(-0.1, 0.97), aspect="equal")
+    ax.set(xlim=(-0.06, 1.06), ylim=(-0.02, 0.89), aspect="equal")
     ax.set_axis_off()
-    title(ax, f"agent {agent}, state {game.state_names[s]}")
-    _legend_above(ax)
+    title(ax, row_name(game, agent, s), pad=20)  # above the label of the third action
+    legend(ax, where="below", pad=2.4)
     return ax
 
 
@@ -217,6 +218,8 @@ def basins(
     Raises:
         ValueError: if a coordinate does not exist, or there are not as many starts as in `result`.
     """
+    from matplotlib.lines import Line2D
+
     wrapped, count = result.wrapped, len(jax.tree.leaves(params0)[0])
     if count != len(result.labels):
         raise ValueError(
@@ -228,28 +231,29 @@ def basins(
         first = jax.tree.map(lambda leaf: leaf[0], params0)
         plane, _ = parameter_plane(wrapped, first, coordinates)
     ax = axes_or_new(ax, 3.0)
-    starts = plane.project(wrapped, params0)
-    lost = starts[result.labels < 0]
-    if len(lost):
-        share = f"not identified: {result.unidentified:.0%}"
-        ax.plot(lost[:, 0], lost[:, 1], "x", color=GREY, markersize=3, label=share)
+    starts, handles = plane.project(wrapped, params0), []
     for k, attractor in enumerate(result.attractors):
         own, (low, high) = look(k), result.intervals[k]
-        kind = (
-            attractor.kind if attractor.rest is None else f"{attractor.rest.stability} rest point"
-        )
-        text = f"{kind}: {result.shares[k]:.0%} ({low:.0%} to {high:.0%})"
-        chosen = starts[result.labels == k]
+        stability = "" if attractor.rest is None else f"{attractor.rest.stability} "
+        text = f"{stability}{attractor.kind}: {result.shares[k]:.0%} ({low:.0%} to {high:.0%})"
+        chosen, orbit = starts[result.labels == k], plane.project(wrapped, attractor.orbit)
         style: dict[str, Any] = own.point | {"markersize": 3.0}
         ax.plot(chosen[:, 0], chosen[:, 1], label=text, **style)
-        orbit = plane.project(wrapped, attractor.orbit)
         if attractor.rest is None:
             closed = np.concatenate([orbit, orbit[:1]])
             ax.plot(closed[:, 0], closed[:, 1], **own.line)
+            style |= own.line
         else:
             _mark(ax, orbit[0], attractor.rest, own.colour, None)
+        handles.append(Line2D([], [], label=text, **style))
+    lost = starts[result.labels < 0]
+    if len(lost):
+        text, style = f"not identified: {result.unidentified:.0%}", {"color": GREY, "marker": "x"}
+        style |= {"linestyle": "none", "markersize": 3.0}
+        ax.plot(lost[:, 0], lost[:, 1], label=text, **style)
+        handles.append(Line2D([], [], label=text, **style))
     ax.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
-    _legend_above(ax)
+    legend(ax, handles, where="above")
     return ax
 
 
@@ -309,14 +313,6 @@ def _mark(ax, point, rest: RestPoint, colour: str, label: str | None) -> None:
     )
 
 
-def _legend_above(ax) -> None:
-    """A legend that hides nothing, in place of the title's line."""
-    handles = ax.get_legend_handles_labels()[0]
-    if handles:
-        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-        ax.legend(ncols=1 + (len(handles) > 2), frameon=False, fontsize="small", **place)
-
-
 def _centres(count: int) -> Float[np.ndarray, " count"]:
     return (np.arange(count) + 0.5) / count
 
@@ -367,11 +363,15 @@ def _policy_slice(wrapped: WrappedGame, at: Any, coordinates, embed):
             actions = [places[k][2] for k in columns]
             policies = np.repeat(given[i][:, s], len(points), axis=0)
             others = np.setdiff1d(np.arange(policies.shape[1]), actions)
-            policies[:, actions] = points[:, columns]
-            left = 1 - points[:, columns].sum(axis=1, keepdims=True)
-            policies[:, others] *= left / policies[:, others].sum(axis=1, keepdims=True)
-            inside &= (policies > least_probability(wrapped, i)).all(axis=1)
-            inside &= np.isclose(policies.sum(axis=1), 1)
+            # What exceeds the least probability is divided as before among the other actions.
+            least = least_probability(wrapped, i)
+            excess = policies - least
+            excess[:, actions] = points[:, columns] - least
+            total = 1 - least * policies.shape[1]
+            left = total - excess[:, actions].sum(axis=1, keepdims=True)
+            excess[:, others] *= left / excess[:, others].sum(axis=1, keepdims=True)
+            policies = least + excess
+            inside &= (excess > 0).all(axis=1) & np.isclose(policies.sum(axis=1), 1)
             wanted.append(policies)
         batch = _repeated(at, int(inside.sum()))
         for (i, s), policies in zip(rows, wanted, strict=True):

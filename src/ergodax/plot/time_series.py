@@ -11,7 +11,7 @@ from ..learners.action_value import AbstractActionValueLearner
 from ..wrapped import WrappedGame
 from .courses import Course, Result, course, state_courses
 from .look import NEUTRAL, Look, axes_or_new, legend, look, title
-from .places import check_agent, find_state, find_table
+from .places import check_agent, find_state, find_table, row_name
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -212,7 +212,7 @@ def _states(ax, result, state=None, scale=None) -> list[Any]:
         own, name = look(k) if state is None else NEUTRAL, game.state_names[k]
         for part in courses:
             shown = part.pick(lambda tree, k=k: tree[:, k])
-            handle = _draw(ax, shown, own, name, "simulated", 0)
+            handle = _draw(ax, shown, own, name, "simulated", 0, alone=len(courses) == 1)
             handles[name] = _both(handles.get(name), handle)
     for part in courses:
         for values in (part.line, part.mean, part.band and part.band[0] + 2 * part.band[1]):
@@ -229,18 +229,19 @@ def _draw_actions(ax, wrapped: WrappedGame, shown: Course, agent, state, sample_
     handles = []
     for action, name in enumerate(game.action_names[agent]):
         row = shown.pick(lambda table, action=action: table[..., s, action])
-        handles.append(_draw(ax, row, look(action), name, "ensemble mean", sample_runs))
+        kind, alone = "ensemble mean", shown.line is None
+        handles.append(_draw(ax, row, look(action), name, kind, sample_runs, alone))
     if shown.edge is not None:
         low, high = (shown.edge[0] + k * shown.edge[1] for k in (-2, 2))
         for action in range(len(handles)):
             edges = low[..., s, action], high[..., s, action]
             ax.fill_between(shown.times, *edges, **look(action).edge)
     ax.set_xlabel(_TIME)
-    title(ax, f"agent {agent}, state {game.state_names[s]}")
+    title(ax, row_name(game, agent, s))
     return handles
 
 
-def _draw(ax, shown: Course, own: Look, name: str, mean: str, sample_runs: int) -> Any:
+def _draw(ax, shown: Course, own: Look, name: str, mean: str, sample_runs: int, alone: bool) -> Any:
     """One number over time; returns what a legend shows."""
     from matplotlib.lines import Line2D
 
@@ -260,8 +261,9 @@ def _draw(ax, shown: Course, own: Look, name: str, mean: str, sample_runs: int) 
         ax.plot(times, shown.line, label=f"{name}, ODE", **own.line)
         style |= own.line
     if shown.mean is not None:
-        ax.plot(times, shown.mean, label=f"{name}, {mean}", **own.markers(len(times)))
-        style = own.point | style
+        points = own.joined if alone else own.point
+        ax.plot(times, shown.mean, label=f"{name}, {mean}", **points, **own.some(len(times)))
+        style = points | style
     return Line2D([], [], label=name, **style)
 
 
@@ -283,7 +285,7 @@ def _figure_legend(comparison: Comparison) -> list[Any]:
     mean = f"mean of {simulation.runs} runs at scale {simulation.scale:g}"
     handles: list[Any] = [
         Line2D([], [], label="averaged ODE", **NEUTRAL.line),
-        Line2D([], [], label=mean, **NEUTRAL.markers(1)),
+        Line2D([], [], label=mean, **NEUTRAL.point),
         Patch(label="mean ± 2 standard deviations", **NEUTRAL.band),
     ]
     if comparison.prediction is not None:
