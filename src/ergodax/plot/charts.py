@@ -172,7 +172,7 @@ def convergence(
     some = scales[:: -(-len(scales) // _TICKS)]
     ax.set_xticks(some, [f"{scale:g}" for scale in some])
     ax.set_xticks([], minor=True)
-    legend(ax)
+    legend(ax, where="above")
     return ax
 
 

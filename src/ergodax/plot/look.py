@@ -14,8 +14,8 @@ WIDTH = 3.4  # of a column of an article, in inches
 Where = Literal["inside", "above", "below"]
 # A legend beside the axes from so many entries on, in columns of so many.
 _BESIDE, _TALL = 4, 8
-# Two texts of fewer letters stand beside each other.
-_LONG = 24
+# Two texts of fewer letters stand beside each other, on axes wider than so many inches.
+_LONG, _NARROW = 24, 2.4
 
 
 class Look(NamedTuple):
@@ -119,6 +119,7 @@ def legend(ax: Any, handles: Any = None, where: Where = "inside", pad: float = 0
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
     if where != "inside":
         short = max(len(handle.get_label()) for handle in handles) < _LONG
-        place["ncols"] = 2 if short and len(handles) > 1 else 1
+        wide = ax.get_window_extent().width / ax.figure.dpi > _NARROW
+        place["ncols"] = 2 if short and wide and len(handles) > 1 else 1
     small = {"fontsize": "small", "handlelength": 1.6, "columnspacing": 1.0}
     ax.legend(handles=handles, frameon=False, borderaxespad=pad, **small, **place)
