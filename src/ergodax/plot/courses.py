@@ -111,10 +111,9 @@ def runs_of(simulation: Simulation, quantity: Quantity) -> Any:
     Raises:
         ValueError: if the simulation did not keep them.
     """
-    runs = _observed(simulation, quantity)[2]
-    if runs is None:
+    if simulation.values is None:
         raise ValueError("the simulation kept no runs: simulate(..., keep_runs=True).")
-    return runs
+    return _observed(simulation, quantity)[2]
 
 
 def policies_along(wrapped: WrappedGame, params: Any) -> tuple:

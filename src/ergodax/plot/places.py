@@ -13,7 +13,7 @@ from ..wrapped import WrappedGame
 from .courses import Quantity, policies_along
 
 # A parameter by its number in `jax.flatten_util.ravel_pytree(params)`, or by agent, state, action.
-Coordinate = int | tuple[int, int | str, int | str]
+Coordinate = int | tuple[int | str, ...]
 
 
 class Table(NamedTuple):
@@ -141,7 +141,7 @@ def parameter_name(wrapped: WrappedGame, params: Any, index: int) -> str:
 
 
 def parameter_plane(
-    wrapped: WrappedGame, params: Any, coordinates: tuple[Coordinate, Coordinate]
+    wrapped: WrappedGame, params: Any, coordinates: Sequence[Coordinate]
 ) -> tuple[Plane, list[int]]:
     """The plane of two parameters, and their numbers."""
     _check_two(coordinates)
@@ -157,7 +157,7 @@ def parameter_plane(
 
 
 def policy_plane(
-    wrapped: WrappedGame, coordinates: tuple[Coordinate, Coordinate]
+    wrapped: WrappedGame, coordinates: Sequence[Coordinate]
 ) -> tuple[Plane, list[tuple[int, int, int]]]:
     """The plane of two action probabilities, and their agents, states and actions."""
     _check_two(coordinates)

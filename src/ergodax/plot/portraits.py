@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import matplotlib.axes
 
 Flow = WrappedGame | Solution
-Limits = tuple[tuple[float, float], tuple[float, float]]
+Limits = Sequence[Sequence[float | int]]
 
 _LINES_PER_SIDE = 25
 _ARROWS_PER_SIDE = 14
@@ -46,7 +46,7 @@ _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 
 def phase_portrait(
     flow: Flow,
-    coordinates: tuple[Coordinate, Coordinate],
+    coordinates: Sequence[Coordinate],
     *,
     policy: bool = False,
     at: Any = None,
@@ -105,7 +105,9 @@ def phase_portrait(
     field = velocity(points.reshape(-1, 2)).reshape(points.shape)
     u, v = np.ma.masked_invalid(field[..., 0]), np.ma.masked_invalid(field[..., 1])
     ax.streamplot(x, y, u, v, color=GREY, linewidth=0.6, arrowsize=0.7, density=0.9, zorder=1)
-    ax.set(xlim=limits[0], ylim=limits[1], xlabel=plane.labels[0], ylabel=plane.labels[1])
+    ax.set(
+        xlim=tuple(limits[0]), ylim=tuple(limits[1]), xlabel=plane.labels[0], ylabel=plane.labels[1]
+    )
     legend(ax, where="above")
     return ax
 
@@ -185,7 +187,7 @@ def simplex(
     )
     ax.set(xlim=(-0.06, 1.06), ylim=(-0.02, 0.89), aspect="equal")
     ax.set_axis_off()
-    title(ax, row_name(game, agent, s), pad=20)  # above the label of the third action
+    title(ax, row_name(game, agent, s), pad=20.0)  # above the label of the third action
     legend(ax, where="below", pad=2.4)
     return ax
 
@@ -193,7 +195,7 @@ def simplex(
 def basins(
     result: Basins,
     params0: Any,
-    coordinates: tuple[Coordinate, Coordinate],
+    coordinates: Sequence[Coordinate],
     *,
     policy: bool = False,
     ax: "matplotlib.axes.Axes | None" = None,
