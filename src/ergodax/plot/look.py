@@ -15,7 +15,7 @@ Where = Literal["inside", "above", "below"]
 # A legend beside the axes from so many entries on, in columns of so many.
 _BESIDE, _TALL = 4, 8
 # Two texts of fewer letters stand beside each other, on axes wider than so many inches.
-_LONG, _NARROW = 24, 2.4
+_LONG, _NARROW = 26, 2.4
 
 
 class Look(NamedTuple):
