@@ -1,6 +1,7 @@
 """What is drawn of sweeps and sensitivities."""
 
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 import xarray
@@ -38,6 +39,13 @@ def test_heat_map_and_gradient():
     arrows = plot.sweep(swept(), "steps", gradient=own).collections[-1]
     np.testing.assert_allclose(arrows.U, 3.0)
     np.testing.assert_allclose(arrows.V, 0.0)
+
+
+def test_nothing_global_changes(tmp_path):
+    before = dict(matplotlib.rcParams)
+    plot.sweep(swept(), "steps", gradient=True).figure.savefig(tmp_path / "figure.png")
+    plot.sensitivities(found(), 0).figure.savefig(tmp_path / "figure.png")
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_curves_and_tangents():

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import matplotlib.figure
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -266,6 +267,8 @@ def test_limits_hold_everything_drawn():
         margin = 0.08 * float(np.ptp(values))
         assert low == pytest.approx(float(values.min()) - margin)
         assert high == pytest.approx(float(values.max()) + margin)
+    own = matplotlib.figure.Figure().subplots()
+    assert plot.phase_portrait(flow, (0, 1), ax=own) is own
     with pytest.raises(ValueError, match="give limits"):
         plot.phase_portrait(coordination(), (0, 1))
 
