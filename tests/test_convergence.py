@@ -125,8 +125,7 @@ def test_table_data_and_figure(studied, tmp_path):
     np.testing.assert_array_equal(data.weak, studied.weak)
     assert data.attrs["weak_theory"] == studied.weak_theory
     json.dumps(data.attrs)
-    figure = ex.plot.convergence(studied)
-    (ax,) = figure.axes
+    ax = ex.plot.convergence(studied)
     assert ax.get_xscale() == ax.get_yscale() == "log"
     drawn = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     np.testing.assert_allclose(drawn["$|b| / N$, theory"], studied.weak_theory / studied.scales)

@@ -13,6 +13,8 @@ import comparisons
 import ergodax as ex
 from ergodax import plot
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BLUE, VERMILLION, BLACK = "#0072b2", "#d55e00", "#000000"
 
 
@@ -230,7 +232,7 @@ def test_states_of_the_figure(monkeypatch):
     titles = [ax.get_title() for ax in grid(plot.comparison(c, states=["DD", 1]))[0]]
     assert titles == ["state DD", "state CD"]
     # With too many states: the most frequent at the end, in the game's order.
-    monkeypatch.setattr(plot, "_MOST_STATES", 2)
+    monkeypatch.setattr(plot.time_series, "_MOST_STATES", 2)
     frequent = np.sort(np.argsort(c.solution.state_distribution[-1])[-2:])
     titles = [ax.get_title() for ax in grid(plot.comparison(c))[0]]
     assert titles == [f"state {('CC', 'CD', 'DC', 'DD')[s]}" for s in frequent]

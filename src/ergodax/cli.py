@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .version import __version__
 
@@ -295,8 +295,9 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
     )
     stem = options.out / f"{options.game}-convergence"
     image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
+    figure: Any = plot.convergence(study).figure
     with replacing(image) as temporary:
-        plot.convergence(study).savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=150)
     io.save(study, data, attributes={"command": command})
     print(study)
     print("\nwritten:", image, data)
