@@ -36,7 +36,7 @@ _SUSPECT = 4.0
 # Error of tangents and cotangents per step, in units of the relative tolerance of the solution.
 _TOLERANCE = 1.0
 # The path itself is solved to this share of the tolerances: kinks lie where it puts them.
-_PATH_TOLERANCE = 0.1
+PATH_TOLERANCE = 0.1
 _NODES = (1 - np.cos(np.pi * np.arange(6) / 5)) / 2
 # The two parts that each part is compared with: those beside it, or the nearest two at an end.
 _BESIDE = np.stack([np.arange(_PARTS) - 1, np.arange(_PARTS) + 1])
@@ -123,8 +123,8 @@ def _integrate_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_s
     options = (
         vector_field,
         solver,
-        _PATH_TOLERANCE * rtol,
-        _PATH_TOLERANCE * atol,
+        PATH_TOLERANCE * rtol,
+        PATH_TOLERANCE * atol,
         max_steps or STORED_STEPS,
     )
 
