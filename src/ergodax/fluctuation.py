@@ -231,12 +231,15 @@ class Dynamics:
         self.wrapped, self.unravel = wrapped, unravel
 
     def solved(self, x):
+        """Stationary law, drift and Poisson solution."""
         return poisson(self.wrapped, self.unravel(x))
 
     def drift(self, x):
+        """F, `[d]`."""
         return self.solved(x).drift
 
     def noise(self, x):
+        """Sigma, `[d, d]`."""
         return covariance(self.wrapped, self.solved(x))
 
     def linearise(self, x) -> tuple[Any, Any]:

@@ -11,6 +11,8 @@ about `J w`, relative to their size. In doubt is
 - all of a visit to the other side that is over within a step, since steps may pass over it.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import ArrayLike, Real
 
-from .adjoint import MAX_STEPS, PATH_TOLERANCE, diffeqsolve
+from .adjoint import MAX_STEPS, PATH_TOLERANCE
 from .clock import check_times
 from .drift import flat_drift
 from .fluctuation import Dynamics, owners
@@ -36,10 +38,17 @@ TOLERANCE = 1e-4
 _STEPS = 256  # steps of the path that are looked at together
 _PARTS = np.linspace(0, 1, 5)  # where in a step the order of entries is looked at
 _NEAR = 1e-3  # by what share of its values a row may miss a tie and still be listed
-# Derivatives take their own steps, up to about so many times as long as those of the path.
-_LONGER = 2.0
+# Derivatives take their own steps, up to about so many times as long as the longest of so many
+# steps of the path before and after.
+_LONGER, _AROUND = 2.0, 10
 # Programs that run for milliseconds are compiled with little optimisation.
-_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+_quickly: Any = functools.partial(
+    eqx.filter_jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 class Tie(NamedTuple):
@@ -222,18 +231,27 @@ class _Flow:
         return float(np.linalg.norm(weights @ ahead + weights @ back))
 
 
-@eqx.filter_jit(compiler_options=_QUICKLY)
+@_quickly
 def _follow(wrapped, params0, x, span, solver, rtol, atol):
     _, _, field = flat_drift(params0)
-    saveat = diffrax.SaveAt(t0=True, steps=True)
-    adjoint = diffrax.ForwardMode()
-    solved: Any = diffeqsolve(
-        x, wrapped, span[None], saveat, adjoint, field, solver, rtol, atol, _STEPS
+    solved: Any = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, x, wrapped: field(x, wrapped)),
+        solver,
+        t0=0.0,
+        t1=span,
+        dt0=1e-3 * span,  # choosing it would compile the field twice more
+        y0=x,
+        args=wrapped,
+        saveat=diffrax.SaveAt(t0=True, steps=True),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        adjoint=diffrax.ForwardMode(),
+        max_steps=_STEPS,
+        throw=False,
     )
     return solved.ts, solved.ys, RESULTS.promote(solved.result)
 
 
-@eqx.filter_jit(compiler_options=_QUICKLY)
+@_quickly
 def _drifts(wrapped, params0, points, count):
     _, unravel, field = flat_drift(params0)
     dynamics = Dynamics(wrapped, unravel)
@@ -250,7 +268,7 @@ def _drifts(wrapped, params0, points, count):
     return jax.lax.fori_loop(0, count, add, empty)
 
 
-@eqx.filter_jit(compiler_options=_QUICKLY)
+@_quickly
 def _normal(wrapped, params0, x, row, old, new):
     dynamics = Dynamics(wrapped, ravel_pytree(params0)[1])
     return jax.value_and_grad(dynamics.difference)(x, row, old, new)
@@ -280,6 +298,9 @@ class _Found:
     def look(self, times, points, rows, speeds, accelerations) -> None:
         """Adds what happens between the given steps of the path."""
         steps = np.diff(times)
+        # Near a kink the path's steps shrink; those of derivatives may still be as before.
+        padded = np.pad(steps, _AROUND)
+        free = np.lib.stride_tricks.sliding_window_view(padded, 2 * _AROUND + 1).max(axis=1)
         absent = np.arange(rows.shape[-1]) >= self.widths[:, None]
         polynomials = _quintics(steps, rows, speeds, accelerations)  # [6, m, R, A]
         powers = _PARTS ** np.arange(6)[:, None]
@@ -298,9 +319,9 @@ class _Found:
         near = np.abs(gap).min(-1) <= moves + known
         near |= np.any(order[..., 0] != order[..., :1, 0], axis=-1)
         for step, row in zip(*np.nonzero(near), strict=True):
-            inside = rest[step, row]
+            inside = bool(rest[step, row])
             pairs = [tuple(pair[step, row, 0])] if inside else order[step, row].tolist()
-            pairs += [] if inside else [[a, b] for (a, _), (b, _) in _adjacent(pairs)]
+            pairs += [] if inside else [[a, b] for (a, _), (b, _) in itertools.pairwise(pairs)]
             for old, new in sorted({tuple(sorted(p)) for p in pairs if p[0] != p[1]}):
                 stretches = self.stretches.setdefault((int(row), int(old), int(new)), [])
                 gap = polynomials[:, step, row, old] - polynomials[:, step, row, new]
@@ -317,7 +338,7 @@ class _Found:
                     if np.any(others[present] > best + known[step, row]):
                         continue
                     point = (1 - s) * points[step] + s * points[step + 1]
-                    stretches.append(one._replace(point=point))
+                    stretches.append(one._replace(point=point, step=float(free[step])))
 
     def ties(self):
         """Row, tie (without agent and error) and point of every tie."""
@@ -339,7 +360,7 @@ class _Found:
         for row, found in by_row.items():
             crossings = sorted((one for one in found if one[0].kind == "crossing"), key=_time)
             doubts = {id(tie): tie.doubt for tie, _ in found}
-            for (tie, s), (after, _) in _adjacent(crossings):
+            for (tie, s), (after, _) in itertools.pairwise(crossings):
                 away = after.time - tie.time
                 if away < _LONGER * s.step and tie.old == after.new:
                     for one in (tie, after):
@@ -350,10 +371,6 @@ class _Found:
 
 def _time(found):
     return found[0].time
-
-
-def _adjacent(items):
-    return zip(items[:-1], items[1:], strict=True)
 
 
 def _quintics(steps, values, speeds, accelerations):
@@ -385,35 +402,43 @@ def _stretches(gap, known: float, limit: float, inside: bool, start: float, step
         start: when the step begins.
         step: its length.
     """
+    c0, c1, c2, c3, c4, c5 = gap.tolist()  # plain numbers: far quicker, one at a time
 
     def value(s):
-        return float(_evaluate(gap, s))
+        return c0 + s * (c1 + s * (c2 + s * (c3 + s * (c4 + s * c5))))
 
     def speed(s):
-        return abs(float(_evaluate(np.arange(1, 6) * gap[1:], s))) / step
+        return abs(c1 + s * (2 * c2 + s * (3 * c3 + s * (4 * c4 + s * 5 * c5)))) / step
 
     def stretch(a, b, nearest):
-        signs = (np.sign(value(s)) for s in (a, b))
-        times = (start + step * np.array([a, b, nearest])).tolist()
-        least = abs(value(nearest))
-        return _Stretch(*times[:2], *signs, times[2], least, speed(nearest), step, None)
+        return _Stretch(
+            begin=start + step * a,
+            end=start + step * b,
+            before=np.sign(value(a)),
+            after=np.sign(value(b)),
+            nearest=start + step * nearest,
+            margin=abs(value(nearest)),
+            speed=speed(nearest),
+            step=step,
+            point=None,
+        )
 
     if inside:
         ends = min((0.0, 1.0), key=lambda s: abs(value(s)))
         yield stretch(0.0, 1.0, ends)
         return
-    slopes = np.roots((np.arange(1, 6) * gap[1:])[::-1])
+    slopes = np.roots([5 * c5, 4 * c4, 3 * c3, 2 * c2, c1])
     turns = [float(z.real) for z in slopes if abs(z.imag) < 1e-9 and 0 < z.real < 1]
-    for a, b in _adjacent([0.0, *sorted(turns), 1.0]):
+    for a, b in itertools.pairwise([0.0, *sorted(turns), 1.0]):
         low, high = (_solve(value, a, b, level) for level in (-known, known))
         crosses = value(a) * value(b) <= 0
         if abs(value(a)) <= known or abs(value(b)) <= known or crosses:
             nearest = _solve(value, a, b, 0.0)
-            yield stretch(*sorted((low, high)), nearest)
+            yield stretch(min(low, high), max(low, high), nearest)
         for s in (a, b):
-            if s in turns and known < abs(value(s)) <= limit and not crosses:
-                if value(s) * float(_evaluate(np.arange(1, 6) * gap[1:], s + 1e-6)) > 0:
-                    yield stretch(s, s, s)
+            least = value(s) * (value(s + 1e-3) - value(s)) > 0 and known < abs(value(s)) <= limit
+            if s in turns and least and not crosses:
+                yield stretch(s, s, s)
 
 
 def _solve(function, a: float, b: float, level: float) -> float:

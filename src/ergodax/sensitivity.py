@@ -5,6 +5,7 @@ are solved together, with the error of every column of Y controlled beside that 
 become short where a kink makes DF jump.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from .clock import check_times
 from .drift import average
 from .flow import check_reached, outcome, warn_single_precision
 from .game import is_concrete
+from .kinks import TOLERANCE, kinks
 from .results import RESULTS
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .text import describe_end, describe_times
@@ -99,6 +101,11 @@ def sensitivities(
             leaf), or as `solve`.
         RuntimeError: if the solve fails (when and why), or a derivative is not finite (by which
             leaf of theta).
+
+    Warns:
+        UserWarning: if derivatives may be off by more than 1e-4 of their size, since the flow
+            crosses a tie of a maximum slowly, touches it, or rests on it; see `ergodax.kinks`. Not
+            under a JAX transformation.
     """
     theta = _check_theta(theta)
     check_times(ts)
@@ -116,6 +123,11 @@ def sensitivities(
     if throw:
         check_reached(found)
         _check_finite(found, theta)
+    if is_concrete(found.end_time) and found.result == RESULTS.successful:
+        wrapped, params0 = build(theta)
+        report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
+        if report.error > TOLERANCE:
+            warnings.warn(f"derivatives are uncertain: {report!r}", stacklevel=2)
     return found
 
 
