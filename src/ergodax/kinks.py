@@ -14,7 +14,7 @@ about `J w`, relative to their size. In doubt is
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
@@ -42,8 +42,8 @@ _NEAR = 1e-3  # by what share of its values a row may miss a tie and still be li
 # steps of the path before and after.
 _LONGER, _AROUND = 2.0, 10
 # Programs that run for milliseconds are compiled with little optimisation.
-_quickly: Any = functools.partial(
-    eqx.filter_jit,
+_quickly = functools.partial(
+    cast(Any, eqx.filter_jit),
     compiler_options={
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
