@@ -225,7 +225,10 @@ class _Tangent(NamedTuple):
     tol: Any
 
     def at(self, t):
-        return self.path(jnp.maximum(t, NUDGE * self.path.times[self.path.count - 1]))
+        x = self.path(jnp.maximum(t, NUDGE * self.path.times[self.path.count - 1]))
+        # One x for all: compiled into several places, each with its own rounding, the maximum of a
+        # row would equal none of its entries, and its derivative be 0 / 0.
+        return jax.lax.optimization_barrier(x)
 
     def forward(self, x0_dot, moved_dot, ts):
         """Tangents at `ts`, `[K, d]`, of a start (None if it does not move) and moved leaves."""
