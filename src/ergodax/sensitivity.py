@@ -28,6 +28,8 @@ from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .text import describe_end, describe_times
 from .wrapped import WrappedGame
 
+_LEAST = 8.0  # the smallest tolerances, in units of the working precision
+
 
 class Sensitivities(eqx.Module):
     """The averaged flow and its derivatives by theta.
@@ -86,8 +88,9 @@ def sensitivities(
         ts: times at which to report, increasing, in unscaled steps; may start at 0.
         solver: a diffrax solver; `Tsit5` by default.
         rtol: relative tolerance per step: of the solution, entry by entry, and of the derivative by
-            every entry of theta, relative to its root mean square over the parameters.
-        atol: absolute tolerance per step, of the solution.
+            every entry of theta, relative to its root mean square over the parameters. At least
+            8 times the working precision, 1e-6 in float32.
+        atol: absolute tolerance per step, of the solution; at least the same.
         max_steps: largest number of solver steps.
         throw: raise if the solve fails or a derivative is not finite. Under a JAX transformation
             nothing is raised: look at `result`.
@@ -111,13 +114,15 @@ def sensitivities(
     check_times(ts)
     check_ergodic(*_check_build(build, theta))
     warn_single_precision()
+    # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
+    least = _LEAST * float(jnp.finfo(jnp.result_type(float)).eps)
     found = _sensitivities(
         build,
         theta,
         jnp.asarray(ts, dtype=float),
         diffrax.Tsit5() if solver is None else solver,
-        jnp.asarray(rtol, dtype=float),
-        jnp.asarray(atol, dtype=float),
+        jnp.maximum(jnp.asarray(rtol, dtype=float), least),
+        jnp.maximum(jnp.asarray(atol, dtype=float), least),
         max_steps,
     )
     if throw:
