@@ -49,7 +49,7 @@ def test_golden_sources_of_bias(golden, wrapped_games, case):
     values, wrapped = golden[case], wrapped_games[case]
     point = "" if case == "actor_critic" else "1"
     x = jnp.asarray(values[f"x{point}"])
-    dynamics = fluctuation._Dynamics(wrapped, ravel_pytree(wrapped.init())[1])
+    dynamics = fluctuation.Dynamics(wrapped, ravel_pytree(wrapped.init())[1])
 
     @jax.jit
     def sources(x, covariance):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +71,37 @@ def test_derivatives_equal_differences():
     for k, direction in enumerate(np.eye(len(flat))):
         expected = central_difference(table, flat, direction, step=1e-4)
         assert_close(derivative[..., k], expected, 1e-6)
+
+
+SINGLE = """
+import warnings
+import jax, numpy as np, ergodax as ex
+def build(rate):
+    learners = [ex.QLearning(rate, 0.9, ex.EpsilonSoftmax(1.0, 0.1), q) for q in (2.0, 1.0)]
+    wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(), learners)
+    return wrapped, wrapped.init()
+if not DOUBLE:
+    warnings.simplefilter("ignore")
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_enable_x64", DOUBLE)
+# At a tolerance below the working precision it takes 863 steps, and far more of longer times.
+most = 4096 if DOUBLE else 200
+found = ex.sensitivities(build, 0.1, [300.0], max_steps=most, throw=False)
+print(int(found.result == ex.RESULTS.successful), *np.ravel(found.derivatives))
+"""
+
+
+@pytest.mark.slow
+def test_single_precision_does_not_run_out_of_steps():
+    def run(double):
+        script = SINGLE.replace("DOUBLE", str(double))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        success, *values = done.stdout.split()
+        assert success == "1"
+        return np.array(values, dtype=float)
+
+    assert_close(run(False), run(True), 2e-3)
 
 
 def test_integers_are_refused():

@@ -29,6 +29,9 @@ from .fluctuation import Fluctuations as Fluctuations
 from .fluctuation import fluctuations as fluctuations
 from .fluctuation import stationary_covariance as stationary_covariance
 from .game import MarkovGame as MarkovGame
+from .kinks import KinkReport as KinkReport
+from .kinks import Tie as Tie
+from .kinks import kinks as kinks
 from .learner import AbstractExploration as AbstractExploration
 from .learner import AbstractLearner as AbstractLearner
 from .learner import At as At

@@ -36,7 +36,7 @@ _SUSPECT = 4.0
 # Error of tangents and cotangents per step, in units of the relative tolerance of the solution.
 _TOLERANCE = 1.0
 # The path itself is solved to this share of the tolerances: kinks lie where it puts them.
-_PATH_TOLERANCE = 0.1
+PATH_TOLERANCE = 0.1
 _NODES = (1 - np.cos(np.pi * np.arange(6) / 5)) / 2
 # The two parts that each part is compared with: those beside it, or the nearest two at an end.
 _BESIDE = np.stack([np.arange(_PARTS) - 1, np.arange(_PARTS) + 1])
@@ -123,8 +123,8 @@ def _integrate_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_s
     options = (
         vector_field,
         solver,
-        _PATH_TOLERANCE * rtol,
-        _PATH_TOLERANCE * atol,
+        PATH_TOLERANCE * rtol,
+        PATH_TOLERANCE * atol,
         max_steps or STORED_STEPS,
     )
 
@@ -230,16 +230,16 @@ class _Tangent(NamedTuple):
     def forward(self, x0_dot, moved_dot, ts):
         """Tangents at `ts`, `[K, d]`, of a start (None if it does not move) and moved leaves."""
 
-        def field(t, y):
-            return jax.jvp(self.velocity, (self.at(t), self.moved), (y, moved_dot))[1]
+        def field(x, y):
+            return jax.jvp(self.velocity, (x, self.moved), (y, moved_dot))[1]
 
-        def probe(t, y):
-            return jax.jvp(lambda x: self.velocity(x, self.moved), (self.at(t),), (y,))[1]
+        def probe(x, y):
+            return jax.jvp(lambda x: self.velocity(x, self.moved), (x,), (y,))[1]
 
         zero = jnp.zeros_like(self.path.values[0])
         start = zero if x0_dot is None else x0_dot
         stops, count, spread = self.stops(ts)
-        walk = _Walk(field, probe, len(zero), self.tol, jnp.zeros(()), stops, count, 1)
+        walk = _Walk(self.at, field, probe, len(zero), self.tol, jnp.zeros(()), stops, count, 1)
         saved = jnp.zeros((len(stops), len(zero)), zero.dtype).at[0].set(start)
         step = self.path.times[1] - self.path.times[0]
         _, saved = walk(start, saved, jnp.where(stops[0] == 0, 1, 0), step)
@@ -249,18 +249,18 @@ class _Tangent(NamedTuple):
         """Cotangents of the start (if it moves) and the moved leaves, as one flat vector."""
         size = cotangents.shape[1]
 
-        def field(t, y):
-            _, pull = jax.vjp(self.velocity, self.at(t), self.moved)
+        def field(x, y):
+            _, pull = jax.vjp(self.velocity, x, self.moved)
             return -ravel_pytree(pull(y[:size]))[0]
 
-        def probe(t, y):
-            return jax.vjp(lambda x: self.velocity(x, self.moved), self.at(t))[1](y[:size])[0]
+        def probe(x, y):
+            return jax.vjp(lambda x: self.velocity(x, self.moved), x)[1](y[:size])[0]
 
         stops, count, spread = self.stops(ts)
         like = jax.ShapeDtypeStruct((len(stops), size), cotangents.dtype)
         (added,) = jax.linear_transpose(spread, like)(cotangents)
         largest = jnp.max(jax.vmap(_rms)(added))
-        walk = _Walk(field, probe, size, self.tol, largest, stops, count, -1)
+        walk = _Walk(self.at, field, probe, size, self.tol, largest, stops, count, -1)
         start = jnp.append(added[count - 1], jnp.zeros_like(ravel_pytree(self.moved)[0]))
         step = self.path.times[self.path.count - 1] - self.path.times[self.path.count - 2]
         y, _ = walk(start, added, count - 2, step)
@@ -337,8 +337,11 @@ class _Walk(NamedTuple):
     begins at the last stop, ends at time 0, and adds given values to y at the stops.
 
     Attributes:
-        field: dy/dt, a function of t and y, `[n]`.
-        probe: a function of t and y, `[d]`, that jumps in t where the field does.
+        along: the path, x at time t, `[d]`. It is evaluated outside the loops that use it: were it
+            compiled into several places, each with its own rounding, the maximum of a row could
+            equal none of its entries, and its derivative would be 0 / 0.
+        field: dy/dt, a function of x and y, `[n]`.
+        probe: a function of x and y, `[d]`, that jumps where the field does.
         size: d; the error of these first entries of y is controlled, the rest is quadrature.
         tol: error allowed per step, relative to the size of y, or `floor` if that is larger.
         floor: see `tol`.
@@ -347,6 +350,7 @@ class _Walk(NamedTuple):
         direction: 1 or -1.
     """
 
+    along: Callable
     field: Callable
     probe: Callable
     size: int
@@ -391,15 +395,14 @@ class _Walk(NamedTuple):
         limit = jnp.where(s.found, s.low, target)
         full = s.h >= jnp.abs(limit - s.t) * (1 - 1e-9)
         h = jnp.where(full, limit - s.t, self.direction * s.h)
-        slope = jax.lax.cond(s.fresh, self.field, lambda t, y: s.slope, s.t, s.y)
+        nodes, weights = jnp.asarray(_STAGE_TIMES), jnp.asarray(_STAGE_WEIGHTS)
+        path = jax.vmap(self.along)(jnp.where(full & (nodes == 1), limit, s.t + nodes * h))
 
         def stage(j, k):
-            t = jnp.where(full & (nodes[j] == 1), limit, s.t + nodes[j] * h)
-            return k.at[j].set(self.field(t, s.y + h * _dot(weights[j], k)))
+            return k.at[j].set(self.field(path[j], s.y + h * _dot(weights[j], k)))
 
-        nodes, weights = jnp.asarray(_STAGE_TIMES), jnp.asarray(_STAGE_WEIGHTS)
-        k = jnp.zeros((len(_STAGE_TIMES), len(s.y)), s.y.dtype).at[0].set(slope)
-        k = jax.lax.fori_loop(1, len(_STAGE_TIMES), stage, k)
+        k = jnp.zeros((len(_STAGE_TIMES), len(s.y)), s.y.dtype).at[0].set(s.slope)
+        k = jax.lax.fori_loop(jnp.where(s.fresh, 0, 1), len(_STAGE_TIMES), stage, k)
         y = s.y + h * _dot(weights[-1], k)
         error = _rms((h * _dot(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[: self.size])
         largest = jnp.maximum(_rms(s.y[: self.size]), _rms(y[: self.size]))
@@ -422,7 +425,7 @@ class _Walk(NamedTuple):
         return s._replace(
             t=jnp.where(accepted, jnp.where(full, jnp.where(at_jump, s.high, limit), s.t + h), s.t),
             y=jnp.where(accepted, y, s.y),
-            slope=jnp.where(accepted, k[-1], slope),
+            slope=jnp.where(accepted, k[-1], k[0]),
             fresh=at_jump | at_stop,
             h=length,
             values=values,
@@ -438,7 +441,7 @@ class _Walk(NamedTuple):
     def _divide(self, s: _State) -> _State:
         """Narrows the search for a jump to the part of the step where the probe jumps most."""
         times = s.low + (s.high - s.low) * jnp.linspace(0, 1, _PARTS + 1)
-        probed = jax.vmap(self.probe, in_axes=(0, None))(times, s.y)
+        probed = jax.lax.map(lambda x: self.probe(x, s.y), jax.vmap(self.along)(times))
         changes = jnp.diff(probed, axis=0)
         # A jump stands out against both parts beside it; what is smooth does not.
         excess = jnp.min(jnp.linalg.norm(changes - changes[_BESIDE], axis=-1), axis=0)

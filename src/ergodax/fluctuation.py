@@ -287,19 +287,22 @@ def _curvature(function, x, covariance):
     return jax.vmap(along)(jnp.eye(x.size, dtype=x.dtype), covariance).sum(axis=0)
 
 
-class _Dynamics:
+class Dynamics:
     """Drift, noise and sources of bias as functions of the flat parameter vector."""
 
     def __init__(self, wrapped: WrappedGame, unravel):
         self.wrapped, self.unravel = wrapped, unravel
 
     def solved(self, x):
+        """Stationary law, drift and Poisson solution."""
         return poisson(self.wrapped, self.unravel(x))
 
     def drift(self, x):
+        """F, `[d]`."""
         return self.solved(x).drift
 
     def noise(self, x):
+        """Sigma, `[d, d]`."""
         return covariance(self.wrapped, self.solved(x))
 
     def linearise(self, x) -> tuple[Any, Any]:
@@ -338,13 +341,15 @@ class _Dynamics:
             return jnp.zeros(0, x.dtype), jnp.zeros((0, 2), jnp.int32)
         return jnp.concatenate(gaps), jnp.concatenate(places)
 
+    def table(self, x):
+        """All rows that `best_two` lists as one table, filled up with zeros, `[M, A]`."""
+        rows = [v for v in self.rows(x) if v is not None and v.shape[1] >= 2]
+        width = max(values.shape[1] for values in rows)
+        return jnp.concatenate([jnp.pad(v, ((0, 0), (0, width - v.shape[1]))) for v in rows])
+
     def difference(self, x, row, old, new):
         """l, how much entry `new` of a row exceeds entry `old`."""
-        parts, width = [], max(self.wrapped.game.num_actions)
-        for values in self.rows(x):
-            if values is not None and values.shape[1] >= 2:
-                parts.append(jnp.pad(values, ((0, 0), (0, max(0, width - values.shape[1])))))
-        values = jnp.concatenate(parts)[row]
+        values = self.table(x)[row]
         return values[new] - values[old]
 
     def crossing(self, x, row, old, new):
@@ -361,9 +366,9 @@ class _Dynamics:
         return gap, normal, drifts.mean(axis=0), (slopes[1] - slopes[0]) / length
 
 
-def _owners(wrapped: WrappedGame) -> tuple[np.ndarray, np.ndarray]:
-    """Agent and row number of all maxima that `_Dynamics.best_two` lists."""
-    agents, numbers = [], []
+def owners(wrapped: WrappedGame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Agent, row number and number of entries of all maxima that `Dynamics.best_two` lists."""
+    agents, numbers, widths = [], [], []
     expected = jax.eval_shape(lambda: wrapped.init(jax.random.key(0)))
     for agent, learner in enumerate(wrapped.learners):
         like = jax.eval_shape(learner.maximised, expected[agent])
@@ -371,9 +376,10 @@ def _owners(wrapped: WrappedGame) -> tuple[np.ndarray, np.ndarray]:
             count = int(np.prod(like.shape[:-1]))
             agents.append(np.full(count, agent))
             numbers.append(np.arange(count))
+            widths.append(np.full(count, like.shape[-1]))
     if not agents:
-        return np.zeros(0, int), np.zeros(0, int)
-    return np.concatenate(agents), np.concatenate(numbers)
+        return np.zeros(0, int), np.zeros(0, int), np.zeros(0, int)
+    return np.concatenate(agents), np.concatenate(numbers), np.concatenate(widths)
 
 
 def fluctuations(
@@ -454,7 +460,7 @@ def _report(solution: Fluctuations, max_kinks: int, throw: bool) -> None:
         return
     near = np.asarray(solution.margin) * np.sqrt(float(solution.scale)) < _NEAR
     if near.any():
-        agents, rows = _owners(solution.wrapped)
+        agents, rows, _ = owners(solution.wrapped)
         times = np.asarray(solution.ts)[near.any(axis=1)]
         which = ", ".join(
             f"agent {agents[k]} state {rows[k]}" for k in np.flatnonzero(near.any(axis=0))[:4]
@@ -491,13 +497,13 @@ def fluctuate(
 ) -> Fluctuations:
     """`fluctuations` without its checks, for a law of the first state; pure."""
     with_bias = bias
-    if not _owners(wrapped)[0].size:
+    if not owners(wrapped)[0].size:
         max_kinks = 0
     original, wrapped = wrapped, preserve_rows(wrapped)
     start, unravel = ravel_pytree(params0)
-    dynamics = _Dynamics(wrapped, unravel)
+    dynamics = Dynamics(wrapped, unravel)
     end = ts[-1]
-    agents, numbers = _owners(wrapped)
+    agents, numbers, _ = owners(wrapped)
 
     def integrate(field, y0, begin, until, saveat):
         return diffrax.diffeqsolve(
@@ -744,7 +750,7 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
 @eqx.filter_jit
 def _linearised(wrapped, params):
     x, unravel = ravel_pytree(params)
-    dynamics = _Dynamics(preserve_rows(wrapped), unravel)
+    dynamics = Dynamics(preserve_rows(wrapped), unravel)
     slope = jax.jacfwd(dynamics.drift)(x)
     return dynamics.drift(x), slope, dynamics.noise(x), dynamics.best_two(x)[0]
 

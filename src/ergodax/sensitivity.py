@@ -5,6 +5,7 @@ are solved together, with the error of every column of Y controlled beside that 
 become short where a kink makes DF jump.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .clock import check_times
 from .drift import average
 from .flow import check_reached, how_ended, warn_single_precision
 from .game import is_concrete
+from .kinks import TOLERANCE, kinks
 from .labels import (
     TIME_UNITS,
     attributes,
@@ -40,6 +42,8 @@ from .wrapped import WrappedGame
 
 if TYPE_CHECKING:
     import xarray
+
+_LEAST = 8.0  # the smallest tolerances, in units of the working precision
 
 
 class Sensitivities(eqx.Module):
@@ -145,8 +149,9 @@ def sensitivities(
         ts: times at which to report, increasing, in unscaled steps; may start at 0.
         solver: a diffrax solver; `Tsit5` by default.
         rtol: relative tolerance per step: of the solution, entry by entry, and of the derivative by
-            every entry of theta, relative to its root mean square over the parameters.
-        atol: absolute tolerance per step, of the solution.
+            every entry of theta, relative to its root mean square over the parameters. At least
+            8 times the working precision, 1e-6 in float32.
+        atol: absolute tolerance per step, of the solution; at least the same.
         max_steps: largest number of solver steps.
         throw: raise if the solve fails or a derivative is not finite. Under a JAX transformation
             nothing is raised: look at `result`.
@@ -160,25 +165,36 @@ def sensitivities(
             leaf), or as `solve`.
         RuntimeError: if the solve fails (when and why), or a derivative is not finite (by which
             leaf of theta).
+
+    Warns:
+        UserWarning: if derivatives may be off by more than 1e-4 of their size, since the flow
+            crosses a tie of a maximum slowly, touches it, or rests on it; see `ergodax.kinks`. Not
+            under a JAX transformation.
     """
     theta = _check_theta(theta)
     check_times(ts)
     wrapped, params0 = _check_build(build, theta)
     check_ergodic(wrapped, params0)
     warn_single_precision()
+    # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
+    least = _LEAST * float(jnp.finfo(jnp.result_type(float)).eps)
     solved = _sensitivities(
         build,
         theta,
         jnp.asarray(ts, dtype=float),
         diffrax.Tsit5() if solver is None else solver,
-        jnp.asarray(rtol, dtype=float),
-        jnp.asarray(atol, dtype=float),
+        jnp.maximum(jnp.asarray(rtol, dtype=float), least),
+        jnp.maximum(jnp.asarray(atol, dtype=float), least),
         max_steps,
     )
     found = Sensitivities(wrapped, *solved)
     if throw:
         check_reached(found)
         _check_finite(found, theta)
+    if is_concrete(found.end_time) and found.result == RESULTS.successful:
+        report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
+        if report.error > TOLERANCE:
+            warnings.warn(f"derivatives are uncertain: {report!r}", stacklevel=2)
     return found
 
 

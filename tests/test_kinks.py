@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ergodax as ex
+from helpers import golden_build
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# Agent 0 finds its first action worse until agent 1, who knows nothing of it, has learned to play
+# its second: the lead of the first action falls, turns and grows again. With this lead at the start
+# it falls to exactly zero; with less, the tie is crossed twice, ever more slowly.
+REWARDS = np.zeros((1, 2, 2, 2))
+REWARDS[0, 0, :, 0] = [-1.0, 1.0]
+REWARDS[0, :, 1, 1] = 1.0
+TOUCHING, TURN, HORIZON = 1.9563457314139494, 5.394, 40.0
+
+
+def turning(theta):
+    """The two agents, from a lead given by its distance to the one that just touches."""
+    game = ex.MarkovGame.deterministic(np.zeros((1, 2, 2), int), REWARDS)
+    first = ex.QLearning(theta["alpha"], 0.8, ex.EpsilonSoftmax(0.5, 0.1))
+    second = ex.QLearning(0.3, 0.0, ex.EpsilonSoftmax(0.2, 0.1))
+    start = jnp.stack([1.0 + TOUCHING + theta["lead"], jnp.asarray(1.0)])[None]
+    return ex.WrappedGame(game, [first, second]), (start, jnp.array([[1.0, 0.0]]))
+
+
+def lead(value):
+    return {"alpha": jnp.asarray(0.5), "lead": jnp.asarray(value)}
+
+
+def of_first_agent(report):
+    return [tie for tie in report.ties if tie.agent == 0]
+
+
+@pytest.mark.parametrize(("case", "count"), [("pd", 1), ("random", 5)])
+def test_fast_crossings_are_listed_and_harmless(golden, case, count):
+    build, theta = golden_build(golden, case)
+    report = ex.kinks(*build(theta), golden[case]["times"])
+    assert sum(tie.kind == "crossing" for tie in report.ties) == count
+    assert {tie.kind for tie in report.ties} <= {"crossing", "start"}
+    assert report.error < 1e-5
+
+
+def test_a_fast_crossing_is_found_where_it_is():
+    wrapped, params0 = turning(lead(-0.3))
+    first, second = of_first_agent(ex.kinks(wrapped, params0, [HORIZON]))
+    for tie in (first, second):
+        assert (tie.kind, tie.row, tie.margin < 1e-12) == ("crossing", 0, True)
+        ts = tie.time + 1e-3 * np.array([-1, 0, 1])
+        table = np.asarray(ex.solve(wrapped, params0, ts, rtol=1e-12, atol=1e-12).params[0])[:, 0]
+        gap = table[:, 0] - table[:, 1]
+        assert abs(gap[1]) < 1e-8
+        np.testing.assert_allclose(tie.speed, abs(gap[2] - gap[0]) / 2e-3, rtol=1e-4)
+        # Twice the error of the solution, over the speed.
+        known = 1e-8 * np.abs(table[1]).max() + 1e-8
+        np.testing.assert_allclose(tie.doubt, 2 * known / tie.speed, rtol=0.5)
+    assert (first.old, first.new, second.old, second.new) == (0, 1, 1, 0)
+    assert first.time < TURN < second.time
+
+
+def test_the_estimate_bounds_the_error_of_derivatives_and_slow_crossings_are_warned_of():
+    theta, ts = lead(-1e-4), [HORIZON]
+
+    def derivative(found):
+        return np.concatenate([np.ravel(x[-1]) for x in jax.tree.leaves(found.derivatives)])
+
+    with pytest.warns(UserWarning, match=r"uncertain: .*\s+crossing at t = 5\.\d+: agent 0"):
+        exact, rough = (
+            derivative(ex.sensitivities(turning, theta, ts, rtol=tol, atol=tol))
+            for tol in (1e-13, 1e-6)
+        )
+    error = np.abs(rough - exact).max() / np.abs(exact).max()
+    estimate = ex.kinks(*turning(theta), ts, rtol=1e-6, atol=1e-6).error
+    assert 1e-4 < error < estimate < 100 * error
+
+
+def test_touching_is_told_from_passing_by():
+    ((tie,), (near,), far) = (
+        of_first_agent(ex.kinks(*turning(lead(value)), [HORIZON])) for value in (0.0, 1e-5, 0.1)
+    )
+    for one in (tie, near):
+        assert (one.kind, one.old, one.new) == ("touch", 0, 1)
+        assert abs(one.time - TURN) < 0.01
+    assert tie.margin < 1e-8
+    assert tie.error > 1e-4
+    # Its derivative is right: on one side all the time, if by little.
+    assert 1e-6 < near.margin < 3e-6
+    assert near.error == 0
+    assert far == []
+
+
+def same_rewards(start):
+    """One agent whose two actions are the same in all but their initial values."""
+    game = ex.MarkovGame.deterministic(np.zeros((1, 2), int), np.ones((1, 2, 1)))
+    wrapped = ex.WrappedGame(game, [ex.QLearning(0.5, 0.6)])
+    return wrapped, (jnp.asarray(start),)
+
+
+def test_resting_on_a_tie_is_warned_of():
+    def build(start):
+        return same_rewards(start)
+
+    for start in ([[0.0, 0.0]], [[3.0, 1.0]]):
+        with pytest.warns(
+            UserWarning, match=r"rest at t = .*: agent 0 \(QLearning\) state 0, 0 and"
+        ):
+            ex.sensitivities(build, jnp.array(start), [200.0])
+        (tie,) = ex.kinks(*same_rewards(start), [200.0]).ties
+        assert tie.kind == "rest"
+        assert tie.error > 1
+        assert (tie.time, tie.doubt) == (0.0, 200.0) or start[0][0] > 0
+
+
+def test_a_tie_that_the_drift_does_not_feel_is_harmless():
+    wrapped, params0 = same_rewards([[0.0, 0.0]])
+    learner = ex.QLearning(0.5, 0.0)
+    report = ex.kinks(ex.WrappedGame(wrapped.game, [learner]), params0, [200.0])
+    assert [tie.kind for tie in report.ties] == ["rest"]
+    assert report.error < 1e-8
+
+
+def test_learners_without_a_maximum_have_no_kinks():
+    learners = [ex.Sarsa(0.1, 0.9), ex.Sarsa(0.1, 0.9)]
+    wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(), learners)
+    assert ex.kinks(wrapped, wrapped.init(), [100.0]).ties == ()
+
+
+def test_traced_values_are_refused():
+    with pytest.raises(ValueError, match="call it outside jit"):
+        jax.jit(lambda theta: ex.kinks(*turning(theta), [1.0]).error)(lead(0.1))
+
+
+def test_ties_are_described_by_the_names_of_the_game():
+    game = ex.MarkovGame.deterministic(
+        np.zeros((1, 2), int),
+        np.array([[[0.0], [1.0]]]),
+        state_names=["home"],
+        action_names=[["stay", "go"]],
+    )
+    wrapped = ex.WrappedGame(game, [ex.QLearning(0.5, 0.6)])
+    report = ex.kinks(wrapped, wrapped.init(), [1.0])
+    assert "start at t = 0: agent 0 (QLearning) state home, stay and go" in repr(report)
+    assert len(report.ties) == 1
