@@ -16,8 +16,6 @@ import comparisons
 import ergodax as ex
 from ergodax import io
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_contents_are_the_comparison():
     c = comparisons.dilemma()

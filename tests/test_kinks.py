@@ -6,8 +6,6 @@ import pytest
 import ergodax as ex
 from helpers import golden_build
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Agent 0 finds its first action worse until agent 1, who knows nothing of it, has learned to play
 # its second: the lead of the first action falls, turns and grows again. With this lead at the start
 # it falls to exactly zero; with less, the tie is crossed twice, ever more slowly.

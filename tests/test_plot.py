@@ -13,8 +13,6 @@ import comparisons
 import ergodax as ex
 from ergodax import plot
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BLUE, VERMILLION, BLACK = "#0072b2", "#d55e00", "#000000"
 
 

@@ -14,8 +14,6 @@ from ergodax import plot
 from ergodax.plot import portraits
 from ergodax.plot.embedding import with_policy
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TIMES = np.linspace(0.0, 40.0, 5)
 LEFT = ((0, 0, "L"), (1, 0, "L"))
 
