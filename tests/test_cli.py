@@ -1,6 +1,7 @@
 import contextlib
 import io as text
 import json
+import os
 import re
 import subprocess
 import sys
@@ -276,7 +277,10 @@ def test_info(capsys, monkeypatch):
 
 def run(*words, cwd):
     command = [sys.executable, "-m", "ergodax", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, check=False
+    )
 
 
 def test_as_a_program(tmp_path, done):

@@ -40,9 +40,10 @@ def device(request):
     except RuntimeError as error:
         pytest.skip(f"no GPU: {error}")
     # Between the CPU and itself it is only the tests that are tested: programs run once each.
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", request.param == "cpu")
     yield device
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def both(device, function):
