@@ -39,11 +39,10 @@ def device(request):
         device = jax.devices(request.param)[0]
     except RuntimeError as error:
         pytest.skip(f"no GPU: {error}")
-    # Between the CPU and itself it is only the tests that are tested: programs run once each.
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", request.param == "cpu")
-    yield device
-    jax.config.update("jax_disable_most_optimizations", before)
+    # Between the CPU and itself it is only the tests that are tested: little optimisation will do.
+    if request.param == "gpu":
+        request.getfixturevalue("optimised")
+    return device
 
 
 def both(device, function):
