@@ -171,6 +171,7 @@ def loss_by_rate(case, adjoint):
     return loss
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_smooth_learners(smooth):
     loss = loss_by_rate(smooth, diffrax.DirectAdjoint())
     slope = jax.jit(jax.grad(loss_by_rate(smooth, None)))

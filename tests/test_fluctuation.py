@@ -164,7 +164,7 @@ def test_periodic_chain_keeps_its_first_state():
     np.testing.assert_allclose(found.covariance, 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [ex.Sarsa, ex.QLearning])
+@pytest.mark.parametrize("kind", [pytest.param(ex.Sarsa, marks=pytest.mark.slow), ex.QLearning])
 def test_moments_and_coverage_by_simulation(kind):
     """Random rewards on duplicate successors; SARSA's noise is not Q-learning's."""
     rng = np.random.default_rng(3)
@@ -241,6 +241,7 @@ def test_kinks_beyond_those_tracked_are_an_error(golden, random):
         ex.fluctuations(random, start, values["times"], bias=True, max_kinks=4)
 
 
+@pytest.mark.slow
 def test_smoothed_kinks_have_the_same_jump_in_the_limit(golden, random, solved):
     """Two kinks by t = 1.81; at finite scale b moves by the same amounts, spread in time."""
     values = golden["random"]
@@ -265,6 +266,7 @@ def test_times_near_a_kink_are_warned_of(golden, pd):
         ex.fluctuations(pd, start, [996.0], scale=1.0)
 
 
+@pytest.mark.slow
 def test_derivative_by_the_learning_rate():
     def variance(rate):
         wrapped = bandit(rate)

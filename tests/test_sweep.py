@@ -211,6 +211,7 @@ def test_a_thousand_sets_of_the_papers_example(golden, pd):
     assert_close(found, values["x_t"][[5, -1]], 1e-7)
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_sets():
     program = """
         import jax
