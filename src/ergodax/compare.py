@@ -19,6 +19,7 @@ import scipy.special
 from jaxtyping import Array, ArrayLike, Float, Real, UInt32
 
 from .clock import check_scale, check_times, steps_at
+from .devices import quickly_compiled
 from .drift import jacobian
 from .flow import Solution, solve
 from .fluctuation import Fluctuations, fluctuate
@@ -329,6 +330,9 @@ def compare(
     )
 
 
+_fluctuate = quickly_compiled(fluctuate)
+
+
 def _predict(wrapped, params0, times, initial_state, scale) -> Fluctuations | str:
     """Fluctuations and bias along the ODE, or a reason for their absence."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
@@ -338,10 +342,10 @@ def _predict(wrapped, params0, times, initial_state, scale) -> Fluctuations | st
         return "not computed (no time passes)"
     law = jnp.asarray(first_state_law(wrapped.game, initial_state))
     # Tracking kinks takes long to compile, and is needed only if results beyond one are.
-    predicted = fluctuate(wrapped, params0, jnp.asarray(times), law, max_kinks=0)
+    predicted = _fluctuate(wrapped, params0, jnp.asarray(times), law, max_kinks=0)
     before = np.cumsum(_maxima_change(wrapped, jax.device_get(predicted.params))) > 0
     if np.any(before & ~np.asarray(predicted.near_kink(scale))):
-        predicted = fluctuate(wrapped, params0, jnp.asarray(times), law)
+        predicted = _fluctuate(wrapped, params0, jnp.asarray(times), law)
     return jax.block_until_ready(predicted)
 
 

@@ -11,10 +11,9 @@ about `J w`, relative to their size. In doubt is
 - all of a visit to the other side that is over within a step, since steps may pass over it.
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -26,6 +25,7 @@ from jaxtyping import ArrayLike, Real
 
 from .adjoint import MAX_STEPS, PATH_TOLERANCE
 from .clock import check_times
+from .devices import quickly_compiled
 from .drift import flat_drift
 from .fluctuation import Dynamics, owners
 from .game import is_concrete
@@ -41,14 +41,6 @@ _NEAR = 1e-3  # by what share of its values a row may miss a tie and still be li
 # Derivatives take their own steps, up to about so many times as long as the longest of so many
 # steps of the path before and after.
 _LONGER, _AROUND = 2.0, 10
-# Programs that run for milliseconds are compiled with little optimisation.
-_quickly = functools.partial(
-    cast(Any, eqx.filter_jit),
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
 
 
 class Tie(NamedTuple):
@@ -231,7 +223,7 @@ class _Flow:
         return float(np.linalg.norm(weights @ ahead + weights @ back))
 
 
-@_quickly
+@quickly_compiled
 def _follow(wrapped, params0, x, span, solver, rtol, atol):
     _, _, field = flat_drift(params0)
     solved: Any = diffrax.diffeqsolve(
@@ -251,7 +243,7 @@ def _follow(wrapped, params0, x, span, solver, rtol, atol):
     return solved.ts, solved.ys, RESULTS.promote(solved.result)
 
 
-@_quickly
+@quickly_compiled
 def _drifts(wrapped, params0, points, count):
     _, unravel, field = flat_drift(params0)
     dynamics = Dynamics(wrapped, unravel)
@@ -268,7 +260,7 @@ def _drifts(wrapped, params0, points, count):
     return jax.lax.fori_loop(0, count, add, empty)
 
 
-@_quickly
+@quickly_compiled
 def _normal(wrapped, params0, x, row, old, new):
     dynamics = Dynamics(wrapped, ravel_pytree(params0)[1])
     return jax.value_and_grad(dynamics.difference)(x, row, old, new)
