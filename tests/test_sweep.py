@@ -299,16 +299,17 @@ def test_a_killed_sweep_goes_on(tmp_path):
 
 
 def test_another_sweeps_folder_is_left_untouched(tmp_path):
-    thetas, folder = {"tau": [0.5, 1.0]}, tmp_path / "sweep"
+    thetas, folder = {"tau": [0.5, 0.7, 1.0]}, tmp_path / "sweep"
     ex.sweep(dilemma, thetas, TS, folder=folder)
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
     def patient(theta):
         wrapped, params0 = dilemma(theta)
-        return wrapped, jax.tree.map(lambda leaf: leaf + 1, params0)
+        between = theta["tau"] == 0.7
+        return wrapped, jax.tree.map(lambda leaf: leaf + between, params0)
 
     for build, changed, ts, options, what in (
-        (dilemma, {"tau": [0.5, 1.1]}, TS, {}, "sets"),
+        (dilemma, {"tau": [0.5, 0.7, 1.1]}, TS, {}, "sets"),
         (dilemma, thetas, TS[1:], {}, "times"),
         (dilemma, thetas, TS, {"rtol": 1e-6}, "rtol"),
         (patient, thetas, TS, {}, "initial parameters"),

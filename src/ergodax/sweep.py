@@ -123,7 +123,8 @@ def sweep(
     store = None if folder is None else Path(folder)
     pieces: dict[int, list[np.ndarray]] = {}
     if store is not None:
-        described = _describe(build, names, sets, times, design, simulation, rtol, atol, max_steps)
+        built = _digest_built(build, names, sets, size)
+        described = _describe(built, names, sets, times, design, simulation, rtol, atol, max_steps)
         _claim(store, described)
         for path in sorted(store.glob("piece-*.npz")):
             with np.load(path) as archive:
@@ -461,8 +462,26 @@ def _outcome_structure(params0, wrapped, averaged: bool):
 # The folder
 
 
+@eqx.filter_jit
+def _build_sets(build, names, values):
+    # One after the other, so that rounding does not depend on how many there are.
+    return jax.lax.map(lambda v: eqx.filter(build(_theta(names, v)), eqx.is_array), values)
+
+
+def _digest_built(build: Build, names, sets, size: int) -> str:
+    """A digest of all that `build` returns for all sets, whatever the size of the batches."""
+    hashed: list[Any] = []
+    for chosen in _batches(np.arange(len(sets)), size):
+        built = _build_sets(build, tuple(names), jnp.asarray(sets[_padded(chosen, size)]))
+        leaves, structure = jax.tree.flatten(built)
+        hashed = hashed or [hashlib.sha256(str(structure).encode()) for _ in leaves]
+        for one, leaf in zip(hashed, jax.device_get(leaves), strict=True):
+            one.update(np.ascontiguousarray(leaf[: len(chosen)]))
+    return hashlib.sha256(b"".join(one.digest() for one in hashed)).hexdigest()
+
+
 def _describe(
-    build, names, sets, times, design, simulation, rtol, atol, max_steps
+    built: str, names, sets, times, design, simulation, rtol, atol, max_steps
 ) -> dict[str, Any]:
     """What tells one sweep from another, in short plain values."""
 
@@ -473,14 +492,12 @@ def _describe(
             hashed.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
         return hashed.hexdigest()
 
-    built = [_build_set(build, tuple(names), jnp.asarray(values)) for values in (sets[0], sets[-1])]
-    leaves, structure = jax.tree.flatten(eqx.filter(built, eqx.is_array))
     described: dict[str, Any] = {
         "names": names,
         "design": design,
         "sets": digest(sets),
         "times": digest(times),
-        "games, learners and initial parameters": digest(*leaves, np.array(str(structure))),
+        "games, learners and initial parameters": built,
     }
     if simulation is None:
         return described | {"rtol": rtol, "atol": atol, "max_steps": max_steps}
