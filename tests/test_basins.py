@@ -47,6 +47,7 @@ def test_the_dilemmas_limit_cycle_is_the_published_one():
     np.testing.assert_array_equal(found.labels, [0])
 
 
+@pytest.mark.slow
 def test_all_points_of_a_cycle_belong_to_it():
     wrapped = stateless([[3, 0], [5, 1]], 1.0, 0.8)
     params = starts(0, 150, 4.0, 5.0)

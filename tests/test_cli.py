@@ -283,6 +283,7 @@ def run(*words, cwd):
     )
 
 
+@pytest.mark.slow
 def test_as_a_program(tmp_path, done):
     finished = run("compare", "prisoners-dilemma", *SMALL, cwd=tmp_path)
     assert (finished.returncode, finished.stderr) == (0, "")

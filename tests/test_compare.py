@@ -129,11 +129,34 @@ def again(c):
     ("make", "leaf", "index", "agent", "entry"),
     [
         ("dilemma", lambda m: m[0][1], (2, 3, 0), 1, "state DD, action C"),
-        ("market", lambda m: m[0][0].theta, (2, 1, 2), 0, "theta state bust, action high"),
-        ("market", lambda m: m[0][0].V, (2, 1), 0, "V[1]"),
-        ("market", lambda m: m[0][1], (2, 0, 1), 1, "state boom, action out"),
-        ("untabulated", lambda m: m[0][0]["bias"], (2,), 0, "bias"),
-        ("untabulated", lambda m: m[0][0]["slope/a"], (2, 1), 0, "slope/a[1]"),
+        pytest.param(
+            "market",
+            lambda m: m[0][0].theta,
+            (2, 1, 2),
+            0,
+            "theta state bust, action high",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("market", lambda m: m[0][0].V, (2, 1), 0, "V[1]", marks=pytest.mark.slow),
+        pytest.param(
+            "market",
+            lambda m: m[0][1],
+            (2, 0, 1),
+            1,
+            "state boom, action out",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "untabulated", lambda m: m[0][0]["bias"], (2,), 0, "bias", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "untabulated",
+            lambda m: m[0][0]["slope/a"],
+            (2, 1),
+            0,
+            "slope/a[1]",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_largest_gap_is_named(monkeypatch, make, leaf, index, agent, entry):

@@ -170,7 +170,7 @@ def transient(form):
     return {"seed": 0, **sizes, "kinds": kinds, "form": form, "density": 0.5}
 
 
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=12)
 @hypothesis.example(transient("deterministic"))
 @hypothesis.example(transient("next_state"))
 @hypothesis.given(descriptions(states=6, joint_actions=16))

@@ -43,7 +43,7 @@ class Share(ex.AbstractLearner):
 # Golden values
 
 
-@pytest.mark.parametrize("case", ["pd", "random", "mixed"])
+@pytest.mark.parametrize("case", ["pd", "random", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_rest_point_and_eigenvalues_equal_golden(golden, wrapped_games, case):
     wrapped, values = wrapped_games[case], golden[case]
     found = ex.rest_point(wrapped, unflatten(wrapped, values["x0"]))

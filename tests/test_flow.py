@@ -197,6 +197,7 @@ def assert_slope(smooth, where, direction):
 RATES = ("learning_rate", "discount", "temperature", "epsilon")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "name"), [(0, "critic_rate"), *itertools.product([0, 1], RATES)])
 def test_derivative_by_a_hyper_parameter_equals_differences(smooth, agent, name):
     def where(point):
@@ -221,6 +222,7 @@ def test_derivative_by_an_array_equals_differences(smooth, name):
     assert_slope(smooth, places[name], direction)
 
 
+@pytest.mark.slow
 def test_derivative_through_a_dense_kernel_equals_differences():
     rng = np.random.default_rng(5)
     kernel, rewards = rng.dirichlet(np.ones(3), size=(3, 2)), rng.normal(size=(3, 2, 1))

@@ -29,7 +29,7 @@ def solved(golden, wrapped_games):
     return solve
 
 
-@pytest.mark.parametrize("case", ["pd", "random", "mixed"])
+@pytest.mark.parametrize("case", ["pd", "random", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_golden(golden, solved, case):
     values, found = golden[case], solved(case)
     assert_close(flatten_times(found.params), values["x_t"], 1e-7)
@@ -129,6 +129,7 @@ def exact_moments(rate, steps, scale):
     return mean, (points - mean).T @ (chances[:, None] * (points - mean))
 
 
+@pytest.mark.slow
 def test_exact_law_of_a_tiny_process():
     """N (E X - x) and N Cov X at N = 4, 8, extrapolated, against all 4^k histories."""
     end = 1.0
@@ -164,7 +165,8 @@ def test_periodic_chain_keeps_its_first_state():
     np.testing.assert_allclose(found.covariance, 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(ex.Sarsa, marks=pytest.mark.slow), ex.QLearning])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [ex.Sarsa, ex.QLearning])
 def test_moments_and_coverage_by_simulation(kind):
     """Random rewards on duplicate successors; SARSA's noise is not Q-learning's."""
     rng = np.random.default_rng(3)
@@ -234,6 +236,7 @@ def test_correlation_between_agents(golden, solved):
         found.correlation(0, 2)
 
 
+@pytest.mark.slow
 def test_kinks_beyond_those_tracked_are_an_error(golden, random):
     values = golden["random"]
     start = unflatten(random, values["x0"])
@@ -260,6 +263,7 @@ def test_smoothed_kinks_have_the_same_jump_in_the_limit(golden, random, solved):
     assert errors[1] < 0.6 * errors[0], (errors, size)
 
 
+@pytest.mark.slow
 def test_times_near_a_kink_are_warned_of(golden, pd):
     start = unflatten(pd, golden["pd"]["x0"])
     with pytest.warns(UserWarning, match=r"within 3 standard deviations of a kink .*agent 1"):

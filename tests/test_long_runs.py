@@ -74,7 +74,7 @@ def test_plans_cut_long_intervals_and_lose_no_step():
     assert len({len(b.lengths) for b in blocks}) == 1
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_numbers_do_not_depend_on_how_the_work_is_cut(wrapped, monkeypatch, dtype):
     reference = simulate(wrapped, dtype=dtype)
     assert_same(simulate(wrapped, dtype=dtype, batch_size=512), reference)
@@ -317,6 +317,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
     for count in (1, 2, 3):
         command = [sys.executable, "-c", DEVICES, str(count), str(tmp_path / f"{count}.npz")]

@@ -47,8 +47,8 @@ def brute_force_case(form, kinds, seed, **options):
     return case.wrapped, case.params, v, covariance
 
 
-BRUTE = [(form, ("q", "actor_critic")) for form in FORMS]
-BRUTE += [("duplicates", ("sarsa", "sarsa")), ("next_state", ("counterfactual", "sarsa"))]
+BRUTE = [("duplicates", ("sarsa", "sarsa")), ("next_state", ("counterfactual", "sarsa"))]
+BRUTE += [pytest.param(form, ("q", "actor_critic"), marks=pytest.mark.slow) for form in FORMS]
 
 
 @pytest.mark.parametrize(("form", "kinds"), BRUTE)

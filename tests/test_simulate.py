@@ -403,7 +403,10 @@ FROZEN = [
 ]
 
 
-@pytest.mark.parametrize(("num_actions", "kinds", "form", "density"), FROZEN)
+@pytest.mark.parametrize(
+    ("num_actions", "kinds", "form", "density"),
+    [*FROZEN[:2], *(pytest.param(*one, marks=pytest.mark.slow) for one in FROZEN[2:])],
+)
 def test_frozen_learners_reach_their_stationary_law(num_actions, kinds, form, density):
     """Learners of rate 0 and a ledger, started from the stationary law, which then stays."""
     rng = np.random.default_rng(30)
@@ -812,7 +815,10 @@ MIXTURES = [
 ]
 
 
-@pytest.mark.parametrize(("kinds", "dtype"), MIXTURES)
+@pytest.mark.parametrize(
+    ("kinds", "dtype"),
+    [*MIXTURES[-2:], *(pytest.param(*one, marks=pytest.mark.slow) for one in MIXTURES[:-2])],
+)
 def test_runs_do_not_depend_on_other_runs_on_report_times_or_on_batches(kinds, dtype):
     """Bitwise at one width of batches; to rounding at another, where XLA may order sums anew."""
     case = random_case(50, 3, (2, 3, 2, 2)[: len(kinds)], kinds, "next_state")
@@ -850,7 +856,9 @@ def test_runs_do_not_depend_on_other_runs_on_report_times_or_on_batches(kinds, d
             np.testing.assert_allclose(found, expected, rtol=0, atol=3 * tolerance)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
 def test_the_papers_example_is_the_same_bitwise_in_batches_of_any_size(kind):
     learner = make_learner(Spec(kind, 0.5, 0.9, 0.5, 0.1, 0.3))
     wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(1.5), [learner, learner])

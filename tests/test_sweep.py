@@ -257,6 +257,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     xarray.testing.assert_identical(complete, again)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(tmp_path):
     program = """
         import os, signal, sys

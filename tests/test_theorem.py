@@ -105,6 +105,7 @@ def tracked(wrapped, flow, scale):
     return ex.WrappedGame(wrapped.game, learners), Largest(learners)
 
 
+@pytest.mark.slow
 def test_the_largest_distance_is_tracked_exactly(example):
     """Against all steps of all runs: the same keys, hence the same runs."""
     wrapped, params, flow = example
