@@ -47,6 +47,7 @@ def test_files(done):
     assert (folder / "prisoners-dilemma.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_data_are_those_of_the_library(done):
     _, folder, _ = done
     with xarray.open_dataset(folder / "prisoners-dilemma.nc") as data:

@@ -220,6 +220,7 @@ def test_rest_points_follow_the_order_of_their_first_guesses():
     assert found[0].eigenvalues.shape == (4,)
 
 
+@pytest.mark.slow
 def test_batches_under_vmap_equal_single_ones(golden, random):
     guesses = np.stack([golden["random"]["fixed_point"], golden["random"]["x0"]])
     guesses = jax.vmap(lambda x: ravel_pytree(random.init())[1](x))(guesses)

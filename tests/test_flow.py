@@ -245,6 +245,7 @@ def test_derivative_through_a_dense_kernel_equals_differences():
 # Batches and compilation
 
 
+@pytest.mark.slow
 def test_batches_equal_single_solves():
     rng = np.random.default_rng(6)
     thetas = {

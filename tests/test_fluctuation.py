@@ -149,6 +149,7 @@ def test_exact_law_of_a_tiny_process():
     assert np.abs(found.bias[0]).min() > 0.03
 
 
+@pytest.mark.slow
 def test_periodic_chain_keeps_its_first_state():
     """One action, two states in turn: X is deterministic, and b with its layer is exact."""
     game = ex.MarkovGame.deterministic(np.array([[1], [0]]), np.array([[[1.0]], [[3.0]]]))
@@ -205,6 +206,7 @@ def test_moments_and_coverage_by_simulation(kind):
     np.testing.assert_allclose(inside, nominal, atol=error + 0.015)
 
 
+@pytest.mark.slow
 def test_band_is_the_delta_method(golden, mixed, solved):
     found, scale = solved("mixed"), 100.0
     band = found.band(mixed.policies, scale=scale)

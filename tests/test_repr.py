@@ -90,6 +90,7 @@ def test_solution_says_its_times_and_status(dilemma):
     )
 
 
+@pytest.mark.slow
 def test_batched_and_traced_solutions():
     seen = []
 
@@ -103,6 +104,7 @@ def test_batched_and_traced_solutions():
     assert seen == ["Solution(t = 5: traced)"]
 
 
+@pytest.mark.slow
 def test_sensitivities_say_by_what():
     found = ex.sensitivities(build, {"temperature": 0.5}, [5.0])
     assert repr(found) == "Sensitivities(t = 5, by temperature: successful)"

@@ -80,6 +80,7 @@ def test_a_grid_equals_single_solutions():
     assert json.loads(data.attrs["settings"])["rtol"] == 1e-8
 
 
+@pytest.mark.slow
 def test_a_paired_design_runs_along_sets():
     rng = np.random.default_rng(0)
     thetas = {"alpha": rng.uniform(0.01, 0.2, 5), "g": rng.uniform(1.1, 1.9, 5)}
