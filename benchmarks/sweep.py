@@ -1,9 +1,10 @@
-"""Sweeps of the averaged ODE: ms per parameter set, against one set at a time.
+"""Sweeps of the averaged ODE and of simulations: ms per parameter set, against one set at a time.
 
 The paper's example at random learning rates, discounts and temperatures, to t = 1000 with two save
 times. The baselines solve the same sets one by one: a Python loop over `ergodax.solve`, and SciPy's
 `solve_ivp` calling the same compiled drift at the same tolerance. Then the growth with the number
-of states: the dilemma with one to four remembered rounds.
+of states: the dilemma with one to four remembered rounds. Last, simulations of 2000 steps, against
+a Python loop over `ergodax.simulate`.
 
 Usage: python benchmarks/sweep.py [--quick]
 """
@@ -20,6 +21,7 @@ from scipy.integrate import solve_ivp
 
 import ergodax as ex
 from _common import golden, machine, q_learners, table
+from ergodax.simulate import Observe
 
 TOLERANCE = 1e-6
 TIMES = np.array([500.0, 1000.0])
@@ -31,10 +33,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and smaller sweeps")
     quick = parser.parse_args().quick
     jax.config.update("jax_enable_x64", True)
-    print(f"Sweeps of the averaged ODE at rtol = atol = {TOLERANCE:g}, float64.\n{machine()}\n")
+    ex.use_all_cores()
+    print(f"Sweeps, the averaged ODE at rtol = atol = {TOLERANCE:g}, float64.\n{machine()}\n")
     print(number_of_sets((10, 100, 1000) if quick else (10, 100, 1000, 10000)))
     print()
     print(number_of_states((1, 2, 3) if quick else (1, 2, 3, 4), 32 if quick else 128))
+    print()
+    print(number_of_runs((16, 64) if quick else (1, 16, 64, 256, 1024, 4096), 64))
 
 
 def build(theta):
@@ -161,6 +166,41 @@ def number_of_states(memories: tuple[int, ...], count: int) -> str:
         ]
         rows.append([str(cell) for cell in row])
     return table(["states", "parameters", "sets", "sweep, ms per set", "compile s"], rows)
+
+
+def number_of_runs(numbers: tuple[int, ...], count: int) -> str:
+    rows = []
+    thetas = random_design(count)
+    key, times = jax.random.key(0), [1000.0, 2000.0]
+    for runs in numbers:
+
+        def sets(runs=runs):
+            options = {"key": key, "runs": runs}
+            return ex.sweep(build, thetas, times, design="paired", simulation=options)
+
+        def loop(runs=runs):
+            for k in range(count):
+                wrapped, params0 = build({name: values[k] for name, values in thetas.items()})
+                observe = Observe(wrapped)
+                own = jax.random.fold_in(key, k)
+                ex.simulate(wrapped, params0, times, runs=runs, key=own, observe=observe)
+
+        start = time.perf_counter()
+        sets()
+        first = time.perf_counter() - start
+        swept, alone = best(sets), best(loop)
+        rows.append(
+            [
+                str(runs),
+                str(count),
+                f"{swept * 1e3 / count:.2f}",
+                f"{alone * 1e3 / count:.2f} ({alone / swept:.1f})",
+                f"{runs * times[-1] * count / swept / 1e6:.1f}",
+                f"{first - swept:.1f}",
+            ]
+        )
+    header = ["runs", "sets", "sweep, ms per set", "loop over simulate (ratio)"]
+    return table([*header, "million steps/s", "compile s"], rows)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ must agree bit for bit, float64 to rounding (or to the solver's tolerance, where
 differ), float32 in distribution.
 """
 
-import importlib
 import json
 import os
 import subprocess
@@ -24,10 +23,10 @@ import ergodax as ex
 from ergodax.devices import default_devices
 from ergodax.inputs import check_inputs
 from ergodax.streams import run_keys, threefry2x32, uniforms
+from ergodax.width import ACCELERATOR, PROCESSOR, bytes_of_run, limits_of, width_of
 from helpers import assert_close
 
 TS = np.array([0.0, 10.0, 60.0])
-simulate_module = importlib.import_module("ergodax.simulate")
 # A normal variable is beyond this with probability 1e-9.
 SIGMAS = 6.2
 
@@ -259,7 +258,7 @@ SINGLE = """
     def simulate(case):
         wrapped, params0 = case
         setting = block.Setting(
-            wrapped, jnp.asarray(1.0), lambda x: x, True, False, True,
+            wrapped, jnp.asarray(1.0), lambda x: x, True, False, True, 64,
             Mesh(np.array(jax.devices()), ("runs",)),
         )
         keys = run_keys(jax.random.key(0), jnp.arange(64, dtype=jnp.uint32))
@@ -337,13 +336,13 @@ def test_batches_suit_the_memory_of_an_accelerator():
     """A card is stood in for: all that is asked of it is its memory."""
 
     def limits(memory):
-        return simulate_module._limits(SimpleNamespace(platform="gpu", memory_stats=lambda: memory))
+        return limits_of(SimpleNamespace(platform="gpu", memory_stats=lambda: memory))
 
-    assert simulate_module._limits(jax.devices("cpu")[0]) == simulate_module._PROCESSOR
-    assert limits(None) == simulate_module._ACCELERATOR
+    assert limits_of(jax.devices("cpu")[0]) == PROCESSOR
+    assert limits(None) == ACCELERATOR
     assert limits({"bytes_limit": 2**34}).cache == 2**30
     wrapped, params0 = large()
     inputs = check_inputs(wrapped, params0, None, None, 2**30, "float32")
     size = 2 * 9 * 3 * 4
-    width = simulate_module._width(None, inputs, 1, limits({"bytes_limit": 2**30}))
+    width = width_of(None, bytes_of_run(inputs), inputs.runs, 1, limits({"bytes_limit": 2**30}))
     assert width * size <= 2**26 < 2 * width * size

@@ -16,7 +16,7 @@ import ergodax as ex
 
 checkpoint_module = importlib.import_module("ergodax.checkpoint")
 job_module = importlib.import_module("ergodax.job")
-simulate_module = importlib.import_module("ergodax.simulate")
+width_module = importlib.import_module("ergodax.width")
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -60,8 +60,8 @@ def _interrupt_after(monkeypatch, count):
 @pytest.fixture
 def short_blocks(monkeypatch):
     """Blocks of ten steps, so that intervals are cut and many blocks make a round."""
-    limits = simulate_module._PROCESSOR._replace(block=640)
-    monkeypatch.setattr(simulate_module, "_PROCESSOR", limits)
+    limits = width_module.PROCESSOR._replace(block=640)
+    monkeypatch.setattr(width_module, "PROCESSOR", limits)
     monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
 
 
@@ -78,8 +78,8 @@ def test_plans_cut_long_intervals_and_lose_no_step():
 def test_numbers_do_not_depend_on_how_the_work_is_cut(wrapped, monkeypatch, dtype):
     reference = simulate(wrapped, dtype=dtype)
     assert_same(simulate(wrapped, dtype=dtype, batch_size=512), reference)
-    limits = simulate_module._PROCESSOR._replace(block=640)
-    monkeypatch.setattr(simulate_module, "_PROCESSOR", limits)
+    limits = width_module.PROCESSOR._replace(block=640)
+    monkeypatch.setattr(width_module, "PROCESSOR", limits)
     assert_same(simulate(wrapped, dtype=dtype), reference, ("mean", "variance", "values", "final"))
     few = simulate(wrapped, TIMES[2:], dtype=dtype)
     for a, b in zip(jax.tree.leaves(few.values), jax.tree.leaves(reference.values), strict=True):

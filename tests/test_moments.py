@@ -41,6 +41,20 @@ def test_moments_are_those_of_all_runs_whatever_the_batches(runs):
         np.testing.assert_allclose(variance, values.var(axis=0, ddof=1), rtol=1e-9)
 
 
+@pytest.mark.parametrize("runs", [1, 5, 8, 40])
+def test_small_ensembles_have_the_same_moments_in_small_groups(runs):
+    rng = np.random.default_rng(runs)
+    size = 1 << (runs - 1).bit_length()
+    values, live = rng.normal(size=(3 * size, 4)), np.arange(3 * size) % size < runs
+    together = of_groups(jnp.asarray(values), jnp.asarray(values), jnp.asarray(live), size)
+    for k in range(3):
+        own = np.full((GROUP, 4), 7.0)
+        own[:runs] = values[k * size : k * size + runs]
+        alone = of_groups(jnp.asarray(own), jnp.asarray(own), jnp.arange(GROUP) < runs)
+        for found, expected in zip(together, alone, strict=True):
+            np.testing.assert_allclose(found[k], expected[0], rtol=1e-15, atol=1e-30)
+
+
 def test_an_unfinished_merger_goes_on_from_its_parts():
     rng = np.random.default_rng(0)
     batches = [

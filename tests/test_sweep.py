@@ -13,6 +13,8 @@ import pytest
 import xarray
 
 import ergodax as ex
+from ergodax.ensembles import simulate_ensembles
+from ergodax.simulate import Observe
 from helpers import assert_close
 
 TS = np.array([0.0, 5.0, 40.0])
@@ -105,23 +107,81 @@ def test_other_parameters_get_variables_of_their_own(tmp_path):
     xarray.testing.assert_identical(xarray.load_dataset(tmp_path / "sweep.nc"), data)
 
 
-def test_simulations_equal_single_ones():
-    key = jax.random.key(3)
-    thetas = {"alpha": [0.1, 0.3]}
-    options = {"runs": 24, "scale": 2, "initial_state": "CD"}
-    data = ex.sweep(dilemma, thetas, [4.0, 10.0], simulation={"key": key, **options})
-    for k in range(2):
-        wrapped, params0 = dilemma({"alpha": jnp.asarray(thetas["alpha"][k])})
+def assert_sets_equal_simulations(data, build, names, ts, *, key, **options):
+    for k in range(data.sizes[names[0]]):
+        wrapped, params0 = build({name: jnp.asarray(float(data[name][k])) for name in names})
         own = jax.random.fold_in(key, k)
-        expected = ex.simulate(wrapped, params0, [4.0, 10.0], key=own, **options)
-        for agent in range(2):
-            found = data.parameters[k, :, agent]
-            np.testing.assert_allclose(found, expected.mean[agent], rtol=1e-12)
-            found = data.parameters_variance[k, :, agent]
-            np.testing.assert_allclose(found, expected.variance[agent], rtol=1e-9, atol=1e-15)
-        np.testing.assert_allclose(data.state_frequency[k], expected.state_frequency)
-        np.testing.assert_allclose(data.rewards[k], expected.rewards)
+        expected = ex.simulate(wrapped, params0, ts, key=own, observe=Observe(wrapped), **options)
+        moments = zip(expected.mean, expected.variance, ("parameters", "policy"), strict=True)
+        for mean, variance, name in moments:
+            for agent in range(2):
+                np.testing.assert_allclose(data[name][k, :, agent], mean[agent], rtol=1e-12)
+                found = data[f"{name}_variance"][k, :, agent]
+                np.testing.assert_allclose(found, variance[agent], rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(data.state_frequency[k], expected.state_frequency, rtol=1e-12)
+        np.testing.assert_allclose(data.rewards[k], expected.rewards, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("runs", "batch_size"),
+    # Twelve ensembles fill 64 lanes in threes and fives; then one fills a device by itself.
+    [(24, None), (5, 1), (70, 3), (300, None)],
+)
+def test_simulations_equal_single_ones(runs, batch_size):
+    key, ts = jax.random.key(3), [4.0, 10.0]
+    thetas = {"alpha": np.linspace(0.05, 0.3, 12 if runs == 5 else 5)}
+    options = {"runs": runs, "scale": 2, "initial_state": "CD"}
+    simulation = {"key": key, **options}
+    data = ex.sweep(dilemma, thetas, ts, simulation=simulation, batch_size=batch_size)
+    assert_sets_equal_simulations(data, dilemma, ["alpha"], ts, key=key, **options)
+    assert np.all(data.parameters_variance[:, 1] > 0)
     np.testing.assert_allclose(data.policy.sum("action"), 1, rtol=1e-12)
+
+
+def test_simulations_with_first_states_of_their_own_in_single_precision():
+    key, ts = jax.random.key(4), [3.0]
+    options = {"runs": 3, "initial_state": [0, 3, 1], "dtype": jnp.float32}
+    data = ex.sweep(dilemma, {"g": [1.2, 1.8]}, ts, simulation={"key": key, **options})
+    assert_sets_equal_simulations(data, dilemma, ["g"], ts, key=key, **options)
+    # Each of three runs visits its first state in the first of three steps.
+    assert np.all(data.state_frequency.sel(state=["CC", "CD", "DD"]) >= 1 / 9 - 1e-12)
+
+
+def test_a_set_whose_runs_diverge_spoils_no_other():
+    simulation = {"key": jax.random.key(0), "runs": 2, "scale": 10}
+    growth = [-1.0, 50.0, -0.5]
+    with pytest.warns(UserWarning, match="1 of 3 sets failed"):
+        data = ex.sweep(stiff, {"growth": growth}, [5.0], simulation=simulation)
+    np.testing.assert_array_equal(data.result != 0, [False, True, False])
+    assert list(data.message) == ["successful", "2 of 2 runs became infinite or NaN", "successful"]
+    x = np.ones(3)
+    for _ in range(50):
+        x[[0, 2]] += np.array([-1.0, -0.5]) * x[[0, 2]] ** 2 / 10
+    found = data.parameters_agent0[[0, 2], 0]
+    np.testing.assert_allclose(found, x[[0, 2]], rtol=1e-12)
+
+
+def test_an_interrupted_sweep_of_simulations_goes_on(tmp_path, monkeypatch):
+    thetas, folder, ts = {"tau": np.linspace(0.4, 2, 5)}, tmp_path / "sweep", [3.0]
+    simulation = {"key": jax.random.key(1), "runs": 40}
+    expected = ex.sweep(dilemma, thetas, ts, simulation=simulation)
+    module, batches = sys.modules["ergodax.sweep"], []
+
+    def interrupted(plan, wrapped, params0, numbers):
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        batches.append(numbers)
+        return simulate_ensembles(plan, wrapped, params0, numbers)
+
+    monkeypatch.setattr(module, "simulate_ensembles", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ex.sweep(dilemma, thetas, ts, simulation=simulation, batch_size=1, folder=folder)
+    monkeypatch.undo()
+    assert len(list(folder.glob("piece-*"))) == 2
+    again = ex.sweep(dilemma, thetas, ts, simulation=simulation, folder=folder)
+    xarray.testing.assert_allclose(again, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="another sweep, which differs in runs"):
+        ex.sweep(dilemma, thetas, ts, simulation={**simulation, "runs": 41}, folder=folder)
 
 
 def test_learners_that_cannot_be_averaged_can_be_simulated():
@@ -231,6 +291,15 @@ def test_several_devices_share_the_sets():
             wrapped, params0 = build({"tau": tau})
             expected = ex.solve(wrapped, params0, [3.0]).params[0]
             np.testing.assert_allclose(data.parameters[k, :, 0], expected, rtol=1e-12)
+
+        for runs in (20, 70):
+            simulation = {"key": jax.random.key(0), "runs": runs}
+            taus = [0.5, 1.0, 2.0, 3.0, 4.0]
+            data = ex.sweep(build, {"tau": taus}, [3.0], simulation=simulation, batch_size=3)
+            for k, tau in enumerate(taus):
+                key = jax.random.fold_in(simulation["key"], k)
+                expected = ex.simulate(*build({"tau": tau}), [3.0], runs=runs, key=key).mean[0]
+                np.testing.assert_allclose(data.parameters[k, :, 0], expected, rtol=1e-12)
     """
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
@@ -373,6 +442,11 @@ def test_invalid_sets_are_named():
         ({"time": [1.0]}, {}, "name 'time' is that of another dimension"),
         ({"tau": [1.0], "g": [1.0, 2.0]}, {"design": "paired"}, "same length; found tau: 1, g: 2"),
         ({"tau": [1.0]}, {"simulation": {"runs": 2}}, "at least a random key"),
+        (
+            {"tau": [1.0]},
+            {"simulation": {"key": jax.random.key(0), "observe": None}},
+            "simulation takes key, runs, scale, initial_state, dtype; found 'observe'",
+        ),
         ({"tau": [1.0]}, {"batch_size": 0}, "batch_size must be a positive integer"),
     ],
 )

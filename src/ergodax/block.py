@@ -34,6 +34,7 @@ class Setting(eqx.Module):
         compensated: whether additions to the parameters are compensated.
         per_run: whether every run has a wrapped game of its own.
         keep_runs: whether the observable of every run is reported.
+        group: runs whose moments are taken together.
         mesh: the devices.
     """
 
@@ -43,6 +44,7 @@ class Setting(eqx.Module):
     compensated: bool = eqx.field(static=True)
     per_run: bool = eqx.field(static=True)
     keep_runs: bool = eqx.field(static=True)
+    group: int = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
 
 
@@ -149,7 +151,8 @@ def advance(
             lost = ~jnp.stack(finite).all(axis=0)
             total = (run.visits.astype(dtype), run.rewards.astype(dtype), lost.astype(dtype))
             floats = jax.tree.map(lambda v: v.astype(jnp.result_type(v, inverse_scale)), values)
-            return Record(of_groups(floats, total, live), values if setting.keep_runs else None)
+            moments = of_groups(floats, total, live, setting.group)
+            return Record(moments, values if setting.keep_runs else None)
 
         (_, ensemble), records = jax.lax.scan(stretch, (counter, ensemble), lengths)
         return from_lanes(ensemble), records

@@ -57,3 +57,18 @@ def steps_at(ts, scale: float) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray,
     close = np.abs(product - nearest) <= np.clip(1e-9 * nearest, 1e-9, 1e-3)
     steps = np.where(close, nearest, np.floor(product)).astype(np.int64)
     return steps, steps / scale
+
+
+def steps_between(steps: Int[np.ndarray, " K"], begun: int) -> Int[np.ndarray, " K"]:
+    """Steps up to each of them, from the one before or from those already taken.
+
+    Raises:
+        ValueError: if there are more at once than the kernel counts.
+    """
+    intervals = np.diff(steps, prepend=begun)
+    if intervals.max() >= 2**31:
+        raise ValueError(
+            f"{intervals.max()} steps between two report times are too many (2^31 - 1 at most); "
+            "add report times."
+        )
+    return intervals

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,17 +55,17 @@ class Inputs(NamedTuple):
         index = np.minimum(np.arange(first, first + count), self.runs - 1)
 
         def cut(tree, own):
-            return take(tree, index) if own else _repeat(tree, count)
+            return _rows(tree, index) if own else _repeat(tree, count)
 
         if self.own_game:
-            wrapped, observe = take((self.wrapped, observe), index)
+            wrapped, observe = _rows((self.wrapped, observe), index)
         else:
             wrapped = self.wrapped
         rows = self._replace(
             wrapped=wrapped,
             params0=cut(self.params0, self.own_params),
             law=cut(self.law, jnp.ndim(self.law) == 2),
-            ensemble=take(self.ensemble, index),
+            ensemble=_rows(self.ensemble, index),
         )
         return rows, observe
 
@@ -72,6 +73,10 @@ class Inputs(NamedTuple):
 def take(tree: Any, index: Any) -> Any:
     """The rows of all arrays of a pytree."""
     return jax.tree.map(lambda a: a[index] if isinstance(a, jax.Array | np.ndarray) else a, tree)
+
+
+# All arrays at once: each by itself takes longer to dispatch than to read.
+_rows = eqx.filter_jit(take)
 
 
 def _repeat(tree, count):
@@ -120,7 +125,7 @@ def check_inputs(
     dtype = _check_dtype(dtype, params0)
     if ensemble is not None:
         _check_ensemble(ensemble, one, dtype)
-    wrapped, params0 = _cast((wrapped, params0), dtype)
+    wrapped, params0 = cast((wrapped, params0), dtype)
     if ensemble is None:
         law = np.asarray(first_state_law(wrapped.game, initial_state), dtype)
     else:
@@ -160,16 +165,16 @@ def _leading(name: str, tree) -> int:
     return lengths.pop()
 
 
-def _cast(tree, dtype):
+def cast(tree: Any, dtype: Any) -> Any:
     """The same pytree with all floating-point leaves in one precision."""
 
-    def cast(leaf):
+    def of_leaf(leaf):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             return leaf  # a function, say
         leaf = jnp.asarray(leaf)
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(of_leaf, tree)
 
 
 def check_count(name: str, count: Any) -> int:

@@ -1,11 +1,12 @@
 """The host's part of a simulation: rounds of runs, blocks of steps, and what has come of them.
 
 A round is as many runs as all devices hold. It is carried through all blocks of steps; then its
-moments are merged with those of the rounds before it.
+moments are merged with those of the rounds before it. Moments are those of all runs, or of several
+ensembles, equally many consecutive runs each.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,6 @@ from . import block
 from .inputs import Inputs
 from .kernel import words_of
 from .moments import Merger, Moments, merge_tree
-from .streams import run_keys
 
 # Stretches of steps per block.
 _STRETCHES = 32
@@ -68,15 +68,33 @@ class Progress(NamedTuple):
 
     Attributes:
         done: number of runs that are complete.
-        merger: their moments.
+        mergers: their moments, one of every ensemble.
         ensemble: where the runs of this round stand; None before its first block.
         records: their moments, one entry per block done.
     """
 
     done: int
-    merger: Merger
+    mergers: tuple[Merger, ...]
     ensemble: Any
     records: tuple[Moments, ...]
+
+
+class Summary(NamedTuple):
+    """What has come of ensembles of runs; each leaf `[E, K, ...]`.
+
+    Attributes:
+        mean: mean over runs of the observable.
+        variance: its variance over runs.
+        state_frequency: share of steps in each state since the previous time.
+        rewards: mean reward per step since then; like the share NaN where no step was taken.
+        lost: number of runs no longer finite.
+    """
+
+    mean: Any
+    variance: Any
+    state_frequency: np.ndarray
+    rewards: np.ndarray
+    lost: np.ndarray
 
 
 class Job:
@@ -91,29 +109,38 @@ class Job:
         self,
         setting: block.Setting,
         inputs: Inputs,
-        key: Array,
+        keys: Callable[[Array], Array],
         *,
         width: int,
         begun: int,
         intervals: np.ndarray,
         block_steps: int,
+        ensembles: int = 1,
+        counted: np.ndarray | None = None,
     ):
         """Plans the work and compiles it.
 
         Args:
             setting: what is simulated.
             inputs: what the runs start from.
-            key: a JAX random key.
+            keys: returns the key words of runs, by their numbers.
             width: runs of one device.
             begun: steps already taken.
             intervals: steps up to each report time, `[K]`.
             block_steps: steps of a block, at most.
+            ensembles: number of ensembles E. If there are several, each has a power of two of runs,
+                and a round holds whole ones.
+            counted: which runs count, `[R]`, of every ensemble the first ones; all by default.
         """
         self._setting, self._observe = setting, setting.observe
-        self._inputs, self._key, self._runs = inputs, key, inputs.runs
+        self._inputs, self._keys_of, self._runs = inputs, keys, inputs.runs
         self._width, self._round, self._begun = width, width * setting.mesh.size, begun
-        self._blocks = plan(intervals, block_steps)
-        self._progress = Progress(0, Merger(), None, ())
+        self._size = self._runs // ensembles
+        # Runs of one ensemble on one device.
+        self._chunk = width if ensembles == 1 else min(width, self._size)
+        self._counting = np.ones(self._runs, bool) if counted is None else counted
+        self._intervals, self._blocks = intervals, plan(intervals, block_steps)
+        self._progress = Progress(0, (Merger(),) * ensembles, None, ())
         self._begin_round()
         # A block without steps takes as long as its compilation.
         first = self._blocks[0]
@@ -139,7 +166,7 @@ class Job:
         while self.done < self._runs:
             for b in self._blocks[len(self._progress.records) :]:
                 ensemble, record = self._advance(b.lengths)
-                moments = self._of_devices(jax.device_get(record.moments))
+                moments = self._of_chunks(jax.device_get(record.moments))
                 self._keep(record.values, b.ends)
                 records = (*self._progress.records, moments)
                 self._progress = self._progress._replace(ensemble=ensemble, records=records)
@@ -164,9 +191,25 @@ class Job:
                 self.final = None
         return count
 
-    def moments(self) -> Moments:
-        """Moments of the complete runs, with a leading axis of report times."""
-        return self._progress.merger.result()
+    def summary(self) -> Summary:
+        """What has come of the complete runs of all ensembles, at the times that are complete."""
+        results = [merger.result() for merger in self._progress.mergers]
+        moments = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
+        visits, rewards, lost = moments.total
+        runs = moments.count
+        taken = (runs * self._intervals[: runs.shape[1]])[..., None]
+
+        def variance(square):
+            return square / (runs - 1).reshape(*runs.shape, *(1,) * (square.ndim - 2))
+
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return Summary(
+                mean=jax.tree.map(np.add, moments.origin, moments.mean),
+                variance=jax.tree.map(variance, moments.square),
+                state_frequency=visits / taken,
+                rewards=rewards / taken,
+                lost=lost,
+            )
 
     @property
     def _live(self) -> int:
@@ -176,11 +219,13 @@ class Job:
     def _begin_round(self) -> None:
         rows, observe = self._inputs.rows(self.done, self._round, self._observe)
         self._setting = dataclasses.replace(self._setting, wrapped=rows.wrapped, observe=observe)
-        keys = run_keys(self._key, jnp.arange(self.done, self.done + self._round, dtype=jnp.uint32))
+        numbers = jnp.arange(self.done, self.done + self._round, dtype=jnp.uint32)
+        keys = self._keys_of(numbers)
         ensemble = rows.ensemble
         if ensemble is None:
             ensemble = block.start(self._setting, keys, rows.params0, rows.law)
-        counted = np.arange(self._round) < self._live
+        counted = np.zeros(self._round, bool)
+        counted[: self._live] = self._counting[self.done : self.done + self._live]
         self._keys, ensemble, self._counted = self._spread((keys, ensemble, counted))
         self._progress = self._progress._replace(ensemble=ensemble, records=())
 
@@ -203,13 +248,13 @@ class Job:
         """Steps of the stretches in the first blocks."""
         return [int(length) for b in self._blocks[:blocks] for length in b.lengths]
 
-    def _of_devices(self, moments: Moments) -> Moments:
-        """Merges the groups `[B, G]` of every device, in float64: `[B, devices]`."""
-        devices = self._setting.mesh.size
+    def _of_chunks(self, moments: Moments) -> Moments:
+        """Merges the groups `[B, G]` of every chunk of the round, in float64: `[B, chunks]`."""
+        groups = self._chunk // self._setting.group
 
         def by_group(leaf):
             leaf = np.asarray(leaf, dtype=float)
-            leaf = leaf.reshape(leaf.shape[0], devices, -1, *leaf.shape[2:])
+            leaf = leaf.reshape(leaf.shape[0], -1, groups, *leaf.shape[2:])
             return np.moveaxis(leaf, 2, 0)
 
         return merge_tree(jax.tree.map(by_group, moments))
@@ -234,20 +279,20 @@ class Job:
         moments = jax.tree.map(lambda leaf: leaf[last], moments)
         sums = (np.add.reduceat(visits, first), np.add.reduceat(rewards, first), lost[last])
         moments = moments._replace(total=sums)
-        done, merger = self.done, self._progress.merger.copy()
-        for device in range(self._setting.mesh.size):
-            if device * self._width < self._live:
-                merger.add(jax.tree.map(lambda leaf, d=device: leaf[:, d], moments))
+        done, mergers = self.done, tuple(merger.copy() for merger in self._progress.mergers)
+        for chunk, first in enumerate(range(0, self._live, self._chunk)):
+            own = jax.tree.map(lambda leaf, k=chunk: leaf[:, k], moments)
+            mergers[(done + first) // self._size].add(own)
 
         def store(all_runs, new):
             all_runs[done : done + self._live] = np.asarray(new)[: self._live]
 
         jax.tree.map(store, self.final, self._progress.ensemble)
-        self._progress = Progress(done + self._live, merger, None, ())
+        self._progress = Progress(done + self._live, mergers, None, ())
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that is needed to go on, by name."""
-        done, merger, ensemble, records = self._progress
+        """All that is needed to go on with one ensemble, by name."""
+        done, (merger,), ensemble, records = self._progress
         kept = done + (self._live if records else 0)
         trees = {
             "part": merger.parts,
@@ -275,7 +320,7 @@ class Job:
             return [arrays[f"{name}{k}"] for k in range(count)]
 
         ensemble, record = self._template
-        structure = jax.tree.structure(self._of_devices(record.moments))
+        structure = jax.tree.structure(self._of_chunks(record.moments))
         size = structure.num_leaves
 
         def moments(name):
@@ -285,8 +330,8 @@ class Job:
         whole = jax.tree.leaves((self.final, self.values))
         for all_runs, part in zip(whole, leaves("final") + leaves("value"), strict=True):
             all_runs[: len(part)] = part
-        merger = Merger(arrays["sizes"].tolist(), moments("part"))
-        self._progress = Progress(int(arrays["done"]), merger, None, ())
+        mergers = (Merger(arrays["sizes"].tolist(), moments("part")),)
+        self._progress = Progress(int(arrays["done"]), mergers, None, ())
         if self.done == self._runs:
             return
         self._begin_round()
@@ -295,4 +340,4 @@ class Job:
         same = arrays["round"].tolist() == [self._round, *self._lengths_done(len(records))]
         if records and same:
             found = jax.tree.structure(ensemble).unflatten(leaves("ensemble"))
-            self._progress = Progress(self.done, merger, self._spread(found), records)
+            self._progress = Progress(self.done, mergers, self._spread(found), records)

@@ -35,18 +35,20 @@ class Moments(NamedTuple):
     total: Any
 
 
-def of_groups(values: Any, total: Any, live) -> Moments:
+def of_groups(values: Any, total: Any, live, size: int = GROUP) -> Moments:
     """Moments of consecutive groups of runs.
 
     Args:
-        values: arrays `[R, ...]`, R a multiple of `GROUP`.
+        values: arrays `[R, ...]`, R a multiple of `size`.
         total: arrays `[R, ...]` to be summed.
         live: `[R]`, which runs count; in every group the first ones.
+        size: runs of a group, a power of two. Those of a small ensemble that stands alone in a
+            group of `GROUP` have the same moments in a smaller one.
 
     Returns:
-        Moments with a leading axis of R / GROUP groups.
+        Moments with a leading axis of R / size groups.
     """
-    live = live.reshape(-1, GROUP)
+    live = live.reshape(-1, size)
     count = jnp.sum(live, axis=1)
 
     def sum_live(leaf):
@@ -58,7 +60,7 @@ def of_groups(values: Any, total: Any, live) -> Moments:
         return leaf[:, 0]
 
     def grouped(leaf):
-        return leaf.reshape(-1, GROUP, *leaf.shape[1:])
+        return leaf.reshape(-1, size, *leaf.shape[1:])
 
     values = jax.tree.map(grouped, values)
     origin = jax.tree.map(lambda leaf: leaf[:, 0], values)

@@ -4,12 +4,13 @@ The host drives compiled blocks of steps, batch by batch of runs; between blocks
 shows progress, saves, and can be interrupted.
 """
 
+import functools
 import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -21,9 +22,9 @@ from tqdm import tqdm
 
 from .block import AXIS, Setting
 from .checkpoint import Checkpoint
-from .clock import check_scale, check_times, steps_at
+from .clock import check_scale, check_times, steps_at, steps_between
 from .devices import default_devices
-from .inputs import Inputs, check_count, check_inputs, take
+from .inputs import Inputs, check_inputs, take
 from .job import Job
 from .kernel import Ensemble
 from .labels import (
@@ -39,35 +40,13 @@ from .labels import (
 )
 from .moments import GROUP
 from .results import RESULTS
+from .streams import run_keys
 from .text import describe_result, describe_times
+from .width import bytes_of_run, limits_of, width_of
 from .wrapped import WrappedGame
 
 if TYPE_CHECKING:
     import xarray
-
-
-class _Limits(NamedTuple):
-    """What suits a kind of device.
-
-    Attributes:
-        widest: runs of a batch, at most.
-        cache: bytes of their parameters, at most.
-        block: steps of all runs of a batch in one block, at most.
-        longest: steps of a block, at most.
-    """
-
-    widest: int
-    cache: int
-    block: int
-    longest: int
-
-
-# What a core can hold near it, and a fraction of a second between two looks at the keyboard.
-_PROCESSOR = _Limits(widest=512, cache=2**21, block=2**24, longest=2**24)
-# A step of few runs takes an accelerator as long as one of many: its launches.
-_ACCELERATOR = _Limits(widest=2**20, cache=2**32, block=2**31, longest=2**13)
-# Share of an accelerator's memory for the parameters; all arrays of a block take seven times that.
-_SHARE = 1 / 16
 
 
 def _parameters(params):
@@ -292,19 +271,14 @@ def simulate(
     scale = check_scale(scale)
     steps, times = steps_at(ts, scale)
     begun = 0 if start is None else _check_start(start, key, scale, steps)
-    intervals = np.diff(steps, prepend=begun)
-    if intervals.max() >= 2**31:
-        raise ValueError(
-            f"{intervals.max()} steps between two report times are too many (2^31 - 1 at most); "
-            "add report times."
-        )
+    intervals = steps_between(steps, begun)
     ensemble = None if start is None else start.final
     inputs = check_inputs(wrapped, params0, initial_state, ensemble, runs, dtype)
     compensated = inputs.dtype == np.float32
     if ensemble is not None:
         compensated = ensemble.compensation is not None
     devices = default_devices() if devices is None else list(devices)
-    limits = _limits(devices[0])
+    limits = limits_of(devices[0])
     _check_memory(inputs, observe, len(times) if keep_runs else 0)
 
     unfinished = Checkpoint(
@@ -313,7 +287,7 @@ def simulate(
         (steps, begun, scale, keep_runs),
     )
     saved = unfinished.load()
-    width = _width(batch_size, inputs, len(devices), limits)
+    width = width_of(batch_size, bytes_of_run(inputs), inputs.runs, len(devices), limits)
     if saved is not None:
         width = int(saved["width"])
 
@@ -326,10 +300,11 @@ def simulate(
             compensated=compensated,
             per_run=inputs.own_game,
             keep_runs=keep_runs,
+            group=GROUP,
             mesh=Mesh(np.array(devices), (AXIS,)),
         ),
         inputs,
-        key,
+        functools.partial(run_keys, key),
         width=width,
         begun=begun,
         intervals=intervals,
@@ -369,37 +344,34 @@ def simulate(
             stacklevel=2,
         )
 
-    moments = job.moments()
-    visits, rewards, lost = moments.total
-    if lost[-1]:
+    summary = jax.tree.map(lambda leaf: leaf[0], job.summary())
+    if summary.lost[-1]:
         result = RESULTS.nonfinite
         warnings.warn(
-            f"{lost[-1]:.0f} of {job.done} runs became infinite or NaN, the first by t = "
-            f"{times[np.argmax(lost > 0)]:.6g}: are the updates too large for their scale?",
+            f"{summary.lost[-1]:.0f} of {job.done} runs became infinite or NaN, the first by t = "
+            f"{times[np.argmax(summary.lost > 0)]:.6g}: are the updates too large for their scale?",
             stacklevel=2,
         )
-    taken = job.done * np.diff(steps[:count], prepend=begun)[:, None]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return Simulation(
-            wrapped=wrapped,
-            ts=times[:count],
-            steps=steps[:count],
-            mean=jax.tree.map(np.add, moments.origin, moments.mean),
-            variance=jax.tree.map(lambda square: square / (job.done - 1.0), moments.square),
-            values=jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values),
-            state_frequency=visits / taken,
-            rewards=rewards / taken,
-            observed=_observed(observe),
-            final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
-            scale=scale,
-            runs=job.done,
-            compensated=compensated,
-            key_data=np.asarray(jax.random.key_data(key)),
-            compile_seconds=compiled - before,
-            run_seconds=finished - compiled,
-            steps_taken=steps_taken,
-            result=result,
-        )
+    return Simulation(
+        wrapped=wrapped,
+        ts=times[:count],
+        steps=steps[:count],
+        mean=summary.mean,
+        variance=summary.variance,
+        values=jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values),
+        state_frequency=summary.state_frequency,
+        rewards=summary.rewards,
+        observed=_observed(observe),
+        final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
+        scale=scale,
+        runs=job.done,
+        compensated=compensated,
+        key_data=np.asarray(jax.random.key_data(key)),
+        compile_seconds=compiled - before,
+        run_seconds=finished - compiled,
+        steps_taken=steps_taken,
+        result=result,
+    )
 
 
 def _check_start(start: Simulation, key, scale: float, steps) -> int:
@@ -416,29 +388,6 @@ def _check_start(start: Simulation, key, scale: float, steps) -> int:
             f"{steps[0] / scale:g}."
         )
     return int(start.steps[-1])
-
-
-def _limits(device: Any) -> _Limits:
-    """What suits a device."""
-    if device.platform == "cpu":
-        return _PROCESSOR
-    memory = (device.memory_stats() or {}).get("bytes_limit", _ACCELERATOR.cache / _SHARE)
-    return _ACCELERATOR._replace(cache=int(_SHARE * memory))
-
-
-def _width(batch_size, inputs: Inputs, devices: int, limits: _Limits) -> int:
-    """Runs of one device at a time: a power of two times `GROUP`."""
-    if batch_size is None:
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs.like))
-        batch_size = max(GROUP, min(limits.widest, limits.cache // max(size, 1)))
-        width = GROUP * 2 ** int(np.log2(batch_size / GROUP))
-    else:
-        width = GROUP * 2 ** int(
-            np.ceil(np.log2(max(1, check_count("batch_size", batch_size) / GROUP)))
-        )
-    while width > GROUP and width // 2 * devices >= inputs.runs:
-        width //= 2
-    return width
 
 
 def _check_memory(inputs: Inputs, observe, kept_times: int) -> None:

@@ -27,13 +27,13 @@ from tqdm import tqdm
 from .clock import check_times
 from .devices import default_devices
 from .drift import flat_drift
+from .ensembles import Plan, plan, simulate_ensembles
 from .files import prepare_folder, replacing
 from .flow import solve
 from .game import MarkovGame
 from .labels import TIME_UNITS, attributes, decode, game_coordinates, parts, tables, versions
 from .learner import is_within
 from .results import RESULTS
-from .simulate import Observe, simulate
 from .stationary import check_ergodic
 from .wrapped import WrappedGame
 
@@ -80,13 +80,13 @@ def sweep(
         design: `"grid"`: every combination of the values, one dimension per name; `"paired"`: the
             k-th set takes the k-th value of every name (a random design, say), along the dimension
             `set`.
-        simulation: arguments of `simulate` (`key`, `runs`, `scale`, ..); by default the ODE is
-            solved. Set k uses the key `fold_in(key, k)`.
+        simulation: arguments of `simulate`: `key` and, if wanted, `runs`, `scale`, `initial_state`
+            and `dtype`; by default the ODE is solved. Set k uses the key `fold_in(key, k)`.
         rtol: relative tolerance per step of the ODE solver.
         atol: absolute tolerance per step.
         max_steps: largest number of solver steps.
-        batch_size: sets solved together; by default 128, on a GPU all, fewer where the game is
-            large. The ODE only: simulations are batched over their runs.
+        batch_size: sets solved or simulated together, rounded up to fill the devices; by default as
+            many as suit them. Sets of so many runs that one fills the devices go one by one.
         folder: where to write batches, and to look for those of an earlier call.
         progress: show a progress bar.
 
@@ -111,13 +111,17 @@ def sweep(
     times = np.asarray(ts, dtype=float)
     names, sets, shape = _design(thetas, design)
     count = math.prod(shape)
-    if simulation is not None and not {"key"} <= set(simulation):
-        raise ValueError("simulation must hold at least a random key, `key`.")
+    if simulation is not None:
+        _check_options(simulation)
     wrapped, params0 = _trace(build, names, sets)
-    if simulation is None:
-        check_ergodic(*_first_set(build, names, sets))
     mesh = Mesh(np.array(default_devices()), ("sets",))
     size = _batch_size(batch_size, wrapped, params0, len(times), mesh, count)
+    first = _first_set(build, names, sets)
+    planned = None
+    if simulation is None:
+        check_ergodic(*first)
+    else:
+        planned = plan(*first, times, count, batch_size, **simulation)
     pace = _survey(build, wrapped, names, sets, size, simulation is None)
 
     store = None if folder is None else Path(folder)
@@ -133,11 +137,11 @@ def sweep(
     rest = np.setdiff1d(np.arange(count), np.concatenate(done) if done else [])
     rest = rest[np.argsort(pace[rest], kind="stable")]
 
-    if simulation is None:
+    if planned is None:
         options = (times, rtol, atol, max_steps, mesh)
         batches = _solve_batches(build, names, sets, rest, size, options)
     else:
-        batches = _simulate_sets(build, names, sets, rest, times, simulation)
+        batches = _simulate_batches(build, names, sets, np.sort(rest), planned)
     structure = _outcome_structure(params0, wrapped, simulation is None)
     with tqdm(
         total=count, initial=count - len(rest), unit="set", disable=not progress
@@ -167,6 +171,16 @@ def sweep(
             stacklevel=2,
         )
     return _label(wrapped.game, outcome, thetas, design, times, simulation, rtol, atol)
+
+
+def _check_options(simulation: Mapping[str, Any]) -> None:
+    """Raises ValueError if simulations are asked for what a sweep of them has not."""
+    known = ("key", "runs", "scale", "initial_state", "dtype")
+    if "key" not in simulation:
+        raise ValueError("simulation must hold at least a random key, `key`.")
+    unknown = [name for name in simulation if name not in known]
+    if unknown:
+        raise ValueError(f"simulation takes {', '.join(known)}; found {unknown[0]!r}.")
 
 
 # The sets
@@ -413,34 +427,39 @@ def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
 
 
 @eqx.filter_jit
-def _build_set(build, names, values):
-    return build(_theta(names, values))
+def _build_sets(build, names, values):
+    """What is built for several sets, with a leading axis on every array."""
+    others: Any = None
+
+    def arrays_of(values):
+        nonlocal others
+        arrays, others = eqx.partition(build(_theta(names, values)), eqx.is_array)
+        return arrays
+
+    # One after the other, so that rounding does not depend on how many there are.
+    return eqx.combine(jax.lax.map(arrays_of, values), others)
 
 
-def _simulate_sets(build: Build, names, sets, rest, times, simulation):
-    key, options = simulation["key"], {k: v for k, v in simulation.items() if k != "key"}
-    for one in np.sort(rest):
-        wrapped, params0 = _build_set(build, tuple(names), jnp.asarray(sets[one]))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* runs became infinite or NaN")
-            ended = simulate(
-                wrapped,
-                params0,
-                times,
-                key=jax.random.fold_in(key, int(one)),
-                observe=Observe(wrapped),
-                **options,
-            )
+def _simulate_batches(build: Build, names, sets, rest, planned: Plan):
+    for chosen in _batches(rest, planned.together):
+        numbers = _padded(chosen, planned.together)
+        wrapped, params0 = _build_sets(build, tuple(names), jnp.asarray(sets[numbers]))
+        found = simulate_ensembles(planned, wrapped, params0, numbers)
         outcome = {
-            "parameters": ended.mean[0],
-            "policy": ended.mean[1],
-            "parameters_variance": ended.variance[0],
-            "policy_variance": ended.variance[1],
-            "state_frequency": ended.state_frequency,
-            "rewards": ended.rewards,
+            "parameters": found.mean[0],
+            "policy": found.mean[1],
+            "parameters_variance": found.variance[0],
+            "policy_variance": found.variance[1],
+            "state_frequency": found.state_frequency,
+            "rewards": found.rewards,
         }
-        outcome |= _ended(ended.result)
-        yield np.array([one]), jax.tree.map(lambda leaf: np.asarray(leaf)[None], outcome)
+        good, bad = _ended(RESULTS.successful), _ended(RESULTS.nonfinite)
+        lost, runs = found.lost[:, -1], planned.inputs.runs
+        outcome["result"] = np.where(lost > 0, bad["result"], good["result"])
+        texts = [f"{n:.0f} of {runs} runs became infinite or NaN" for n in lost]
+        outcome["message"] = np.where(lost > 0, texts, good["message"])
+        count = len(chosen)
+        yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
 
 
 def _ended(results: Any) -> dict[str, np.ndarray]:
@@ -462,18 +481,12 @@ def _outcome_structure(params0, wrapped, averaged: bool):
 # The folder
 
 
-@eqx.filter_jit
-def _build_sets(build, names, values):
-    # One after the other, so that rounding does not depend on how many there are.
-    return jax.lax.map(lambda v: eqx.filter(build(_theta(names, v)), eqx.is_array), values)
-
-
 def _digest_built(build: Build, names, sets, size: int) -> str:
     """A digest of all that `build` returns for all sets, whatever the size of the batches."""
     hashed: list[Any] = []
     for chosen in _batches(np.arange(len(sets)), size):
         built = _build_sets(build, tuple(names), jnp.asarray(sets[_padded(chosen, size)]))
-        leaves, structure = jax.tree.flatten(built)
+        leaves, structure = jax.tree.flatten(eqx.filter(built, eqx.is_array))
         hashed = hashed or [hashlib.sha256(str(structure).encode()) for _ in leaves]
         for one, leaf in zip(hashed, jax.device_get(leaves), strict=True):
             one.update(np.ascontiguousarray(leaf[: len(chosen)]))
@@ -501,7 +514,7 @@ def _describe(
     }
     if simulation is None:
         return described | {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-    options = {k: repr(v) for k, v in simulation.items() if k not in ("key", "progress")}
+    options = {k: repr(v) for k, v in simulation.items() if k != "key"}
     return described | {"key": digest(jax.random.key_data(simulation["key"]))} | options
 
 
