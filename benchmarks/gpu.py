@@ -34,6 +34,8 @@ TOLERANCE = 1e-6
 TIMES = (500.0, 1000.0)
 # Of a solution that is differentiated: its path is stored at up to this many steps.
 STORED = 512
+# Before the first array.
+jax.config.update("jax_enable_x64", True)
 PAPER = q_learners(golden("pd"))
 
 
@@ -41,7 +43,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small, for a processor too")
     quick = parser.parse_args().quick
-    jax.config.update("jax_enable_x64", True)
     began = time.perf_counter()
     device = jax.devices()[0]
     kind = "a processor, not a GPU" if device.platform == "cpu" else "an accelerator"

@@ -25,6 +25,9 @@ from ergodax.simulate import Observe
 
 TOLERANCE = 1e-6
 TIMES = np.array([500.0, 1000.0])
+# Before the first array.
+jax.config.update("jax_enable_x64", True)
+ex.use_all_cores()
 PAPER = q_learners(golden("pd"))
 
 
@@ -32,8 +35,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller sweeps")
     quick = parser.parse_args().quick
-    jax.config.update("jax_enable_x64", True)
-    ex.use_all_cores()
     print(f"Sweeps, the averaged ODE at rtol = atol = {TOLERANCE:g}, float64.\n{machine()}\n")
     print(number_of_sets((10, 100, 1000) if quick else (10, 100, 1000, 10000)))
     print()

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ import ergodax as ex
 from ergodax.ensembles import simulate_ensembles
 from ergodax.simulate import Observe
 from helpers import assert_close
+
+sweep_module = importlib.import_module("ergodax.sweep")
 
 TS = np.array([0.0, 5.0, 40.0])
 
@@ -165,7 +168,7 @@ def test_an_interrupted_sweep_of_simulations_goes_on(tmp_path, monkeypatch):
     thetas, folder, ts = {"tau": np.linspace(0.4, 2, 5)}, tmp_path / "sweep", [3.0]
     simulation = {"key": jax.random.key(1), "runs": 40}
     expected = ex.sweep(dilemma, thetas, ts, simulation=simulation)
-    module, batches = sys.modules["ergodax.sweep"], []
+    batches = []
 
     def interrupted(plan, wrapped, params0, numbers):
         if len(batches) == 2:
@@ -173,7 +176,7 @@ def test_an_interrupted_sweep_of_simulations_goes_on(tmp_path, monkeypatch):
         batches.append(numbers)
         return simulate_ensembles(plan, wrapped, params0, numbers)
 
-    monkeypatch.setattr(module, "simulate_ensembles", interrupted)
+    monkeypatch.setattr(sweep_module, "simulate_ensembles", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ex.sweep(dilemma, thetas, ts, simulation=simulation, batch_size=1, folder=folder)
     monkeypatch.undo()
@@ -465,3 +468,16 @@ def test_progress_counts_sets(capsys):
         warnings.simplefilter("error")
         ex.sweep(dilemma, {"tau": [0.5, 1.0]}, TS, progress=True)
     assert "2/2" in capsys.readouterr().err
+
+
+def test_batches_suit_the_size_of_the_game():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("sets",))
+
+    def size(memory, count=10_000):
+        game = ex.games.repeated(np.ones((2, 2, 2)), memory=memory)
+        wrapped = ex.WrappedGame(game, [ex.QLearning(0.1)] * 2)
+        return sweep_module._batch_size(None, wrapped, wrapped.init(), 2, mesh, count)
+
+    assert size(1) == 128
+    assert size(1, 7) == 7
+    assert 2 <= size(4) <= 16

@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     limits: Limits
 
 
-def plan(
+def plan_ensembles(
     wrapped: WrappedGame,
     params0: Any,
     ts: Any,

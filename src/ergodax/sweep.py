@@ -5,13 +5,12 @@ slowest is done. So batches are made of sets alike: in the order of a rough rate
 `|DF F| / |F|` at the start, which costs two evaluations of the drift.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,26 +25,33 @@ from tqdm import tqdm
 
 from .clock import check_times
 from .devices import default_devices
-from .drift import flat_drift
-from .ensembles import Plan, plan, simulate_ensembles
+from .ensembles import Plan, plan_ensembles, simulate_ensembles
 from .files import prepare_folder, replacing
 from .flow import solve
 from .game import MarkovGame
 from .labels import TIME_UNITS, attributes, decode, game_coordinates, parts, tables, versions
-from .learner import is_within
 from .results import RESULTS
+from .sets import (
+    Build,
+    batches_of,
+    build_sets,
+    first_set,
+    make_sets,
+    named,
+    padded,
+    survey,
+    trace_sets,
+)
 from .stationary import check_ergodic
-from .wrapped import WrappedGame
 
 if TYPE_CHECKING:
     import xarray
 
-Build = Callable[[dict[str, Any]], tuple[WrappedGame, Any]]
-
 _DESCRIPTION = "sweep.json"
 _MOST_SETS = 128
+# Bytes of a batch on one device: all of it, and of what a processor had better keep near it.
 _BATCH_BYTES = 2**28
-_DIMENSIONS = ("time", "agent", "state", "action", "set")
+_CACHE_BYTES = 2**23
 
 
 def sweep(
@@ -109,20 +115,20 @@ def sweep(
     """
     check_times(ts)
     times = np.asarray(ts, dtype=float)
-    names, sets, shape = _design(thetas, design)
+    names, sets, shape = make_sets(thetas, design)
     count = math.prod(shape)
     if simulation is not None:
         _check_options(simulation)
-    wrapped, params0 = _trace(build, names, sets)
+    wrapped, params0 = trace_sets(build, names, sets)
     mesh = Mesh(np.array(default_devices()), ("sets",))
     size = _batch_size(batch_size, wrapped, params0, len(times), mesh, count)
-    first = _first_set(build, names, sets)
+    first = first_set(build, names, sets)
     planned = None
     if simulation is None:
         check_ergodic(*first)
     else:
-        planned = plan(*first, times, count, batch_size, **simulation)
-    pace = _survey(build, wrapped, names, sets, size, simulation is None)
+        planned = plan_ensembles(*first, times, count, batch_size, **simulation)
+    pace = survey(build, wrapped, names, sets, size, simulation is None)
 
     store = None if folder is None else Path(folder)
     pieces: dict[int, list[np.ndarray]] = {}
@@ -183,208 +189,31 @@ def _check_options(simulation: Mapping[str, Any]) -> None:
         raise ValueError(f"simulation takes {', '.join(known)}; found {unknown[0]!r}.")
 
 
-# The sets
-
-
-def _design(thetas, design: str) -> tuple[list[str], np.ndarray, tuple[int, ...]]:
-    """Names, the values of all sets `[B, names]`, and the shape of the sets."""
-    if not thetas:
-        raise ValueError("thetas must name at least one quantity.")
-    if design not in ("grid", "paired"):
-        raise ValueError(f'design must be "grid" or "paired"; found {design!r}.')
-    names, values = list(thetas), []
-    for name in names:
-        if name in _DIMENSIONS:
-            raise ValueError(f"thetas: the name {name!r} is that of another dimension.")
-        axis = np.asarray(thetas[name], dtype=float)
-        if axis.ndim != 1 or axis.size == 0:
-            raise ValueError(f"thetas[{name!r}] must be a list of values; found {thetas[name]!r}.")
-        if not np.all(np.isfinite(axis)):
-            raise ValueError(
-                f"thetas[{name!r}] must be finite; found {axis[~np.isfinite(axis)][0]}."
-            )
-        if design == "grid" and len(np.unique(axis)) < len(axis):
-            raise ValueError(f"thetas[{name!r}] must be distinct on a grid; found {axis}.")
-        values.append(axis)
-    if design == "grid":
-        grid = np.stack(np.meshgrid(*values, indexing="ij"), axis=-1)
-        return names, grid.reshape(-1, len(names)), grid.shape[:-1]
-    lengths = [len(axis) for axis in values]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            "paired thetas must all have the same length; found "
-            + ", ".join(f"{name}: {length}" for name, length in zip(names, lengths, strict=True))
-        )
-    return names, np.stack(values, axis=-1), (lengths[0],)
-
-
-def _theta(names, values) -> dict[str, Any]:
-    return {name: values[..., k] for k, name in enumerate(names)}
-
-
-def _name_set(names, values) -> str:
-    return ", ".join(f"{name} = {value:g}" for name, value in zip(names, values, strict=True))
-
-
-def _first_set(build: Build, names, sets):
-    """The first set, built outside any trace, so that its values can be checked."""
-    return build(_theta(names, jnp.asarray(sets[0], dtype=float)))
-
-
-def _trace(build: Build, names, sets):
-    """What `build` returns for any set, without values.
-
-    Raises:
-        ValueError: if it returns something else, or a structure that depends on the values.
-    """
-
-    def checked(values):
-        built = build(_theta(names, values))
-        if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], WrappedGame)):
-            raise ValueError(
-                "build must return a wrapped game and the parameters at time 0; found "
-                f"{type(built).__name__}."
-            )
-        built[0].check_structure(built[1])
-        return built
-
-    theta = jax.ShapeDtypeStruct((len(names),), jnp.result_type(float))
-    try:
-        return eqx.filter_eval_shape(checked, theta)
-    except jax.errors.ConcretizationTypeError as error:
-        _compare_structures(build, names, sets)
-        raise ValueError(
-            "build looks at the value of a parameter, so that it cannot be compiled once for all "
-            f"sets; use jnp.where in place of `if`: {str(error).splitlines()[0]}"
-        ) from None
-
-
-def _compare_structures(build: Build, names, sets) -> None:
-    """Raises ValueError if sets are built to different structures, naming the first leaf."""
-
-    def leaves_of(values):
-        built = build(_theta(names, jnp.asarray(values, dtype=float)))
-        return {
-            jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(built)
-            if eqx.is_array(leaf)
-        }, jax.tree.structure(built)
-
-    (expected, structure), first = leaves_of(sets[0]), _name_set(names, sets[0])
-    for values in sets[1:]:
-        found, other = leaves_of(values)
-        if found == expected and other == structure:
-            continue
-        paths = [*expected, *(path for path in found if path not in expected)]
-        path = next((p for p in paths if expected.get(p) != found.get(p)), "a static field")
-        raise ValueError(
-            f"the structure of what build returns changes with the parameters: {path} is "
-            f"{expected.get(path, 'absent')} at {first}, but {found.get(path, 'absent')} at "
-            f"{_name_set(names, values)}."
-        )
-
-
-def _hypers(module: Any, label: str) -> Iterator[tuple[str, str, Any]]:
-    """Name, interval and value of every hyper-parameter in a learner."""
-    for field in dataclasses.fields(module):
-        value = getattr(module, field.name)
-        if "within" in field.metadata:
-            yield f"{label}.{field.name}", field.metadata["within"], value
-        elif isinstance(value, eqx.Module):
-            yield from _hypers(value, type(value).__name__)
-
-
-def _agent_hypers(wrapped: WrappedGame) -> list[tuple[str, str, Any]]:
-    return [
-        (f"agent {agent}: {name}", interval, value)
-        for agent, learner in enumerate(wrapped.learners)
-        for name, interval, value in _hypers(learner, type(learner).__name__)
-    ]
-
-
-@eqx.filter_jit
-def _inspect(build, names, values, averaged: bool):
-    def inspect(values):
-        wrapped, params0 = build(_theta(names, values))
-        game = wrapped.game
-        tolerance = 1e-5 if game.probabilities.dtype == jnp.float32 else 1e-8
-        rows = jnp.abs(game.probabilities.sum(-1) - 1) <= tolerance
-        valid = {
-            "transition probabilities": jnp.all(rows) & jnp.all(game.probabilities >= 0),
-            "rewards": jnp.all(jnp.isfinite(game.rewards)),
-            "initial parameters": jnp.all(
-                jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params0)])
-            ),
-        }
-        pace = jnp.zeros(())
-        if averaged:
-            x, _, field = flat_drift(params0)
-            velocity, change = jax.jvp(lambda x: field(x, wrapped), (x,), (field(x, wrapped),))
-            pace = jnp.linalg.norm(change) / jnp.linalg.norm(velocity)
-        return [value for *_, value in _agent_hypers(wrapped)], valid, pace
-
-    return jax.vmap(inspect)(values)
-
-
-def _survey(build: Build, wrapped, names, sets, size: int, averaged: bool) -> np.ndarray:
-    """Checks the values of all sets; returns a rough rate of change of each.
-
-    Raises:
-        ValueError: naming the first set that is not valid.
-    """
-    labels = [(label, interval) for label, interval, _ in _agent_hypers(wrapped)]
-    paces = []
-    for chosen in _batches(np.arange(len(sets)), size):
-        hypers, valid, pace = jax.device_get(
-            _inspect(build, tuple(names), jnp.asarray(sets[_padded(chosen, size)]), averaged)
-        )
-        for (label, interval), values in zip(labels, hypers, strict=True):
-            if not is_within(values, interval):
-                k = next(k for k in range(len(values)) if not is_within(values[[k]], interval))
-                raise ValueError(
-                    f"{label} must be finite and in {interval}; found {values[k]} at "
-                    f"{_name_set(names, sets[_padded(chosen, size)[k]])}."
-                )
-        for what, good in valid.items():
-            if not good.all():
-                where = _name_set(names, sets[_padded(chosen, size)[np.argmin(good)]])
-                raise ValueError(f"{what} are not valid at {where}.")
-        paces.append(pace[: len(chosen)])
-    return np.concatenate(paces)
-
-
 # Batches
-
-
-def _batches(sets: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for first in range(0, len(sets), size):
-        yield sets[first : first + size]
-
-
-def _padded(chosen: np.ndarray, size: int) -> np.ndarray:
-    """A batch filled up with its last set, so that one compiled program serves all."""
-    return np.pad(chosen, (0, size - len(chosen)), mode="edge")
 
 
 def _batch_size(batch_size, wrapped, params0, num_times: int, mesh: Mesh, count: int) -> int:
     """Sets per batch, a multiple of the number of devices."""
     num_devices = mesh.size
     if batch_size is None:
-        # Wider batches wait longer for their slowest set, and only accelerators gain by them.
-        most = _MOST_SETS if mesh.devices.flat[0].platform == "cpu" else count
-        events = math.prod(wrapped.game.rewards.shape)
+        game = wrapped.game
+        events = math.prod(game.rewards.shape)
         table = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params0))
         # About as many arrays of each kind are alive at once.
-        needed = 8 * (16 * events + (16 + 2 * num_times) * table)
-        batch_size = min(max(_BATCH_BYTES // needed, 1), most) * num_devices
+        work = 8 * (16 * events + 16 * table + 4 * game.num_states**2)
+        most = min(_BATCH_BYTES // (work + 16 * num_times * table), count)
+        if mesh.devices.flat[0].platform == "cpu":
+            # Wider batches wait longer for their slowest set, and only accelerators gain by them.
+            most = min(most, _MOST_SETS, _CACHE_BYTES // work)
+        batch_size = max(most, 1) * num_devices
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer; found {batch_size!r}.")
     return num_devices * -(-min(batch_size, count) // num_devices)
 
 
 def _solve_batches(build: Build, names, sets, rest, size: int, options):
-    for chosen in _batches(rest, size):
-        values = jnp.asarray(sets[_padded(chosen, size)])
+    for chosen in batches_of(rest, size):
+        values = jnp.asarray(sets[padded(chosen, size)])
         outcome, results = _solve_batch(build, tuple(names), values, *options)
         outcome, count = jax.device_get(outcome) | _ended(results), len(chosen)
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
@@ -393,7 +222,7 @@ def _solve_batches(build: Build, names, sets, rest, size: int, options):
 @eqx.filter_jit
 def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
     def solve_one(values):
-        wrapped, params0 = build(_theta(names, values))
+        wrapped, params0 = build(named(names, values))
         solution = solve(
             wrapped,
             params0,
@@ -426,24 +255,10 @@ def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
     )(values)
 
 
-@eqx.filter_jit
-def _build_sets(build, names, values):
-    """What is built for several sets, with a leading axis on every array."""
-    others: Any = None
-
-    def arrays_of(values):
-        nonlocal others
-        arrays, others = eqx.partition(build(_theta(names, values)), eqx.is_array)
-        return arrays
-
-    # One after the other, so that rounding does not depend on how many there are.
-    return eqx.combine(jax.lax.map(arrays_of, values), others)
-
-
 def _simulate_batches(build: Build, names, sets, rest, planned: Plan):
-    for chosen in _batches(rest, planned.together):
-        numbers = _padded(chosen, planned.together)
-        wrapped, params0 = _build_sets(build, tuple(names), jnp.asarray(sets[numbers]))
+    for chosen in batches_of(rest, planned.together):
+        numbers = padded(chosen, planned.together)
+        wrapped, params0 = build_sets(build, tuple(names), jnp.asarray(sets[numbers]))
         found = simulate_ensembles(planned, wrapped, params0, numbers)
         outcome = {
             "parameters": found.mean[0],
@@ -484,8 +299,8 @@ def _outcome_structure(params0, wrapped, averaged: bool):
 def _digest_built(build: Build, names, sets, size: int) -> str:
     """A digest of all that `build` returns for all sets, whatever the size of the batches."""
     hashed: list[Any] = []
-    for chosen in _batches(np.arange(len(sets)), size):
-        built = _build_sets(build, tuple(names), jnp.asarray(sets[_padded(chosen, size)]))
+    for chosen in batches_of(np.arange(len(sets)), size):
+        built = build_sets(build, tuple(names), jnp.asarray(sets[padded(chosen, size)]))
         leaves, structure = jax.tree.flatten(eqx.filter(built, eqx.is_array))
         hashed = hashed or [hashlib.sha256(str(structure).encode()) for _ in leaves]
         for one, leaf in zip(hashed, jax.device_get(leaves), strict=True):
