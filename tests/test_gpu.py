@@ -236,6 +236,17 @@ def test_sweeps_agree(device):
     assert_all_close(*both(device, sweep), 1e-7)
 
 
+def test_sweeps_of_simulations_agree(device):
+    thetas = {"tau": np.linspace(0.4, 0.6, 3), "g": np.array([1.4, 1.6])}
+    simulation = {"key": jax.random.key(0), "runs": 20, "scale": 2}
+
+    def sweep():
+        data = ex.sweep(build, thetas, [5.0], simulation=simulation)
+        return [data[name].values for name in ("state_frequency", "rewards", "policy")]
+
+    assert_all_close(*both(device, sweep), 1e-9)
+
+
 # What JAX computes with if it is not told to use float64, as most programs for GPUs do.
 SINGLE = """
     import json, sys
