@@ -126,11 +126,12 @@ def solve(
     they are solved for along the path of the solution, with steps and an error control of their
     own, and each kink is located (see `ergodax.adjoint`). At the default tolerance they agree with
     the exact ones to five digits or more, in the largest entry, where kinks are crossed fast.
-    Digits are lost where a kink is only touched, or crossed twice within a solver's step (errors of
-    5e-3 were measured), and a solution that rests on a tie has no derivative: what is returned
-    there is the mean of the branches. `ergodax.kinks`, called with the same arguments, finds such
-    places and estimates the error. Where the solve fails, derivatives are NaN. When it is
-    differentiated, the solution itself is solved to a tenth of the tolerances.
+    Digits are lost where a kink is crossed twice within a solver's step (errors of 5e-3 were
+    measured), unless both times are among `ts`: steps end there. A solution that rests on a tie has
+    no derivative: what is returned there is the mean of the branches. `ergodax.kinks`, called with
+    the same arguments, finds such places and times, and estimates the error. Where the solve fails,
+    derivatives are NaN. When it is differentiated, the solution itself is solved to a tenth of the
+    tolerances.
 
     Second derivatives need smooth learners and `adjoint=diffrax.DirectAdjoint()`; otherwise they
     raise NotImplementedError.

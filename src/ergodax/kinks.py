@@ -8,7 +8,8 @@ about `J w`, relative to their size. In doubt is
 - the time that x spends nearer to the tie than it is known: short where x crosses fast, longer
   where it crosses slowly or only touches, long where it rests on the tie and derivatives by what
   breaks the tie do not exist;
-- all of a visit to the other side that is over within a step, since steps may pass over it.
+- all of a visit to the other side that is over within a step, since steps may pass over it; but
+  not if a step ends at each crossing.
 """
 
 import itertools
@@ -57,7 +58,9 @@ class Tie(NamedTuple):
         speed: of their difference then, per unscaled step.
         margin: their difference then; zero where they cross.
         doubt: for how long it is in doubt which is best, in unscaled steps.
-        error: the estimated relative error of derivatives.
+        visit: of a crossing, how long the visit to the other side before or after it is, if it is
+            so short that steps may pass over it; else zero.
+        jump: by how much DF jumps there, in the spectral norm.
     """
 
     kind: str
@@ -69,7 +72,13 @@ class Tie(NamedTuple):
     speed: float
     margin: float
     doubt: float
-    error: float
+    visit: float
+    jump: float
+
+    @property
+    def error(self) -> float:
+        """The estimated relative error of derivatives."""
+        return self.jump * max(self.doubt, self.visit)
 
 
 class KinkReport(NamedTuple):
@@ -87,6 +96,16 @@ class KinkReport(NamedTuple):
     def error(self) -> float:
         """The largest estimated relative error of derivatives."""
         return max((tie.error for tie in self.ties), default=0.0)
+
+    @property
+    def passed(self) -> tuple[float, ...]:
+        """Crossings at both ends of visits that steps may pass over, unless one ends there."""
+        times: list[float] = []
+        for tie in self.ties:
+            # Agents alike cross at one time, up to rounding.
+            if tie.visit > 0 and not (times and tie.time - times[-1] <= 1e-12 * tie.time):
+                times.append(float(tie.time))
+        return tuple(times)
 
     def __repr__(self) -> str:
         if not self.ties:
@@ -107,7 +126,7 @@ class KinkReport(NamedTuple):
         return (
             f"{tie.kind} at t = {tie.time:.6g}: agent {tie.agent} ({learner}) {where}, "
             f"{actions[0]} and {actions[1]}: margin {tie.margin:.1e}, speed {tie.speed:.1e}, "
-            f"in doubt for {tie.doubt:.1e}, error {tie.error:.0e}"
+            f"in doubt for {max(tie.doubt, tie.visit):.1e}, error {tie.error:.0e}"
         )
 
 
@@ -124,8 +143,10 @@ def kinks(
     """Where the averaged flow crosses, touches or rests on kinks, and what derivatives lose there.
 
     Takes the arguments of `solve` (the last of `ts` matters) and tells how far `jax.grad` through
-    it can be trusted; `sensitivities` warns by itself. Crossings that are fast cost nothing, and
-    are listed too. It solves the flow once, outside any JAX transformation.
+    it can be trusted. If the report names times in `passed`, put them into the `ts` of `solve`: the
+    steps of its derivatives end there, and lose nothing. `sensitivities` does so by itself, and
+    warns of what remains. Crossings that are fast cost nothing, and are listed too. It solves the
+    flow once, outside any JAX transformation.
 
     Args:
         wrapped: a game and its learners.
@@ -173,7 +194,7 @@ def kinks(
         tie._replace(
             agent=int(agents[row]),
             row=int(numbers[row]),
-            error=tie.doubt * flow.jump(point, row, tie.old, tie.new),
+            jump=flow.jump(point, row, tie.old, tie.new),
         )
         for row, tie, point in found.ties()
     ]
@@ -333,7 +354,7 @@ class _Found:
                     stretches.append(one._replace(point=point, step=float(free[step])))
 
     def ties(self):
-        """Row, tie (without agent and error) and point of every tie."""
+        """Row, tie (without agent and jump) and point of every tie."""
         by_row: dict[int, list] = {}
         for (row, old, new), stretches in self.stretches.items():
             for s in _joined(stretches):
@@ -347,18 +368,18 @@ class _Found:
                 else:
                     crosses = s.before * s.after < 0
                     kind, time = "crossing" if crosses else "touch", s.nearest
-                tie = Tie(kind, 0, 0, first, second, time, s.speed, s.margin, doubt, 0.0)
+                tie = Tie(kind, 0, 0, first, second, time, s.speed, s.margin, doubt, 0.0, 0.0)
                 by_row.setdefault(row, []).append((tie, s))
         for row, found in by_row.items():
             crossings = sorted((one for one in found if one[0].kind == "crossing"), key=_time)
-            doubts = {id(tie): tie.doubt for tie, _ in found}
+            visits = {id(tie): 0.0 for tie, _ in found}
             for (tie, s), (after, _) in itertools.pairwise(crossings):
                 away = after.time - tie.time
                 if away < _LONGER * s.step and tie.old == after.new:
                     for one in (tie, after):
-                        doubts[id(one)] = max(doubts[id(one)], away)
+                        visits[id(one)] = max(visits[id(one)], away)
             for tie, s in found:
-                yield row, tie._replace(doubt=doubts[id(tie)]), s.point
+                yield row, tie._replace(visit=visits[id(tie)]), s.point
 
 
 def _time(found):

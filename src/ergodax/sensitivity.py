@@ -5,6 +5,7 @@ are solved together, with the error of every column of Y controlled beside that 
 become short where a kink makes DF jump.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ from .wrapped import WrappedGame
 if TYPE_CHECKING:
     import xarray
 
+_MOST_STOPS = 32  # crossings that steps end at
 _LEAST = 8.0  # the smallest tolerances, in units of the working precision
 
 
@@ -168,8 +170,8 @@ def sensitivities(
 
     Warns:
         UserWarning: if derivatives may be off by more than 1e-4 of their size, since the flow
-            crosses a tie of a maximum slowly, touches it, or rests on it; see `ergodax.kinks`. Not
-            under a JAX transformation.
+            touches a tie of a maximum, rests on it, or crosses it so slowly that it is not known
+            when; see `ergodax.kinks`. Not under a JAX transformation.
     """
     theta = _check_theta(theta)
     check_times(ts)
@@ -178,7 +180,8 @@ def sensitivities(
     warn_single_precision()
     # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
     least = _LEAST * float(jnp.finfo(jnp.result_type(float)).eps)
-    solved = _sensitivities(
+    solve = functools.partial(
+        _sensitivities,
         build,
         theta,
         jnp.asarray(ts, dtype=float),
@@ -187,19 +190,27 @@ def sensitivities(
         jnp.maximum(jnp.asarray(atol, dtype=float), least),
         max_steps,
     )
-    found = Sensitivities(wrapped, *solved)
+    found = Sensitivities(wrapped, *solve(jnp.full(_MOST_STOPS, jnp.inf)))
+    if is_concrete(found.end_time) and found.result == RESULTS.successful:
+        report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
+        stops = np.array(report.passed[:_MOST_STOPS])
+        remaining = report.error
+        if remaining > TOLERANCE and len(stops):
+            stops = np.pad(stops, (0, _MOST_STOPS - len(stops)), constant_values=np.inf)
+            found = Sensitivities(wrapped, *solve(jnp.asarray(stops)))
+            remaining = max(
+                tie.jump * tie.doubt if tie.time <= stops[-1] else tie.error for tie in report.ties
+            )
+        if remaining > TOLERANCE:
+            warnings.warn(f"derivatives are uncertain: {report!r}", stacklevel=2)
     if throw:
         check_reached(found)
         _check_finite(found, theta)
-    if is_concrete(found.end_time) and found.result == RESULTS.successful:
-        report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
-        if report.error > TOLERANCE:
-            warnings.warn(f"derivatives are uncertain: {report!r}", stacklevel=2)
     return found
 
 
 @eqx.filter_jit
-def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps):
+def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
     theta = once(theta)
     flat, unravel_theta = ravel_pytree(theta)
     wrapped, params0 = build(theta)
@@ -242,7 +253,7 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps):
         dt0=1e-4 * ts[-1],
         y0=(x0 + later * slope, x0_dot + later * slope_dot),
         saveat=diffrax.SaveAt(ts=jnp.maximum(ts, later)),
-        stepsize_controller=_JointController(excess),
+        stepsize_controller=diffrax.ClipStepSizeController(_JointController(excess), step_ts=stops),
         adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,
