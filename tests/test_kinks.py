@@ -79,8 +79,8 @@ def by_gradients(theta, ts):
 def test_short_visits_beyond_a_tie_are_not_passed_over():
     theta = lead(-2e-5)
     report = ex.kinks(*turning(theta), [HORIZON])
-    assert len(report.passed) == 2
-    assert 0 < report.passed[1] - report.passed[0] < 0.1
+    assert len(report.stops) == 2
+    assert 0 < report.stops[1] - report.stops[0] < 0.1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         exact, found = (of_sensitivities(theta, rtol=tol, atol=tol) for tol in (1e-13, 1e-8))
@@ -91,7 +91,13 @@ def test_short_visits_beyond_a_tie_are_not_passed_over():
     assert error(found) < 1e-5
     plain = error(by_gradients(theta, jnp.array([HORIZON - 2, HORIZON - 1, HORIZON])))
     assert 1e-4 < plain < report.error < 100 * plain
-    assert error(by_gradients(theta, jnp.array([*report.passed, HORIZON]))) < 1e-5
+    assert error(by_gradients(theta, jnp.array([*report.stops, HORIZON]))) < 1e-5
+
+
+def test_a_solution_is_kept_if_there_are_not_enough_steps_to_end_at_crossings():
+    # It takes about 106 steps, and 203 with ends at crossings.
+    with pytest.warns(UserWarning, match=r"uncertain: .*\s+crossing at t = 5\.\d+: agent 0"):
+        of_sensitivities(lead(-2e-5), max_steps=150)
 
 
 def test_a_crossing_that_is_hardly_one_is_warned_of():

@@ -16,6 +16,7 @@ import xarray
 import ergodax as ex
 from ergodax.ensembles import simulate_ensembles
 from ergodax.simulate import Observe
+from ergodax.width import PROCESSOR, copies_fit
 from helpers import assert_close
 
 sweep_module = importlib.import_module("ergodax.sweep")
@@ -126,28 +127,36 @@ def assert_sets_equal_simulations(data, build, names, ts, *, key, **options):
 
 
 @pytest.mark.parametrize(
-    ("runs", "batch_size"),
-    # Twelve ensembles fill 64 lanes in threes and fives; then one fills a device by itself.
-    [(24, None), (5, 1), (70, 3), (300, None)],
+    ("sets", "runs", "batch_size"),
+    # Eight ensembles fill 64 lanes; then three do not; one alone fills a device by itself.
+    [(12, 5, 1), (5, 70, np.int64(3)), (2, 300, None)],
 )
-def test_simulations_equal_single_ones(runs, batch_size):
-    key, ts = jax.random.key(3), [4.0, 10.0]
-    thetas = {"alpha": np.linspace(0.05, 0.3, 12 if runs == 5 else 5)}
+def test_simulations_equal_single_ones(sets, runs, batch_size):
+    key, ts = jax.random.key(3), [0.0, 4.0, 10.0]
+    thetas = {"alpha": np.linspace(0.05, 0.3, sets)}
     options = {"runs": runs, "scale": 2, "initial_state": "CD"}
     simulation = {"key": key, **options}
     data = ex.sweep(dilemma, thetas, ts, simulation=simulation, batch_size=batch_size)
     assert_sets_equal_simulations(data, dilemma, ["alpha"], ts, key=key, **options)
-    assert np.all(data.parameters_variance[:, 1] > 0)
+    assert np.all(data.parameters_variance[:, 2] > 0)
     np.testing.assert_allclose(data.policy.sum("action"), 1, rtol=1e-12)
 
 
-def test_simulations_with_first_states_of_their_own_in_single_precision():
+@pytest.mark.parametrize(("dtype", "copies_fit"), [(jnp.float32, True), (float, False)])
+def test_simulations_with_first_states_of_their_own(monkeypatch, dtype, copies_fit):
+    module = importlib.import_module("ergodax.ensembles")
+    monkeypatch.setattr(module, "copies_fit", lambda *_: copies_fit)
     key, ts = jax.random.key(4), [3.0]
-    options = {"runs": 3, "initial_state": [0, 3, 1], "dtype": jnp.float32}
+    options = {"runs": 3, "initial_state": [0, 3, 1], "dtype": dtype}
     data = ex.sweep(dilemma, {"g": [1.2, 1.8]}, ts, simulation={"key": key, **options})
     assert_sets_equal_simulations(data, dilemma, ["g"], ts, key=key, **options)
     # Each of three runs visits its first state in the first of three steps.
     assert np.all(data.state_frequency.sel(state=["CC", "CD", "DD"]) >= 1 / 9 - 1e-12)
+
+
+def test_games_are_copied_for_every_run_if_they_are_small():
+    assert copies_fit(2**21, PROCESSOR)
+    assert not copies_fit(2**23, PROCESSOR)
 
 
 def test_a_set_whose_runs_diverge_spoils_no_other():
@@ -183,8 +192,11 @@ def test_an_interrupted_sweep_of_simulations_goes_on(tmp_path, monkeypatch):
     assert len(list(folder.glob("piece-*"))) == 2
     again = ex.sweep(dilemma, thetas, ts, simulation=simulation, folder=folder)
     xarray.testing.assert_allclose(again, expected, rtol=1e-12)
-    with pytest.raises(ValueError, match="another sweep, which differs in runs"):
-        ex.sweep(dilemma, thetas, ts, simulation={**simulation, "runs": 41}, folder=folder)
+    first = np.zeros(40, int)
+    for what, other in (("runs", 41), ("initial_state", first), ("scale", 2), ("dtype", "float32")):
+        changed = {**simulation, what: other}
+        with pytest.raises(ValueError, match=f"another sweep, which differs in {what}"):
+            ex.sweep(dilemma, thetas, ts, simulation=changed, folder=folder)
 
 
 def test_learners_that_cannot_be_averaged_can_be_simulated():
@@ -450,12 +462,25 @@ def test_invalid_sets_are_named():
             {"simulation": {"key": jax.random.key(0), "observe": None}},
             "simulation takes key, runs, scale, initial_state, dtype; found 'observe'",
         ),
+        (
+            {"tau": [1.0]},
+            {"simulation": {"key": jax.random.key(0), "runs": 10**12}},
+            "the result needs .* GiB",
+        ),
         ({"tau": [1.0]}, {"batch_size": 0}, "batch_size must be a positive integer"),
     ],
 )
 def test_bad_arguments_are_refused(thetas, options, message):
     with pytest.raises(ValueError, match=message):
         ex.sweep(dilemma, thetas, TS, **options)
+
+
+def test_build_must_return_one_game():
+    def build(theta):
+        return jax.vmap(dilemma)({"tau": theta["tau"] * jnp.ones(4)})
+
+    with pytest.raises(ValueError, match="the game of one set, without an axis of runs"):
+        ex.sweep(build, {"tau": [1.0]}, TS)
 
 
 def test_build_must_return_a_game_and_parameters():

@@ -24,7 +24,14 @@ from .job import Job, Summary
 from .moments import GROUP
 from .simulate import Observe
 from .streams import run_keys
-from .width import Limits, bytes_of_run, limits_of, width_of
+from .width import (
+    bytes_of_run,
+    check_memory,
+    copies_fit,
+    limits_of,
+    steps_of_block,
+    width_of,
+)
 from .wrapped import WrappedGame
 
 
@@ -41,8 +48,8 @@ class Plan(NamedTuple):
         shared: whether one fills the devices, so that its runs share the game.
         size: runs of one, filled up.
         width: runs of one device at a time.
+        block_steps: steps of a block, at most.
         devices: the devices.
-        limits: what suits them.
     """
 
     inputs: Inputs
@@ -54,8 +61,8 @@ class Plan(NamedTuple):
     shared: bool
     size: int
     width: int
+    block_steps: int
     devices: list[Any]
-    limits: Limits
 
 
 def plan_ensembles(
@@ -91,31 +98,33 @@ def plan_ensembles(
     scale = check_scale(scale)
     intervals = steps_between(steps_at(ts, scale)[0], 0)
     one = check_inputs(wrapped, params0, initial_state, None, runs, dtype)
-    if one.own_game or one.own_params:
-        raise ValueError("build must return the game and parameters of one run, not of every run.")
     devices = default_devices()
     limits = limits_of(devices[0])
     width_for = functools.partial(width_of, devices=len(devices), limits=limits)
     size = 1 << (one.runs - 1).bit_length()
     own_bytes = bytes_of_run(one._replace(own_game=True, runs=1))
     shared = 2 * size > len(devices) * width_for(None, own_bytes, number * size)
-    if shared:
+    if shared or not copies_fit(own_bytes, limits):
+        shared, together, lanes = True, 1, one.runs
         width = width_for(None, bytes_of_run(one), one.runs)
     else:
         per_device = None if batch_size is None else -(-batch_size * size // len(devices))
         width = width_for(per_device, own_bytes, number * size)
+        lanes = width * len(devices)
+        together = lanes // size
+    check_memory(one._replace(runs=lanes), None)
     return Plan(
         inputs=one,
         initial_state=initial_state,
         key=key,
         scale=scale,
         intervals=intervals,
-        together=1 if shared else width * len(devices) // size,
+        together=together,
         shared=shared,
         size=size,
         width=width,
+        block_steps=steps_of_block(width, limits),
         devices=devices,
-        limits=limits,
     )
 
 
@@ -134,12 +143,13 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
     """
     one = plan.inputs
     observe, wrapped, params0 = _of_runs(plan.shared, plan.size, wrapped, params0, one.dtype)
-    first_states, counted = plan.initial_state, np.ones(one.runs, bool)
+    first_states, runs, counted = plan.initial_state, one.runs, None
     if plan.shared:
         keys: Any = functools.partial(run_keys, jax.random.fold_in(plan.key, numbers[0]))
     else:
         keys = _key_words(plan.key, jnp.asarray(numbers), plan.size).__getitem__
         counted = np.tile(np.arange(plan.size) < one.runs, len(numbers))
+        runs = counted.size
         if np.ndim(first_states) == 1:
             padded = np.pad(np.asarray(first_states), (0, plan.size - one.runs), mode="edge")
             first_states = np.tile(padded, len(numbers))
@@ -147,7 +157,7 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
         wrapped=wrapped,
         params0=params0,
         law=np.asarray(first_state_law(wrapped.game, first_states), one.dtype),
-        runs=counted.size,
+        runs=runs,
         own_game=not plan.shared,
         own_params=not plan.shared,
     )
@@ -159,7 +169,7 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
             compensated=one.dtype == np.float32,
             per_run=not plan.shared,
             keep_runs=False,
-            group=min(GROUP, plan.size),
+            group=GROUP if plan.shared else min(GROUP, plan.size),
             mesh=Mesh(np.array(plan.devices), (AXIS,)),
         ),
         inputs,
@@ -167,7 +177,7 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
         width=plan.width,
         begun=0,
         intervals=plan.intervals,
-        block_steps=max(1, min(plan.limits.block // plan.width, plan.limits.longest)),
+        block_steps=plan.block_steps,
         ensembles=len(numbers),
         counted=counted,
     )

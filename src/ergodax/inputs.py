@@ -54,18 +54,14 @@ class Inputs(NamedTuple):
         """
         index = np.minimum(np.arange(first, first + count), self.runs - 1)
 
-        def cut(tree, own):
-            return _rows(tree, index) if own else _repeat(tree, count)
-
+        wrapped, params0 = self.wrapped, self.params0
         if self.own_game:
-            wrapped, observe = _rows((self.wrapped, observe), index)
-        else:
-            wrapped = self.wrapped
+            wrapped, observe = _rows((wrapped, observe), index)
         rows = self._replace(
             wrapped=wrapped,
-            params0=cut(self.params0, self.own_params),
-            law=cut(self.law, jnp.ndim(self.law) == 2),
-            ensemble=_rows(self.ensemble, index),
+            params0=_rows(params0, index) if self.own_params else _repeat(params0, count),
+            law=take(self.law, index) if self.law.ndim == 2 else _repeat(self.law, count),
+            ensemble=take(self.ensemble, index),
         )
         return rows, observe
 
@@ -75,7 +71,8 @@ def take(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda a: a[index] if isinstance(a, jax.Array | np.ndarray) else a, tree)
 
 
-# All arrays at once: each by itself takes longer to dispatch than to read.
+# All arrays at once, where they lie on the device: each by itself takes longer to dispatch than to
+# read. Those of the host are cut there, lest all of them go to the device every time.
 _rows = eqx.filter_jit(take)
 
 

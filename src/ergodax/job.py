@@ -129,7 +129,7 @@ class Job:
             intervals: steps up to each report time, `[K]`.
             block_steps: steps of a block, at most.
             ensembles: number of ensembles E. If there are several, each has a power of two of runs,
-                and a round holds whole ones.
+                at least as many as a group of `setting`, and a round holds whole ones.
             counted: which runs count, `[R]`, of every ensemble the first ones; all by default.
         """
         self._setting, self._observe = setting, setting.observe

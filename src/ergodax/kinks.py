@@ -38,6 +38,7 @@ from .wrapped import WrappedGame
 TOLERANCE = 1e-4
 _STEPS = 256  # steps of the path that are looked at together
 _PARTS = np.linspace(0, 1, 5)  # where in a step the order of entries is looked at
+_SAME = 1e-12  # times this near to each other, relatively, are one
 _NEAR = 1e-3  # by what share of its values a row may miss a tie and still be listed
 # Derivatives take their own steps, up to about so many times as long as the longest of so many
 # steps of the path before and after.
@@ -98,14 +99,23 @@ class KinkReport(NamedTuple):
         return max((tie.error for tie in self.ties), default=0.0)
 
     @property
-    def passed(self) -> tuple[float, ...]:
-        """Crossings at both ends of visits that steps may pass over, unless one ends there."""
+    def stops(self) -> tuple[float, ...]:
+        """Times at which steps have to end, lest they pass over a short visit beyond a tie."""
         times: list[float] = []
         for tie in self.ties:
             # Agents alike cross at one time, up to rounding.
-            if tie.visit > 0 and not (times and tie.time - times[-1] <= 1e-12 * tie.time):
+            if tie.visit > 0 and not (times and tie.time - times[-1] <= _SAME * tie.time):
                 times.append(float(tie.time))
         return tuple(times)
+
+    def stopped_at(self, stops: Sequence[float]) -> "KinkReport":
+        """What is left in doubt if steps end at some of the times in `stops`."""
+
+        def stopped(tie):
+            return any(abs(tie.time - time) <= _SAME * time for time in stops)
+
+        ties = (tie._replace(visit=0.0) if stopped(tie) else tie for tie in self.ties)
+        return self._replace(ties=tuple(ties))
 
     def __repr__(self) -> str:
         if not self.ties:
@@ -143,7 +153,7 @@ def kinks(
     """Where the averaged flow crosses, touches or rests on kinks, and what derivatives lose there.
 
     Takes the arguments of `solve` (the last of `ts` matters) and tells how far `jax.grad` through
-    it can be trusted. If the report names times in `passed`, put them into the `ts` of `solve`: the
+    it can be trusted. If the report names times in `stops`, put them into the `ts` of `solve`: the
     steps of its derivatives end there, and lose nothing. `sensitivities` does so by itself, and
     warns of what remains. Crossings that are fast cost nothing, and are listed too. It solves the
     flow once, outside any JAX transformation.

@@ -193,15 +193,13 @@ def sensitivities(
     found = Sensitivities(wrapped, *solve(jnp.full(_MOST_STOPS, jnp.inf)))
     if is_concrete(found.end_time) and found.result == RESULTS.successful:
         report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
-        stops = np.array(report.passed[:_MOST_STOPS])
-        remaining = report.error
-        if remaining > TOLERANCE and len(stops):
-            stops = np.pad(stops, (0, _MOST_STOPS - len(stops)), constant_values=np.inf)
-            found = Sensitivities(wrapped, *solve(jnp.asarray(stops)))
-            remaining = max(
-                tie.jump * tie.doubt if tie.time <= stops[-1] else tie.error for tie in report.ties
-            )
-        if remaining > TOLERANCE:
+        if any(tie.jump * tie.visit > TOLERANCE for tie in report.ties):
+            stops = report.stops[:_MOST_STOPS]
+            padded = np.pad(stops, (0, _MOST_STOPS - len(stops)), constant_values=np.inf)
+            again = Sensitivities(wrapped, *solve(jnp.asarray(padded)))
+            if again.result == RESULTS.successful:
+                found, report = again, report.stopped_at(stops)
+        if report.error > TOLERANCE:
             warnings.warn(f"derivatives are uncertain: {report!r}", stacklevel=2)
     if throw:
         check_reached(found)

@@ -78,6 +78,8 @@ def trace_sets(build: Build, names, sets):
                 "build must return a wrapped game and the parameters at time 0; found "
                 f"{type(built).__name__}."
             )
+        if built[0].game.initial.ndim != 1:
+            raise ValueError("build must return the game of one set, without an axis of runs.")
         built[0].check_structure(built[1])
         return built
 

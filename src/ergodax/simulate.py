@@ -9,7 +9,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -24,7 +23,7 @@ from .block import AXIS, Setting
 from .checkpoint import Checkpoint
 from .clock import check_scale, check_times, steps_at, steps_between
 from .devices import default_devices
-from .inputs import Inputs, check_inputs, take
+from .inputs import check_inputs
 from .job import Job
 from .kernel import Ensemble
 from .labels import (
@@ -42,7 +41,7 @@ from .moments import GROUP
 from .results import RESULTS
 from .streams import run_keys
 from .text import describe_result, describe_times
-from .width import bytes_of_run, limits_of, width_of
+from .width import bytes_of_run, check_memory, limits_of, steps_of_block, width_of
 from .wrapped import WrappedGame
 
 if TYPE_CHECKING:
@@ -279,7 +278,7 @@ def simulate(
         compensated = ensemble.compensation is not None
     devices = default_devices() if devices is None else list(devices)
     limits = limits_of(devices[0])
-    _check_memory(inputs, observe, len(times) if keep_runs else 0)
+    check_memory(inputs, observe, len(times) if keep_runs else 0)
 
     unfinished = Checkpoint(
         checkpoint,
@@ -308,7 +307,7 @@ def simulate(
         width=width,
         begun=begun,
         intervals=intervals,
-        block_steps=max(1, min(limits.block // width, limits.longest)),
+        block_steps=steps_of_block(width, limits),
     )
     if saved is not None:
         job.restore(saved)
@@ -388,42 +387,3 @@ def _check_start(start: Simulation, key, scale: float, steps) -> int:
             f"{steps[0] / scale:g}."
         )
     return int(start.steps[-1])
-
-
-def _check_memory(inputs: Inputs, observe, kept_times: int) -> None:
-    """Raises ValueError if the results would not fit into memory."""
-    available = _available_memory()
-    if available is None:
-        return
-    final = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs.like))
-    kept = 0
-    if kept_times:
-        one = take(observe, 0) if inputs.own_game else observe
-        observed = jax.eval_shape(one, inputs.like)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(observed))
-        kept = kept_times * size
-    needed = inputs.runs * (final + kept)
-    if needed > available:
-        what = (
-            f"of {inputs.runs} runs at {kept_times} times; report fewer times, observe less, or "
-            "leave keep_runs out"
-            if kept > final
-            else f"of {inputs.runs} runs at the end; simulate fewer runs at once"
-        )
-        raise ValueError(
-            f"the result needs {needed / 2**30:.3g} GiB but {available / 2**30:.3g} GiB of memory "
-            f"are available: it holds the values {what}."
-        )
-
-
-def _available_memory() -> int | None:
-    """Bytes of memory that can be had, or None if the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None

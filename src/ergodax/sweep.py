@@ -29,6 +29,7 @@ from .ensembles import Plan, plan_ensembles, simulate_ensembles
 from .files import prepare_folder, replacing
 from .flow import solve
 from .game import MarkovGame
+from .inputs import check_count
 from .labels import TIME_UNITS, attributes, decode, game_coordinates, parts, tables, versions
 from .results import RESULTS
 from .sets import (
@@ -64,7 +65,7 @@ def sweep(
     rtol: float = 1e-8,
     atol: float = 1e-8,
     max_steps: int = 4096,
-    batch_size: int | None = None,
+    batch_size: int | np.integer | None = None,
     folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> "xarray.Dataset":
@@ -117,6 +118,8 @@ def sweep(
     times = np.asarray(ts, dtype=float)
     names, sets, shape = make_sets(thetas, design)
     count = math.prod(shape)
+    if batch_size is not None:
+        batch_size = check_count("batch_size", batch_size)
     if simulation is not None:
         _check_options(simulation)
     wrapped, params0 = trace_sets(build, names, sets)
@@ -134,7 +137,7 @@ def sweep(
     pieces: dict[int, list[np.ndarray]] = {}
     if store is not None:
         built = _digest_built(build, names, sets, size)
-        described = _describe(built, names, sets, times, design, simulation, rtol, atol, max_steps)
+        described = _describe(built, names, sets, times, design, planned, rtol, atol, max_steps)
         _claim(store, described)
         for path in sorted(store.glob("piece-*.npz")):
             with np.load(path) as archive:
@@ -206,8 +209,6 @@ def _batch_size(batch_size, wrapped, params0, num_times: int, mesh: Mesh, count:
             # Wider batches wait longer for their slowest set, and only accelerators gain by them.
             most = min(most, _MOST_SETS, _CACHE_BYTES // work)
         batch_size = max(most, 1) * num_devices
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer; found {batch_size!r}.")
     return num_devices * -(-min(batch_size, count) // num_devices)
 
 
@@ -309,7 +310,7 @@ def _digest_built(build: Build, names, sets, size: int) -> str:
 
 
 def _describe(
-    built: str, names, sets, times, design, simulation, rtol, atol, max_steps
+    built: str, names, sets, times, design, planned: Plan | None, rtol, atol, max_steps
 ) -> dict[str, Any]:
     """What tells one sweep from another, in short plain values."""
 
@@ -327,10 +328,16 @@ def _describe(
         "times": digest(times),
         "games, learners and initial parameters": built,
     }
-    if simulation is None:
+    if planned is None:
         return described | {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-    options = {k: repr(v) for k, v in simulation.items() if k != "key"}
-    return described | {"key": digest(jax.random.key_data(simulation["key"]))} | options
+    first = planned.initial_state
+    return described | {
+        "key": digest(np.asarray(jax.random.key_data(planned.key))),
+        "runs": planned.inputs.runs,
+        "scale": planned.scale,
+        "initial_state": None if first is None else digest(np.asarray(first)),
+        "dtype": planned.inputs.dtype.name,
+    }
 
 
 def _claim(folder: Path, described: dict[str, Any]) -> None:
