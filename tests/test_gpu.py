@@ -31,14 +31,19 @@ TS = np.array([0.0, 10.0, 60.0])
 SIGMAS = 6.2
 
 
-@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+# Between the CPU and itself it is only the tests that are tested, by request.
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=pytest.mark.slow),
+        pytest.param("gpu", marks=pytest.mark.gpu),
+    ]
+)
 def device(request):
     """The device that is compared with the CPU."""
     try:
         device = jax.devices(request.param)[0]
     except RuntimeError as error:
         pytest.skip(f"no GPU: {error}")
-    # Between the CPU and itself it is only the tests that are tested: little optimisation will do.
     if request.param == "gpu":
         request.getfixturevalue("optimised")
     return device

@@ -140,7 +140,9 @@ def sensitivities(
 
     The cost grows with the number of entries of theta, and not with the number of report times: for
     many entries and one loss, `jax.grad` through `solve` is cheaper. Derivatives at kinks are as
-    `solve` describes.
+    `solve` describes; but if the flow crosses a tie and is back so soon that a step may have passed
+    over it, all is solved a second time, with steps that end at both crossings (not under a JAX
+    transformation).
 
     Args:
         build: a function of theta that returns `(wrapped, params0)`: a wrapped game and the
