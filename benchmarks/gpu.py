@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 
 import ergodax as ex
 from _common import best_of, golden, machine, q_learners, table
-from ergodax.lanes import is_large
-from ergodax.sweep import _solve_batch  # pyright: ignore[reportPrivateUsage]
+from ergodax.simulation.lanes import is_large
+from ergodax.studies.sweep import _solve_batch
 
 CHAIN = 512
 # Bytes that device memory moves at least for a number somewhere in a table: one sector.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ergodax.streams import run_keys, threefry2x32
+from ergodax.simulation.streams import run_keys, threefry2x32
 
 WIDTH = 2**18
 

@@ -21,7 +21,7 @@ from scipy.integrate import solve_ivp
 
 import ergodax as ex
 from _common import golden, machine, q_learners, table
-from ergodax.simulate import Observe
+from ergodax.simulation.simulate import Observe
 
 TOLERANCE = 1e-6
 TIMES = np.array([500.0, 1000.0])

@@ -1,4 +1,5 @@
 import contextlib
+import importlib
 import io as text
 import json
 import os
@@ -18,7 +19,7 @@ import ergodax as ex
 from ergodax.cli import main
 
 SMALL = ["--runs", "64", "--t1", "20", "--points", "5"]
-module = sys.modules["ergodax.compare"]
+module = importlib.import_module("ergodax.studies.compare")
 
 
 def compare(*options):

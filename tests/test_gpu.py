@@ -20,10 +20,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
-from ergodax.devices import default_devices
-from ergodax.inputs import check_inputs
-from ergodax.streams import run_keys, threefry2x32, uniforms
-from ergodax.width import ACCELERATOR, PROCESSOR, bytes_of_run, limits_of, width_of
+from ergodax.base.devices import default_devices
+from ergodax.simulation.capacity import ACCELERATOR, PROCESSOR, bytes_of_run, limits_of, width_of
+from ergodax.simulation.inputs import check_inputs
+from ergodax.simulation.streams import run_keys, threefry2x32, uniforms
 from helpers import assert_close
 
 TS = np.array([0.0, 10.0, 60.0])

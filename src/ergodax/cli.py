@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .version import __version__
+from .base.version import __version__
 
 if TYPE_CHECKING:
-    from .compare import Comparison
-    from .wrapped import WrappedGame
+    from .model.wrapped import WrappedGame
+    from .studies.compare import Comparison
 
 _EXAMPLES = """\
 examples:
@@ -200,9 +200,9 @@ def _prisoners_dilemma(options: argparse.Namespace) -> "WrappedGame":
     import jax.numpy as jnp
 
     from .games import prisoners_dilemma
-    from .learner import EpsilonSoftmax
     from .learners import QLearning
-    from .wrapped import WrappedGame
+    from .model.exploration import EpsilonSoftmax
+    from .model.wrapped import WrappedGame
 
     rates, discounts, temperatures, epsilons = (
         jnp.asarray(_per_agent(options, name, 2))
@@ -237,7 +237,7 @@ def _start_jax() -> None:
     """Float64, and all cores."""
     import jax
 
-    from .devices import use_all_cores
+    from .base.devices import use_all_cores
 
     jax.config.update("jax_enable_x64", True)
     with contextlib.suppress(RuntimeError):  # JAX runs already where Python calls `main`
@@ -248,8 +248,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     import jax
     import numpy as np
 
-    from .compare import compare
-    from .files import prepare_folder
+    from .base.files import prepare_folder
+    from .studies.compare import compare
 
     _start_jax()
     wrapped = _GAMES[options.game](options)
@@ -276,8 +276,8 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
     import numpy as np
 
     from . import io, plot
-    from .convergence import convergence_study
-    from .files import prepare_folder, replacing
+    from .base.files import prepare_folder, replacing
+    from .studies.convergence import convergence_study
 
     _start_jax()
     wrapped = _GAMES[options.game](options)
@@ -337,7 +337,7 @@ _ENVIRONMENT = (
 def _write(comparison: "Comparison", stem: Path, command: str) -> list[Path]:
     """Writes figure and data, and returns their paths."""
     from . import io, plot
-    from .files import replacing
+    from .base.files import replacing
 
     image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
     with replacing(image) as temporary:

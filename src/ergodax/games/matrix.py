@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
-from ..game import MarkovGame, name_actions
+from ..model.game import MarkovGame
+from ..model.validity import name_actions
 
 
 def repeated(

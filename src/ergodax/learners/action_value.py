@@ -4,8 +4,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..game import MarkovGame
-from ..learner import AbstractExploration, AbstractLearner, EpsilonSoftmax, Scalar, hyper
+from ..model.exploration import AbstractExploration, EpsilonSoftmax
+from ..model.game import MarkovGame
+from ..model.hyper import Scalar, hyper
+from ..model.learner import AbstractLearner
 
 
 class AbstractActionValueLearner(AbstractLearner):

@@ -5,16 +5,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
-from ..game import MarkovGame
-from ..learner import (
-    AbstractExploration,
-    AbstractLearner,
-    At,
-    EpsilonSoftmax,
-    Scalar,
-    Transition,
-    hyper,
-)
+from ..model.exploration import AbstractExploration, EpsilonSoftmax
+from ..model.game import MarkovGame
+from ..model.hyper import Scalar, hyper
+from ..model.learner import AbstractLearner, At, Transition
 from .action_value import filled
 
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..game import MarkovGame
-from ..learner import At, Transition
+from ..model.game import MarkovGame
+from ..model.learner import At, Transition
 from .action_value import AbstractActionValueLearner
 
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from jaxtyping import Array, Float
 
-from ..game import MarkovGame
-from ..learner import At, Transition
+from ..model.game import MarkovGame
+from ..model.learner import At, Transition
 from .action_value import AbstractActionValueLearner
 
 

@@ -8,10 +8,10 @@ import jax.flatten_util
 import numpy as np
 from jaxtyping import ArrayLike, PyTree, Real
 
-from ..convergence import ConvergenceStudy
-from ..sensitivity import Sensitivities
-from .look import NEUTRAL, axes_or_new, legend, look, title
-from .places import Coordinate, parameter_index, parameter_name
+from ..averaged.sensitivities import Sensitivities
+from ..studies.convergence import ConvergenceStudy
+from .coordinates import Coordinate, parameter_index, parameter_name
+from .style import NEUTRAL, axes_or_new, legend, look, title
 
 if TYPE_CHECKING:
     import matplotlib.axes

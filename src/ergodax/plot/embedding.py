@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..learner import AbstractLearner, EpsilonSoftmax
-from ..wrapped import WrappedGame
-from .places import find_table, one
+from ..model.exploration import EpsilonSoftmax
+from ..model.learner import AbstractLearner
+from ..model.wrapped import WrappedGame
+from .coordinates import find_table, one
 
 # embed(params of one agent, state, probabilities [A]) -> params of that agent
 Embed = Callable[[Any, int, Float[Array, " A"]], Any]

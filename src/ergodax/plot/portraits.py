@@ -10,17 +10,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
-from ..basins import Basins
-from ..drift import average
-from ..equilibrium import RestPoint
-from ..flow import Solution
-from ..simulate import Simulation
-from ..stationary import check_ergodic, preserve_rows
-from ..wrapped import WrappedGame
-from .courses import policies_along, runs_of
-from .embedding import Embed, least_probability, with_policy
-from .look import GREY, axes_or_new, legend, look, title
-from .places import (
+from ..averaged.basins import Basins
+from ..averaged.drift import average
+from ..averaged.flow import Solution
+from ..averaged.rest_points import RestPoint
+from ..averaged.stationary import check_ergodic, preserve_rows
+from ..model.wrapped import WrappedGame
+from ..simulation.simulate import Simulation
+from .coordinates import (
     Coordinate,
     Plane,
     check_agent,
@@ -30,6 +27,9 @@ from .places import (
     policy_plane,
     row_name,
 )
+from .embedding import Embed, least_probability, with_policy
+from .style import GREY, axes_or_new, legend, look, title
+from .trajectories import policies_along, runs_of
 
 if TYPE_CHECKING:
     import matplotlib.axes

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
-from ..compare import Comparison
 from ..learners.action_value import AbstractActionValueLearner
-from ..wrapped import WrappedGame
-from .courses import Course, Result, course, state_courses
-from .look import NEUTRAL, Look, axes_or_new, legend, look, title
-from .places import check_agent, find_state, find_table, row_name
+from ..model.wrapped import WrappedGame
+from ..studies.compare import Comparison
+from .coordinates import check_agent, find_state, find_table, row_name
+from .style import NEUTRAL, Look, axes_or_new, legend, look, title
+from .trajectories import Course, Result, course, state_courses
 
 if TYPE_CHECKING:
     import matplotlib.axes

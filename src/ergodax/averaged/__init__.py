@@ -1,0 +1,1 @@
+"""The game averaged at frozen parameters, and the flow dx/dt = F(x) of that average."""

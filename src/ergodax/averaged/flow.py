@@ -1,0 +1,270 @@
+"""The averaged flow: solves dx/dt = F(x), the limit of the learners' trajectories."""
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from ..base.checks import is_concrete
+from ..base.codes import RESULTS
+from ..base.text import describe_end, describe_times
+from ..base.times import check_times
+from ..model.wrapped import WrappedGame
+from ..ode.path_derivatives import MAX_STEPS, diffeqsolve, differentiable_once, integrate
+from ..results.labels import (
+    PER_STEP,
+    TIME_UNITS,
+    attributes,
+    batch_dimensions,
+    dataset,
+    outcome,
+    parts,
+    policies,
+    precision,
+    tables,
+    time_coordinate,
+)
+from .drift import average, expected_rewards
+from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+
+if TYPE_CHECKING:
+    import xarray
+
+
+class Solution(eqx.Module):
+    """A solution of the averaged ODE.
+
+    Attributes:
+        wrapped: the game and its learners.
+        ts: times in unscaled steps, `[K]`.
+        params: parameters of all agents, each leaf `[K, ...]`.
+        state_distribution: stationary distribution of the states at each time, `[K, S]`.
+        rewards: expected reward per step of every agent, `[K, n]`.
+        stats: the solver's statistics (number of steps and the like).
+        result: how the solve ended, one of `RESULTS`.
+        end_time: the time reached; `ts[-1]` unless the solve failed.
+        rtol: relative tolerance per step.
+        atol: absolute tolerance per step.
+    """
+
+    wrapped: WrappedGame
+    ts: Float[Array, " K"]
+    params: tuple
+    state_distribution: Float[Array, "K S"]
+    rewards: Float[Array, "K n"]
+    stats: dict
+    result: RESULTS
+    end_time: Float[Array, ""]
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The solution as a labelled data set: `parameters`, `policy`, `rewards` and so on.
+
+        A batch, as `jax.vmap` returns it, has the dimension `batch` before all others.
+        """
+        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
+        along = (*batch, "time")
+        variables: dict[str, Any] = {}
+        for name, values in (
+            ("parameters", self.params),
+            ("policy", policies(self.wrapped, self.params, len(batch), True)),
+        ):
+            found = parts(game, values, len(along))
+            variables |= tables(game, name, f"{name} along the ODE", found, along, name)
+        distribution = "stationary distribution of the states along the ODE"
+        reward = "expected reward per step along the ODE"
+        end = "time reached"
+        for name, axes, described in (
+            ("state_distribution", (*along, "state"), attributes(distribution, "1")),
+            ("rewards", (*along, "agent"), attributes(reward, PER_STEP)),
+            ("end_time", batch, attributes(end, TIME_UNITS)),
+        ):
+            variables[name] = (axes, np.asarray(getattr(self, name)), described)
+        steps = np.asarray(self.stats["num_steps"])
+        variables["steps"] = (batch, steps, attributes("steps of the solver"))
+        return dataset(
+            self.wrapped,
+            "Solution",
+            variables | outcome(self.result, batch),
+            time_coordinate(self.ts),
+            rtol=np.asarray(self.rtol).tolist(),
+            atol=np.asarray(self.atol).tolist(),
+            dtype=precision(self.params),
+        )
+
+    def __repr__(self) -> str:
+        return f"Solution({describe_times(self.ts)}: {describe_end(self)})"
+
+
+def solve(
+    wrapped: WrappedGame,
+    params0,
+    ts: Real[ArrayLike, " K"] | Sequence,
+    *,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-8,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    max_steps: int | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Solves dx/dt = F(x) from `params0` at time 0.
+
+    Differentiable by every floating-point array in `wrapped`, by `params0` and by `ts`, in reverse
+    mode (`jax.grad`) and forward mode (`jax.jvp`), and works under `jax.vmap`, which runs until its
+    slowest member ends.
+
+    Where a learner takes a maximum (Q-learning), F has kinks. Derivatives are right across them:
+    they are solved for along the path of the solution, with steps and an error control of their
+    own, and each kink is located. At the default tolerance they agree with
+    the exact ones to five digits or more, in the largest entry, where kinks are crossed fast.
+    Digits are lost where a kink is crossed twice within a solver's step (errors of 5e-3 were
+    measured), unless both times are among `ts`: steps end there. A solution that rests on a tie has
+    no derivative: what is returned there is the mean of the branches. `ergodax.kinks`, called with
+    the same arguments, finds such places and times, and estimates the error. Where the solve fails,
+    derivatives are NaN. When it is differentiated, the solution itself is solved to a tenth of the
+    tolerances.
+
+    Second derivatives need smooth learners and `adjoint=diffrax.DirectAdjoint()`; otherwise they
+    raise NotImplementedError.
+
+    Args:
+        wrapped: a game and its learners.
+        params0: parameters of all agents at time 0, as `wrapped.init()` returns them.
+        ts: times at which to report, increasing, in unscaled steps; may start at 0.
+        solver: a diffrax solver; `Tsit5` by default.
+        rtol: relative tolerance per step.
+        atol: absolute tolerance per step.
+        adjoint: one of diffrax's methods to differentiate, instead of the one described above:
+            they differentiate the solver's steps, which across kinks is accurate to about 2e-3.
+        max_steps: largest number of solver steps; by default 65536, and 2048 where the solution is
+            differentiated, as its path is then stored.
+        throw: raise if the solve fails. Under `vmap`, `jit` or `grad` nothing is raised: look at
+            `result`.
+
+    Returns:
+        The solution at `ts`.
+
+    Raises:
+        ValueError: if `ts` is not increasing from 0 on, `params0` does not fit, the state chain has
+            several closed classes or is numerically reducible, or a policy is not continuous.
+        RuntimeError: if the solve fails and `throw` is true; it says when and why.
+
+    Example:
+        >>> game = ex.games.prisoners_dilemma()
+        >>> wrapped = ex.WrappedGame(game, [ex.Sarsa(0.01, 0.9, initial=20.0)] * 2)
+        >>> flow = ex.solve(wrapped, wrapped.init(), [0.0, 50.0, 100.0])
+        >>> flow
+        Solution(3 times from 0 to 100: successful)
+        >>> flow.params[0].shape  # of agent 0: time, state, action
+        (3, 4, 2)
+    """
+    check_times(ts)
+    check_ergodic(wrapped, params0)
+    warn_single_precision()
+    solved = _solve(
+        wrapped,
+        params0,
+        jnp.asarray(ts, dtype=float),
+        diffrax.Tsit5() if solver is None else solver,
+        jnp.asarray(rtol, dtype=float),
+        jnp.asarray(atol, dtype=float),
+        adjoint,
+        max_steps,
+    )
+    solution = Solution(wrapped=wrapped, **solved)
+    if throw:
+        check_reached(solution)
+    return solution
+
+
+@eqx.filter_jit
+def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict[str, Any]:
+    wrapped = preserve_rows(wrapped)
+    # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
+    start, unravel = ravel_pytree(params0)
+
+    def vector_field(x, wrapped):
+        return ravel_pytree(average(wrapped, unravel(x)).drift)[0]
+
+    if adjoint is None:
+        values, (saved, stats, ended) = integrate(
+            start,
+            wrapped,
+            ts,
+            vector_field=vector_field,
+            solver=solver,
+            rtol=rtol,
+            atol=atol,
+            max_steps=max_steps,
+        )
+    else:
+        options = (vector_field, solver, rtol, atol, max_steps or MAX_STEPS)
+        solved: Any = diffeqsolve(start, wrapped, ts, diffrax.SaveAt(ts=ts), adjoint, *options)
+        values, saved, stats, ended = solved.ys, solved.ts, solved.stats, solved.result
+        if not all(learner.smooth for learner in wrapped.learners):
+            values = differentiable_once(values)
+
+    def describe(x):
+        params = unravel(x)
+        averages = average(wrapped, params)
+        reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
+        return params, averages.state_distribution, expected_rewards(wrapped, averages), reducible
+
+    params, distribution, rewards, reducible = jax.vmap(describe)(values)
+    result, end_time = how_ended(ts, saved, ended, reducible)
+    return dict(
+        ts=ts,
+        params=params,
+        state_distribution=distribution,
+        rewards=rewards,
+        stats=stats,
+        result=result,
+        end_time=end_time,
+        rtol=rtol,
+        atol=atol,
+    )
+
+
+def how_ended(ts, saved, ended, reducible) -> tuple[RESULTS, Float[Array, ""]]:
+    """How a solve ended, and the last report time that is to be trusted.
+
+    Args:
+        ts: report times, `[K]`.
+        saved: the same as the solver returns them, infinite where it did not get, `[K]`.
+        ended: the solver's result.
+        reducible: whether the state chain is numerically reducible at each time, `[K]`.
+    """
+    reached = jnp.isfinite(saved)
+    lost = jnp.any(reached & reducible)
+    # Beyond the first reducible chain nothing is to be trusted.
+    reached &= ~jnp.cumsum(reducible & reached).astype(bool)
+    result = RESULTS.where(lost, RESULTS.reducible, RESULTS.promote(ended))
+    return result, jnp.max(jnp.where(reached, ts, 0.0))
+
+
+def check_reached(solution) -> None:
+    """Raises RuntimeError if a solution, or anything with the same fields, ended too early."""
+    if is_concrete(solution.end_time) and solution.result != RESULTS.successful:
+        raise RuntimeError(
+            f"the averaged ODE was solved only up to t = {float(solution.end_time):.6g} of "
+            f"{float(solution.ts[-1]):.6g}: {RESULTS[solution.result]}"
+        )
+
+
+def warn_single_precision() -> None:
+    """Warns if JAX computes in float32."""
+    if jnp.result_type(float) != jnp.float64:
+        warnings.warn(
+            "solving in float32: tolerances below about 1e-6 cannot be met and derivatives are "
+            'rough. For float64 call jax.config.update("jax_enable_x64", True) first.',
+            stacklevel=3,
+        )

@@ -1,0 +1,383 @@
+"""Sensitivities: how the averaged flow depends on any parametrisation of game, learners and start.
+
+With `dx/dt = F(x, theta)`, the derivative Y of x by theta solves `dY/dt = DF Y + dF/dtheta`. Both
+are solved together, with the error of every column of Y controlled beside that of x, so that steps
+become short where a kink makes DF jump.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real
+
+from ..base.checks import is_concrete
+from ..base.codes import RESULTS
+from ..base.text import describe_end, describe_times
+from ..base.times import check_times
+from ..model.wrapped import WrappedGame
+from ..ode.path_derivatives import MAX_STEPS, NUDGE, once
+from ..results.labels import (
+    TIME_UNITS,
+    attributes,
+    batch_dimensions,
+    dataset,
+    outcome,
+    parts,
+    plain_names,
+    precision,
+    tables,
+    time_coordinate,
+)
+from .drift import average
+from .flow import check_reached, how_ended, warn_single_precision
+from .kinks import TOLERANCE, kinks
+from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+
+if TYPE_CHECKING:
+    import xarray
+
+_MOST_STOPS = 32  # crossings that steps end at
+_LEAST = 8.0  # the smallest tolerances, in units of the working precision
+
+
+class Sensitivities(eqx.Module):
+    """The averaged flow and its derivatives by theta.
+
+    Attributes:
+        wrapped: the game and its learners, at theta.
+        ts: times in unscaled steps, `[K]`.
+        params: parameters of all agents, each leaf `[K, ...]`.
+        derivatives: structured like `params`, and below every leaf like theta, as `jax.jacobian`
+            has it; each leaf `[K, *shape of the parameter, *shape of theta's leaf]`.
+        stats: the solver's statistics.
+        result: how the solve ended, one of `RESULTS`.
+        end_time: the time reached; `ts[-1]` unless the solve failed.
+    """
+
+    wrapped: WrappedGame
+    ts: Float[Array, " K"]
+    params: tuple
+    derivatives: PyTree
+    stats: dict
+    result: RESULTS
+    end_time: Float[Array, ""]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the leaves of theta."""
+        by_theta = jax.tree.structure(self.params).flatten_up_to(self.derivatives)[0]
+        return [
+            jax.tree_util.keystr(path, simple=True, separator=".") or "theta"
+            for path, _ in jax.tree_util.tree_leaves_with_path(by_theta)
+        ]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The solution and its derivatives as a labelled data set.
+
+        The derivative by a leaf of theta is `by_` and its name, on the dimensions of `parameters`
+        and, if the leaf is an array, its axes before `agent`.
+        """
+        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
+        along, structure = (*batch, "time"), jax.tree.structure(self.params)
+        found = parts(game, self.params, len(along))
+        variables = tables(
+            game, "parameters", "parameters along the ODE", found, along, "parameters"
+        )
+        per_leaf = zip(
+            *map(jax.tree.leaves, structure.flatten_up_to(self.derivatives)), strict=True
+        )
+        for name, plain, leaves in zip(self.names, plain_names(self.names), per_leaf, strict=True):
+            own = [p.values.ndim for p in found]
+            count = leaves[0].ndim - own[0]
+            moved = [
+                np.moveaxis(
+                    np.asarray(leaf), range(ndim, leaf.ndim), range(len(along), len(along) + count)
+                )
+                for leaf, ndim in zip(leaves, own, strict=True)
+            ]
+            leading = (*along, *(f"{plain}_axis{k}" for k in range(count)))
+            by = parts(game, structure.unflatten(moved), len(leading))
+            long_name = f"derivative of the parameters by {name}"
+            variables |= tables(game, f"by_{plain}", long_name, by, leading, f"by_{plain}")
+        variables["end_time"] = (
+            batch,
+            np.asarray(self.end_time),
+            attributes("time reached", TIME_UNITS),
+        )
+        return dataset(
+            self.wrapped,
+            "Sensitivities",
+            variables | outcome(self.result, batch),
+            time_coordinate(self.ts),
+            dtype=precision(self.params),
+        )
+
+    def __repr__(self) -> str:
+        by = ", ".join(self.names)
+        return f"Sensitivities({describe_times(self.ts)}, by {by}: {describe_end(self)})"
+
+
+def sensitivities(
+    build: Callable,
+    theta: PyTree,
+    ts: Real[ArrayLike, " K"] | Sequence,
+    *,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-8,
+    max_steps: int = MAX_STEPS,
+    throw: bool = True,
+) -> Sensitivities:
+    """Solves the averaged ODE together with its derivatives by theta.
+
+    The cost grows with the number of entries of theta, and not with the number of report times: for
+    many entries and one loss, `jax.grad` through `solve` is cheaper. Derivatives at kinks are as
+    `solve` describes; but if the flow crosses a tie and is back so soon that a step may have passed
+    over it, all is solved a second time, with steps that end at both crossings (not under a JAX
+    transformation).
+
+    Args:
+        build: a function of theta that returns `(wrapped, params0)`: a wrapped game and the
+            parameters at time 0. Pure JAX; it must not decide on values of theta. A function made
+            anew for every call is compiled anew.
+        theta: a pytree of floating-point numbers or arrays: one agent's temperature, a learning
+            rate shared by all, a payoff, an initial table...
+        ts: times at which to report, increasing, in unscaled steps; may start at 0.
+        solver: a diffrax solver; `Tsit5` by default.
+        rtol: relative tolerance per step: of the solution, entry by entry, and of the derivative by
+            every entry of theta, relative to its root mean square over the parameters. At least
+            8 times the working precision, 1e-6 in float32.
+        atol: absolute tolerance per step, of the solution; at least the same.
+        max_steps: largest number of solver steps.
+        throw: raise if the solve fails or a derivative is not finite. Under a JAX transformation
+            nothing is raised: look at `result`.
+
+    Returns:
+        Solution and derivatives at `ts`.
+
+    Raises:
+        ValueError: if theta is not of floating-point numbers, `build` does not return a wrapped
+            game and its parameters, or what it returns changes its structure with theta (naming the
+            leaf), or as `solve`.
+        RuntimeError: if the solve fails (when and why), or a derivative is not finite (by which
+            leaf of theta).
+
+    Warns:
+        UserWarning: if derivatives may be off by more than 1e-4 of their size, since the flow
+            touches a tie of a maximum, rests on it, or crosses it so slowly that it is not known
+            when; see `ergodax.kinks`. Not under a JAX transformation.
+    """
+    theta = _check_theta(theta)
+    check_times(ts)
+    wrapped, params0 = _check_build(build, theta)
+    check_ergodic(wrapped, params0)
+    warn_single_precision()
+    # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
+    least = _LEAST * float(jnp.finfo(jnp.result_type(float)).eps)
+    solve = functools.partial(
+        _sensitivities,
+        build,
+        theta,
+        jnp.asarray(ts, dtype=float),
+        diffrax.Tsit5() if solver is None else solver,
+        jnp.maximum(jnp.asarray(rtol, dtype=float), least),
+        jnp.maximum(jnp.asarray(atol, dtype=float), least),
+        max_steps,
+    )
+    found = Sensitivities(wrapped, *solve(jnp.full(_MOST_STOPS, jnp.inf)))
+    if is_concrete(found.end_time) and found.result == RESULTS.successful:
+        report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
+        if any(tie.jump * tie.visit > TOLERANCE for tie in report.ties):
+            stops = report.stops[:_MOST_STOPS]
+            padded = np.pad(stops, (0, _MOST_STOPS - len(stops)), constant_values=np.inf)
+            again = Sensitivities(wrapped, *solve(jnp.asarray(padded)))
+            if again.result == RESULTS.successful:
+                found, report = again, report.stopped_at(stops)
+        if report.error > TOLERANCE:
+            warnings.warn(f"derivatives are uncertain: {report!r}", stacklevel=2)
+    if throw:
+        check_reached(found)
+        _check_finite(found, theta)
+    return found
+
+
+@eqx.filter_jit
+def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
+    theta = once(theta)
+    flat, unravel_theta = ravel_pytree(theta)
+    wrapped, params0 = build(theta)
+    _, fixed = eqx.partition(preserve_rows(wrapped), eqx.is_inexact_array)
+    _, unravel = ravel_pytree(params0)
+
+    def built(flat):
+        wrapped, params0 = build(unravel_theta(flat))
+        arrays = eqx.filter(preserve_rows(wrapped), eqx.is_inexact_array)
+        return arrays, ravel_pytree(params0)[0]
+
+    # The built game and its tangents are found once, not along the way.
+    (arrays, x0), push = jax.linearize(built, flat)
+    arrays_dot, x0_dot = jax.vmap(push)(jnp.eye(len(flat), dtype=flat.dtype))
+
+    def velocity(x, arrays):
+        return ravel_pytree(average(eqx.combine(arrays, fixed), unravel(x)).drift)[0]
+
+    def field(t, y, args):
+        x, tangents = y
+        velocity_at, push = jax.linearize(velocity, x, arrays)
+        return velocity_at, jax.vmap(push)(tangents, arrays_dot)
+
+    def excess(y0, y1, error):
+        scale = atol + rtol * jnp.maximum(jnp.abs(y0[0]), jnp.abs(y1[0]))
+        allowed = rtol * jnp.maximum(_rms(y0[1]), _rms(y1[1]))
+        of_tangents = _rms(error[1]) / jnp.where(allowed > 0, allowed, 1)
+        # A derivative that is not finite is reported at the end; it must not stop the solution.
+        of_tangents = jnp.where(jnp.isfinite(_rms(y0[1])), of_tangents, 0)
+        return jnp.maximum(_rms(error[0] / scale), jnp.max(of_tangents, initial=0.0))
+
+    # An exact tie at the start is broken by beginning a little later, on the side the flow enters.
+    later = NUDGE * ts[-1]
+    slope, slope_dot = field(later, (x0, x0_dot), None)
+    solved: Any = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        t0=later,
+        t1=ts[-1],
+        dt0=1e-4 * ts[-1],
+        y0=(x0 + later * slope, x0_dot + later * slope_dot),
+        saveat=diffrax.SaveAt(ts=jnp.maximum(ts, later)),
+        stepsize_controller=diffrax.ClipStepSizeController(_JointController(excess), step_ts=stops),
+        adjoint=diffrax.ForwardMode(),
+        max_steps=max_steps,
+        throw=False,
+    )
+    at_start = ts[:, None] == 0
+    values = jnp.where(at_start, x0, solved.ys[0])
+    tangents = jnp.where(at_start[..., None], x0_dot, solved.ys[1])
+
+    by_entry = jax.vmap(jax.vmap(unravel))(tangents)  # like params, leaves [K, p, ...]
+    derivatives = jax.tree.map(
+        lambda leaf: _map_last(unravel_theta, jnp.moveaxis(leaf, 1, -1)), by_entry
+    )
+
+    def reducible(x):
+        return is_reducible(mixing_time(eqx.combine(arrays, fixed).frozen_chain(unravel(x))))
+
+    result, end_time = how_ended(ts, solved.ts, solved.result, jax.vmap(reducible)(values))
+    return ts, jax.vmap(unravel)(values), derivatives, solved.stats, result, end_time
+
+
+class _JointController(diffrax.PIDController):
+    """Step sizes from one number: by how much the error of a step exceeds what is allowed."""
+
+    excess: Callable  # pyright: ignore[reportGeneralTypeIssues]
+
+    def __init__(self, excess: Callable):
+        # With a proportional part step sizes do not oscillate at a kink.
+        super().__init__(rtol=0.0, atol=1.0, pcoeff=0.4, icoeff=0.3, norm=jnp.abs)
+        self.excess = excess
+
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
+        """As the parent's, for the error in units of what is allowed."""
+        zero = jnp.zeros(())
+        excess = self.excess(y0, y1_candidate, y_error)
+        return super().adapt_step_size(
+            t0, t1, zero, zero, args, excess, error_order, controller_state
+        )
+
+
+def _rms(x):
+    return jnp.sqrt(jnp.mean(x**2, axis=-1))
+
+
+def _map_last(function, x):
+    """Maps a function of a vector over all but the last axis."""
+    for _ in range(x.ndim - 1):
+        function = jax.vmap(function)
+    return function(x)
+
+
+def _check_theta(theta):
+    """Theta with arrays for numbers; raises ValueError naming a leaf that is not of floats."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"theta{jax.tree_util.keystr(path)} must be floating-point; found {leaf!r}."
+            )
+    return jax.tree.map(jnp.asarray, theta)
+
+
+def _check_build(build, theta):
+    """What `build` returns at theta; raises ValueError if it is not the same when traced."""
+    built = build(theta)
+    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], WrappedGame)):
+        raise ValueError(
+            f"build(theta) must return (wrapped game, initial parameters); found {built!r}."
+        )
+    wrapped, params0 = built
+    wrapped.check_structure(params0)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(theta)
+    for k, (path, leaf) in enumerate(leaves):
+        if not is_concrete(leaf):
+            continue
+
+        def with_leaf(value, k=k):
+            # Values of the others stay known inside the trace, as NumPy arrays.
+            others = [np.asarray(x) if is_concrete(x) else x for _, x in leaves]
+            wrapped, params0 = build(structure.unflatten([*others[:k], value, *others[k + 1 :]]))
+            return eqx.filter((wrapped.learners, params0), eqx.is_array)
+
+        name = f"theta{jax.tree_util.keystr(path)}"
+        try:
+            traced = jax.eval_shape(with_leaf, leaf)
+        except jax.errors.ConcretizationTypeError as error:
+            raise ValueError(
+                f"build must return the same structure for every theta, but it decides on the "
+                f"value of {name}, which JAX cannot trace: {str(error).splitlines()[0]}"
+            ) from None
+        concrete = eqx.filter((wrapped.learners, params0), eqx.is_array)
+        if _shapes(traced) != _shapes(concrete):
+            raise ValueError(
+                f"what build returns changes its structure with {name}: "
+                f"{_difference(_shapes(concrete), _shapes(traced))}."
+            )
+    return built
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    """Shape of every leaf by its name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        ("learners", "params0")[path[0].idx] + jax.tree_util.keystr(path[1:]): np.shape(leaf)
+        for path, leaf in leaves
+    }
+
+
+def _difference(concrete, traced) -> str:
+    for name in [*concrete, *traced]:
+        if concrete.get(name) != traced.get(name):
+            return f"{name} has shape {concrete.get(name)} here and {traced.get(name)} when traced"
+    return "the order of its leaves"
+
+
+def _check_finite(found: Sensitivities, theta) -> None:
+    """Raises RuntimeError naming the first leaf of theta by which a derivative is not finite."""
+    if not is_concrete(found.end_time):
+        return
+    outer = jax.tree.structure(found.params)
+    for per_theta in outer.flatten_up_to(found.derivatives):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(per_theta):
+            if not np.isfinite(leaf).all():
+                value = dict(jax.tree_util.tree_leaves_with_path(theta))[path]
+                raise RuntimeError(
+                    f"the derivative by theta{jax.tree_util.keystr(path)} = {value} is not finite."
+                )

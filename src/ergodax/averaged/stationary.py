@@ -1,0 +1,297 @@
+"""The stationary law of a finite Markov chain, its derivative, and when it exists.
+
+A transition matrix P with one closed class has a unique law nu with `nu P = nu`, `sum nu = 1`.
+Along a direction dP with zero row sums it changes by the solution of `x (I - P) = nu dP`,
+`sum x = 0`. Both come from one elimination of states, that of Grassmann, Taksar and Heyman (1985):
+it never subtracts, so it is accurate on nearly reducible chains too. Periodic chains and transient
+states are fine; only a second closed class is not.
+
+Everything here is plain array code without LAPACK: it batches well under `vmap`, and batched
+factorisations of two systems at once can lock up the CPU's thread pool (seen with jaxlib 0.10.2).
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ..base.checks import is_concrete
+from ..model.game import row_preserving
+from ..model.wrapped import WrappedGame
+
+# Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told not to.
+_dot = functools.partial(jnp.dot, precision="highest")
+_UNROLLED = 8
+_SLOW_MIXING = 1e3
+
+
+class _Censored(NamedTuple):
+    """A transition matrix after censoring its states one by one, from the last to the first.
+
+    Below the diagonal stand the rows `P(k, j)`, j < k, of the chain censored to states 0..k; above
+    it the columns `P(j, k) / leave[k]`. `leave[k]` is the probability to move from k to a lower
+    state.
+    """
+
+    matrix: Float[Array, "S S"]
+    leave: Float[Array, " S"]
+
+
+def _censor(chain: Float[Array, "S S"]) -> _Censored:
+    states = jnp.arange(chain.shape[0])
+
+    def remove(k, censored):
+        matrix, leave = censored
+        row = jnp.where(states < k, matrix[k], 0)
+        total = row.sum()
+        column = jnp.where(states < k, matrix[:, k], 0) / jnp.where(total > 0, total, 1)
+        matrix = matrix + column[:, None] * row
+        matrix = matrix.at[:, k].set(jnp.where(states < k, column, matrix[:, k]))
+        return _Censored(matrix, leave.at[k].set(total))
+
+    return _downwards(chain.shape[0], remove, _Censored(chain, jnp.zeros_like(chain[0])))
+
+
+def _downwards(size: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """Runs `body(k, carry)` for k = size - 1, .., 1; short loops are written out."""
+    if size <= _UNROLLED:
+        for k in range(size - 1, 0, -1):
+            carry = body(k, carry)
+        return carry
+    return jax.lax.fori_loop(1, size, lambda k, carry: body(size - k, carry), carry)
+
+
+def _upwards(size: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """Runs `body(k, carry)` for k = 1, .., size - 1; short loops are written out."""
+    if size <= _UNROLLED:
+        for k in range(1, size):
+            carry = body(k, carry)
+        return carry
+    return jax.lax.fori_loop(1, size, body, carry)
+
+
+@jax.custom_jvp
+def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
+    """Stationary law of a transition matrix with one closed class.
+
+    Its derivatives are defined along directions that keep the row sums.
+
+    Args:
+        chain: the transition matrix, `[S, S]`, rows summing to one.
+
+    Returns:
+        The stationary law, `[S]`, exactly zero at transient states.
+    """
+    if len(chain) == 1:  # a law that JAX sees depend on the chain, as its derivative does
+        return chain[0] / chain[0].sum()
+    matrix, leave = _censor(chain)
+
+    def restore(k, law):
+        # A state that cannot leave downwards closes a class: all states below it are transient.
+        closes = leave[k] == 0
+        here = jnp.where(closes, 1, _dot(law, matrix[:, k]))
+        return jnp.where(closes, 0, law).at[k].set(here)
+
+    law = _upwards(chain.shape[0], restore, jnp.zeros_like(chain[0]).at[0].set(1))
+    return law / law.sum()
+
+
+@stationary_law.defjvp
+def _stationary_law_jvp(primals, tangents):
+    (chain,), (tangent,) = primals, tangents
+    law = stationary_law(chain)
+    return law, poisson_solver(chain, law)(_dot(law, tangent))
+
+
+def poisson_solver(
+    chain: Float[Array, "S S"], law: Float[Array, " S"]
+) -> Callable[[Float[Array, " S"]], Float[Array, " S"]]:
+    """Solver of `x (I - P) = b`, `sum x = 0`, for right-hand sides with `sum b = 0`.
+
+    Args:
+        chain: the transition matrix P, `[S, S]`, with one closed class.
+        law: its stationary law, `[S]`.
+
+    Returns:
+        A linear function from b to x, both `[S]`; the chain is factorised once.
+    """
+    size = chain.shape[0]
+    states = jnp.arange(size)
+    # The state that is not censored must be recurrent: the most visited one comes first.
+    first = jnp.argmax(law)
+    order = states.at[0].set(first).at[first].set(0)
+    matrix, leave = _censor(chain[order][:, order])
+
+    def solve(b):
+        def remove(k, b):
+            return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
+
+        def restore(k, x):
+            return x.at[k].set(censored[k] / leave[k] + _dot(x, matrix[:, k]))
+
+        censored = _downwards(size, remove, b[order])
+        x = _upwards(size, restore, jnp.zeros_like(b))[order]
+        return x - law * x.sum()
+
+    return solve
+
+
+@jax.custom_jvp
+def deviation_matrix(
+    chain: Float[Array, "S S"],
+) -> tuple[Float[Array, " S"], Float[Array, "S S"]]:
+    """Stationary law nu and deviation matrix `D = sum over k of (P^k - 1 nu^T)`.
+
+    D solves Poisson's equation: `v = D h` has `v - P v = h - 1 (nu . h)` and `nu . v = 0`. For a
+    periodic chain the sum is that of the means over k. Along a direction dP with zero row sums,
+    `dnu = nu dP D` and `dD = D dP D - 1 nu dP D D`.
+
+    Args:
+        chain: the transition matrix P, `[S, S]`, with one closed class.
+    """
+    law = stationary_law(chain)
+    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law)
+    return law, deviation
+
+
+@deviation_matrix.defjvp
+def _deviation_matrix_jvp(primals, tangents):
+    (chain,), (tangent,) = primals, tangents
+    law, deviation = deviation_matrix(chain)
+    moved = tangent @ deviation
+    return (law, deviation), (law @ moved, deviation @ moved - law @ moved @ deviation)
+
+
+def mixing_time(chain: Float[Array, "S S"]) -> Float[Array, ""]:
+    """How many steps a chain takes to forget its state.
+
+    The largest row sum of `|D|`, D the deviation matrix. At least `1 / |1 - lambda|` for every
+    eigenvalue lambda of P but the simple 1. Infinite where the chain is reducible.
+
+    Args:
+        chain: the transition matrix P, `[S, S]`.
+    """
+    _, deviation = deviation_matrix(chain)
+    return jnp.abs(deviation).sum(axis=1).max()
+
+
+def is_reducible(mixing: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether a mixing time is so long that working precision is used up to two digits.
+
+    That is about 5e13 steps in float64 and 8e4 in float32. The law itself may be accurate still,
+    but a rounding error in the chain, or a small derivative, is magnified by that much.
+    """
+    return ~(mixing * jnp.finfo(mixing.dtype).eps < 1e-2)
+
+
+def stationary_distribution(wrapped: WrappedGame, params) -> Float[Array, " S"]:
+    """Stationary distribution of the states when all agents' parameters are frozen.
+
+    Args:
+        wrapped: a game and its learners.
+        params: parameters of all agents, as `wrapped.init()` returns them.
+
+    Returns:
+        nu, `[S]`. Transient states have probability zero. Differentiable by the parameters, the
+        learners' hyper-parameters and, along directions that keep the row sums, by the
+        transition probabilities.
+
+    Raises:
+        ValueError: if the chain has several closed classes or is numerically reducible, or a policy
+            is not continuous; where values are concrete.
+    """
+    check_ergodic(wrapped, params)
+    return _stationary_distribution(wrapped, params)
+
+
+@eqx.filter_jit
+def _stationary_distribution(wrapped, params):
+    return stationary_law(preserve_rows(wrapped).frozen_chain(params))
+
+
+def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
+    """The wrapped game, differentiable by transition probabilities: see `game.row_preserving`."""
+    return eqx.tree_at(lambda w: w.game, wrapped, row_preserving(wrapped.game))
+
+
+_frozen_chain = eqx.filter_jit(WrappedGame.frozen_chain)
+_mixing_time = eqx.filter_jit(mixing_time)
+
+
+def check_ergodic(wrapped: WrappedGame, params) -> None:
+    """Checks that the averaged dynamics exist at the given parameters.
+
+    Policies must be continuous, and the frozen state chain must have one closed class and not be
+    reducible to working precision. Only concrete values are checked, on the host.
+
+    Raises:
+        ValueError: otherwise, naming the agent or the closed classes.
+
+    Warns:
+        UserWarning: if some states are transient, or the chain mixes slowly.
+    """
+    for agent, learner in enumerate(wrapped.learners):
+        if not learner.continuous:
+            raise ValueError(
+                f"agent {agent}: the policy of {type(learner).__name__} is not continuous in its "
+                "parameters (argmax), so the averaged drift is discontinuous and the theorem "
+                "behind the ODE does not hold; such learners can only be simulated."
+            )
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
+        return
+    wrapped.check_finite(params)
+    chain = _frozen_chain(wrapped, params)
+    if not is_concrete(chain):  # under an outer trace that closes over concrete values
+        return
+    names = wrapped.game.state_names
+    closed, transient = closed_classes(np.asarray(chain))
+    if len(closed) > 1:
+        listed = "; ".join("{" + ", ".join(names[s] for s in c) + "}" for c in closed)
+        raise ValueError(
+            f"the state chain has {len(closed)} closed classes, {listed}: where it ends depends on "
+            "where it starts, so there is no unique stationary distribution to average over."
+        )
+    mixing = _mixing_time(chain)
+    if is_reducible(mixing):
+        raise ValueError(
+            f"the state chain is numerically reducible: it forgets its state in {mixing:.1e} "
+            "steps. Use a higher temperature or a positive epsilon."
+        )
+    if transient:
+        warnings.warn(
+            f"states {', '.join(names[s] for s in transient)} are transient: the averaged dynamics "
+            "never visit them, so that what is learnt only there keeps its initial value.",
+            stacklevel=3,
+        )
+    if mixing > _SLOW_MIXING:
+        warnings.warn(
+            f"the state chain is nearly reducible: it forgets its state in about {mixing:.0e} "
+            "steps, and the averaged ODE describes the learners only where their parameters "
+            "change little in that time.",
+            stacklevel=3,
+        )
+
+
+def closed_classes(chain: np.ndarray) -> tuple[list[list[int]], list[int]]:
+    """Closed communicating classes of a transition matrix, and its transient states.
+
+    Args:
+        chain: the transition matrix, `[S, S]`, in NumPy.
+
+    Returns:
+        A list of closed classes (lists of states) and the list of transient states.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    count, label = connected_components(chain > 0, directed=True, connection="strong")
+    leaves = np.zeros(count, dtype=bool)
+    source, target = np.nonzero(chain > 0)
+    leaves[label[source[label[source] != label[target]]]] = True
+    closed = [np.flatnonzero(label == c).tolist() for c in range(count) if not leaves[c]]
+    return sorted(closed), np.flatnonzero(leaves[label]).tolist()

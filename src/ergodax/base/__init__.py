@@ -1,0 +1,1 @@
+"""What needs no game: result codes, checks of numbers, times, texts, files, devices."""

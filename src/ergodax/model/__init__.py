@@ -1,0 +1,1 @@
+"""A game, a learner per agent, and the two wrapped; neither averages nor simulates."""

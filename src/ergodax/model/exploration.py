@@ -1,0 +1,92 @@
+"""Exploration: how the action values of one state become action probabilities."""
+
+import abc
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .hyper import HyperModule, Scalar, hyper
+
+
+class AbstractExploration(HyperModule):
+    """Turns the action values of one state into action probabilities."""
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the probabilities are continuous in the values."""
+        return True
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the probabilities have no kinks in the values."""
+        return False
+
+    @abc.abstractmethod
+    def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
+        """Returns the action probabilities for the action values `[A]`."""
+
+    def score(self, values: Float[Array, " A"], action: Int[Array, ""] | int) -> Float[Array, " A"]:
+        """Returns the derivative of the log probability of `action` by the values, `[A]`."""
+        return jax.grad(lambda values: jnp.log(self(values)[action]))(values)
+
+
+class EpsilonSoftmax(AbstractExploration):
+    """Softmax (Boltzmann) exploration mixed with uniform play.
+
+    `pi = (1 - epsilon) softmax(values / temperature) + epsilon / A`.
+
+    Attributes:
+        temperature: positive; a small one is greedy.
+        epsilon: probability of a uniformly drawn action, in [0, 1].
+    """
+
+    temperature: Scalar = hyper(1.0, within="(0, inf)")
+    epsilon: Scalar = hyper(0.0, within="[0, 1]")
+
+    @property
+    def smooth(self) -> bool:
+        """True."""
+        return True
+
+    def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
+        """Returns the action probabilities for the action values `[A]`."""
+        softmax = jax.nn.softmax(values / self.temperature)
+        return (1 - self.epsilon) * softmax + self.epsilon / values.shape[-1]
+
+    def score(self, values: Float[Array, " A"], action: Int[Array, ""] | int) -> Float[Array, " A"]:
+        """Returns the score `w (1{b = action} - softmax_b) / temperature`, `[A]`.
+
+        `w` is the share of the softmax in the action's probability: 1 without epsilon, also where
+        the probability itself underflows to zero.
+        """
+        softmax = jax.nn.softmax(values / self.temperature)
+        explored = (1 - self.epsilon) * softmax[action]
+        total = explored + self.epsilon / values.shape[-1]
+        share = jnp.where(total > 0, explored / jnp.where(total > 0, total, 1), 1)
+        chosen = jnp.arange(values.shape[-1]) == action
+        return share * (chosen - softmax) / self.temperature
+
+
+class EpsilonGreedy(AbstractExploration):
+    """The best action, ties broken at random, mixed with uniform play; for simulation only.
+
+    `pi = (1 - epsilon) 1{a is best} / (number of best actions) + epsilon / A`. Its probabilities
+    jump, so that the averaged drift is discontinuous and the averaged side refuses it.
+
+    Attributes:
+        epsilon: probability of a uniformly drawn action, in [0, 1].
+    """
+
+    epsilon: Scalar = hyper(0.1, within="[0, 1]")
+
+    @property
+    def continuous(self) -> bool:
+        """False: the best action jumps."""
+        return False
+
+    def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
+        """Returns the action probabilities for the action values `[A]`."""
+        best = values == values.max()
+        greedy = best / best.sum(dtype=values.dtype)
+        return (1 - self.epsilon) * greedy + self.epsilon / values.shape[-1]

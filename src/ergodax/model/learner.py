@@ -1,0 +1,134 @@
+"""The contract between ergodax and a learning algorithm.
+
+A learner is three pure functions of one trajectory: `init` makes its parameters, `policy` turns
+them into action probabilities, and `update` returns the **increment** of the parameters after one
+transition: `X_{k+1} = X_k + update(X_k, transition) / scale`. Batching, scaling and averaging are
+not its business. Parameters may be any pytree of floating-point arrays.
+
+An increment has the structure of the parameters; each leaf is an array of the leaf's shape, or an
+`At(index, value)` that touches one entry or row. Tables stay fast only with `At`.
+"""
+
+import abc
+import math
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+from .game import MarkovGame
+from .hyper import HyperModule
+
+Params = PyTree[Float[Array, "..."]]
+
+
+class Transition(NamedTuple):
+    """What one agent sees of one step of the game.
+
+    Attributes:
+        state: the state s.
+        action: the agent's own action.
+        joint_action: the actions of all agents, `[n]`.
+        reward: the agent's own reward.
+        next_state: the state s' that followed.
+        next_action: the agent's own action in s', or None unless the learner sets
+            `needs_next_action`.
+    """
+
+    state: Int[Array, ""]
+    action: Int[Array, ""]
+    joint_action: Int[Array, " n"]
+    reward: Float[Array, ""]
+    next_state: Int[Array, ""]
+    next_action: Int[Array, ""] | None = None
+
+
+def _as_arrays(index) -> tuple[Array, ...]:
+    return tuple(jnp.asarray(scalar) for scalar in index)
+
+
+class At(eqx.Module):
+    """The increment `value` of one entry, row or slice of a table, zero elsewhere.
+
+    Attributes:
+        index: leading scalar indices into the table, e.g. `(state, action)` or `(state,)`. Each
+            must lie inside the table, from 0 on: only `check_learner` looks.
+        value: the increment there, of shape `table.shape[len(index):]`.
+    """
+
+    index: tuple[Shaped[Array, "..."], ...] = eqx.field(converter=_as_arrays)
+    value: Shaped[Array, "..."] = eqx.field(converter=jnp.asarray)
+
+
+def accumulate(table: Float[Array, "..."], batch: At) -> Float[Array, "..."]:
+    """Adds a batch of `At` increments to a table, repeated indices included.
+
+    Args:
+        table: the array to add to.
+        batch: indices of shape `[E]` and values of shape `[E, *table.shape[len(index):]]`.
+
+    Returns:
+        The table plus the sum of all `value * e_index`.
+    """
+    depth = len(batch.index)
+    rows, events = math.prod(table.shape[:depth]), batch.value.shape[0]
+    if rows * events > _ONE_HOT_LIMIT:
+        return table.at[batch.index].add(batch.value)
+    # Small tables: a product with a one-hot matrix fuses, where a scatter is a loop of its own.
+    flat = jnp.zeros((), dtype=jnp.int32)
+    for index, size in zip(batch.index, table.shape, strict=False):
+        flat = flat * size + index
+    one_hot = (jnp.arange(rows)[:, None] == flat).astype(table.dtype)
+    added = jnp.matmul(one_hot, batch.value.reshape(events, -1), precision="highest")
+    return table + added.reshape(table.shape)
+
+
+_ONE_HOT_LIMIT = 2**14
+
+
+class AbstractLearner(HyperModule):
+    """A learning algorithm: subclass it and write `init`, `policy` and `update`.
+
+    Declare hyper-parameters with `hyper`. All three methods are pure functions of one trajectory.
+    """
+
+    # True (as for SARSA): every agent draws its next action before the update, then executes it.
+    needs_next_action: ClassVar[bool] = False
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the policy is continuous in the parameters.
+
+        Argmax policies say False: they can be simulated, but the averaged side refuses them, as
+        their drift is discontinuous.
+        """
+        return True
+
+    @property
+    def smooth(self) -> bool:
+        """Whether policy and update have no kinks, as a maximum would make.
+
+        Only asked for second derivatives of `solve`, which are refused unless all learners say so.
+        """
+        return False
+
+    def maximised(self, params: Params) -> Float[Array, "*rows A"] | None:
+        """The values whose row maxima `update` takes; None if it takes no maximum.
+
+        Where two entries of a row change order, the averaged drift has a kink: the theory of
+        fluctuations and bias has to know.
+        """
+        return None
+
+    @abc.abstractmethod
+    def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Params:
+        """Returns the initial parameters of `agent`; `key` is None unless the caller gave one."""
+
+    @abc.abstractmethod
+    def policy(self, params: Params, state: Int[Array, ""]) -> Float[Array, " A"]:
+        """Returns the probabilities of the agent's actions in `state`."""
+
+    @abc.abstractmethod
+    def update(self, params: Params, transition: Transition, game: MarkovGame, agent: int) -> Any:
+        """Returns the increment: the structure of `params`, each leaf an array or an `At`."""

@@ -1,0 +1,108 @@
+"""What a valid game is: names, successors, probabilities and rewards, checked on the host.
+
+Messages name the field, or agent, state and joint action.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def name_actions(
+    action_names: Sequence[Sequence[str]] | None, num_actions: tuple[int, ...]
+) -> tuple[tuple[str, ...], ...]:
+    """Names of all agents' actions, "0", "1", ... by default.
+
+    Raises:
+        ValueError: unless there is one distinct name per action of every agent.
+    """
+    if action_names is None:
+        action_names = [[str(a) for a in range(count)] for count in num_actions]
+    if len(action_names) != len(num_actions):
+        raise ValueError(
+            f"action_names must hold one sequence per agent ({len(num_actions)}); "
+            f"found {len(action_names)}."
+        )
+    return tuple(
+        check_names(f"action_names of agent {agent}", names, count)
+        for agent, (names, count) in enumerate(zip(action_names, num_actions, strict=True))
+    )
+
+
+def check_names(field: str, names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Returns names as texts, by default numbers; raises ValueError unless all are distinct."""
+    if names is None:
+        return tuple(str(k) for k in range(count))
+    names = tuple(str(name) for name in names)
+    if len(names) != count:
+        raise ValueError(f"{field} must hold {count} names; found {len(names)}: {names}.")
+    if len(set(names)) != count:
+        raise ValueError(f"{field} must be distinct; found {names}.")
+    return names
+
+
+def _where(game: Any, index: tuple[np.integer, ...]) -> str:
+    """Names a state and joint action for an error message."""
+    state, actions = int(index[0]), tuple(int(a) for a in index[1:])
+    if game is None:
+        return f"state {state}, joint action {actions}"
+    names = tuple(game.action_names[agent][a] for agent, a in enumerate(actions))
+    labels = f" ({game.state_names[state]}: {', '.join(names)})"
+    return f"state {state}, joint action {actions}" + labels
+
+
+def check_successors(field: str, num_states: int, successors: np.ndarray) -> None:
+    """Raises ValueError unless all successors are states, naming the first place that is not."""
+    if not np.issubdtype(successors.dtype, np.integer):
+        raise ValueError(f"{field} must be integers; found dtype {successors.dtype}.")
+    bad = (successors < 0) | (successors >= num_states)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"{field} at {_where(None, index[:-1])} must be states, 0 to {num_states - 1}; found "
+            f"{successors[index]}."
+        )
+
+
+def check_rows(game: Any, probabilities: np.ndarray) -> None:
+    """Raises ValueError unless every row is a distribution, naming state and joint action."""
+    bad = ~np.isfinite(probabilities) | (probabilities < 0)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"transition probability {probabilities[index]} at {_where(game, index[:-1])}, "
+            f"entry {int(index[-1])}, is negative or not finite."
+        )
+    totals = probabilities.sum(axis=-1)
+    bad = np.abs(totals - 1.0) > _tolerance(probabilities)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"transition probabilities of {_where(game, index)} sum to {totals[index]:.10g}, not 1."
+        )
+
+
+def check_rewards(game: Any, rewards: np.ndarray) -> None:
+    """Raises ValueError unless all rewards are finite, naming agent, state and joint action."""
+    bad = ~np.isfinite(rewards)
+    if bad.any():
+        index = tuple(np.argwhere(bad)[0])
+        raise ValueError(
+            f"reward {rewards[index]} of agent {int(index[-1])} at {_where(game, index[:-2])} "
+            "is not finite."
+        )
+
+
+def check_distribution(field: str, values: np.ndarray) -> None:
+    """Raises ValueError unless the values are a distribution over states."""
+    bad = ~np.isfinite(values) | (values < 0)
+    if bad.any():
+        state = int(np.argmax(bad))
+        raise ValueError(f"{field} probability {values[state]} of state {state} is not valid.")
+    if abs(values.sum() - 1.0) > _tolerance(values):
+        raise ValueError(f"{field} probabilities sum to {values.sum():.10g}, not 1.")
+
+
+def _tolerance(values: np.ndarray) -> float:
+    return 1e-5 if values.dtype == np.float32 else 1e-8

@@ -1,0 +1,1 @@
+"""Solving dx/dt = F(x) and differentiating the solution along its path; knows no game."""

@@ -1,0 +1,197 @@
+"""Agents, states, actions and parameters, found by number or name; two of them span a plane."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from ..learners.action_value import AbstractActionValueLearner
+from ..model.game import MarkovGame
+from ..model.wrapped import WrappedGame
+from .trajectories import Quantity, policies_along
+
+# A parameter by its number in `jax.flatten_util.ravel_pytree(params)`, or by agent, state, action.
+Coordinate = int | tuple[int | str, ...]
+
+
+class Table(NamedTuple):
+    """An array of states and actions among an agent's parameters.
+
+    Attributes:
+        name: where it stands; empty if the parameters are one array.
+        of: picks it from the parameters of all agents, of any batch.
+        first: number of its first entry among all parameters.
+    """
+
+    name: str
+    of: Callable[[Any], Any]
+    first: int
+
+
+class Plane(NamedTuple):
+    """Two coordinates on which points are shown.
+
+    Attributes:
+        labels: names of the two.
+        quantity: what they are coordinates of.
+        read: from parameters or policies of all agents, leaves `[..., *shape]`, to `[..., 2]`.
+    """
+
+    labels: Sequence[str]
+    quantity: Quantity
+    read: Callable[[Any], np.ndarray]
+
+    def project(self, wrapped: WrappedGame, params: Any) -> Float[np.ndarray, "M 2"]:
+        """Where points of parameter space, leaves `[M, ...]`, are shown."""
+        policies = self.quantity == "policies"
+        return self.read(policies_along(wrapped, params) if policies else params)
+
+
+def check_agent(game: MarkovGame, agent: int) -> int:
+    """The agent, if there is such a one."""
+    if not 0 <= agent < game.num_agents:
+        raise ValueError(f"agent must be 0 to {game.num_agents - 1}; found {agent}.")
+    return agent
+
+
+def find_state(game: MarkovGame, state: int | str) -> int:
+    """The number of a state."""
+    return _find("state", game.state_names, state)
+
+
+def find_action(game: MarkovGame, agent: int, action: int | str) -> int:
+    """The number of an agent's action."""
+    return _find(f"action of agent {agent}", game.action_names[agent], action)
+
+
+def row_name(game: MarkovGame, agent: int, state: int) -> str:
+    """What an agent's row of a table is called; the only state needs no name."""
+    return f"agent {agent}" + (f", state {game.state_names[state]}" if game.num_states > 1 else "")
+
+
+def _find(what: str, names: Sequence[str], found: int | str) -> int:
+    if isinstance(found, str) and found in names:
+        return list(names).index(found)
+    if isinstance(found, str) or not 0 <= found < len(names):
+        kind, _, owner = what.partition(" ")
+        article = "an" if kind == "action" else "a"
+        listed = " ".join(filter(None, [f"{kind}s", owner]))
+        raise ValueError(
+            f"{kind} {found!r} is not {article} {what}; the {listed} are {', '.join(names)}."
+        )
+    return int(found)
+
+
+def find_table(wrapped: WrappedGame, agent: int, params: Any) -> Table | None:
+    """An agent's table of states and actions: the first one, if there are several.
+
+    Args:
+        wrapped: the game and its learners.
+        agent: the agent.
+        params: parameters of all agents with a leading axis, leaves `[K, ...]`.
+    """
+    shape = (wrapped.game.num_states, wrapped.game.num_actions[agent])
+    first = sum(np.size(leaf[0]) for own in params[:agent] for leaf in jax.tree.leaves(own))
+    for k, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params[agent])):
+        if np.shape(leaf)[1:] == shape:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            return Table(name, lambda params, k=k: jax.tree.leaves(params[agent])[k], first)
+        first += np.size(leaf[0])
+    return None
+
+
+def one(params: Any) -> Any:
+    """The same point with a leading axis."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+
+
+def parameter_index(wrapped: WrappedGame, params: Any, coordinate: Coordinate) -> int:
+    """The number of a parameter; `params` are those of all agents at one point."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    if isinstance(coordinate, tuple):
+        agent, state, action = _resolve(wrapped.game, coordinate)
+        table = find_table(wrapped, agent, one(params))
+        if table is None:
+            raise ValueError(
+                f"the parameters of agent {agent} hold no table of states and actions: give the "
+                f"number of a parameter, 0 to {size - 1}."
+            )
+        return table.first + state * wrapped.game.num_actions[agent] + action
+    if not 0 <= coordinate < size:
+        raise ValueError(f"a coordinate must be 0 to {size - 1}; found {coordinate}.")
+    return int(coordinate)
+
+
+def parameter_name(wrapped: WrappedGame, params: Any, index: int) -> str:
+    """What a parameter is called, by its number."""
+    k, place = _locate(params, index)
+    path = jax.tree_util.tree_leaves_with_path(params)[k][0]
+    agent, game = path[0].idx, wrapped.game
+    name = jax.tree_util.keystr(path[1:], simple=True, separator=".")
+    if isinstance(wrapped.learners[agent], AbstractActionValueLearner):
+        name = "$Q$"
+    if np.shape(jax.tree.leaves(params)[k]) == (game.num_states, game.num_actions[agent]):
+        names = [game.state_names[place[0]], game.action_names[agent][place[1]]]
+        entry = f"({', '.join(names[game.num_states == 1 :])})"
+    else:
+        entry = f"[{', '.join(map(str, place))}]" if place else ""
+    return f"agent {agent}, {name}{entry}"
+
+
+def parameter_plane(
+    wrapped: WrappedGame, params: Any, coordinates: Sequence[Coordinate]
+) -> tuple[Plane, list[int]]:
+    """The plane of two parameters, and their numbers."""
+    _check_two(coordinates)
+    numbers = [parameter_index(wrapped, params, c) for c in coordinates]
+    entries = [_locate(params, number) for number in numbers]
+
+    def read(params):
+        leaves = jax.tree.leaves(params)
+        return np.stack([np.asarray(leaves[k])[(..., *place)] for k, place in entries], axis=-1)
+
+    labels = [parameter_name(wrapped, params, number) for number in numbers]
+    return Plane(labels, "parameters", read), numbers
+
+
+def policy_plane(
+    wrapped: WrappedGame, coordinates: Sequence[Coordinate]
+) -> tuple[Plane, list[tuple[int, int, int]]]:
+    """The plane of two action probabilities, and their agents, states and actions."""
+    _check_two(coordinates)
+    found, game = [_resolve(wrapped.game, coordinate) for coordinate in coordinates], wrapped.game
+
+    def read(policies):
+        return np.stack([np.asarray(policies[i])[..., s, a] for i, s, a in found], axis=-1)
+
+    labels = []
+    for i, s, a in found:
+        given = "" if game.num_states == 1 else f" | {game.state_names[s]}"
+        labels.append(f"agent {i}, $\\pi$({game.action_names[i][a]}{given})")
+    return Plane(labels, "policies", read), found
+
+
+def _locate(params: Any, index: int) -> tuple[int, tuple[int, ...]]:
+    """In which leaf a parameter stands, and where."""
+    sizes = [np.size(leaf) for leaf in jax.tree.leaves(params)]
+    ends = np.cumsum(sizes)
+    k = int(np.searchsorted(ends, index, side="right"))
+    place = np.unravel_index(index - (ends[k] - sizes[k]), np.shape(jax.tree.leaves(params)[k]))
+    return k, tuple(int(i) for i in place)
+
+
+def _resolve(game: MarkovGame, coordinate: Any) -> tuple[int, int, int]:
+    if not isinstance(coordinate, tuple) or len(coordinate) != 3:
+        raise ValueError(f"a coordinate must be (agent, state, action); found {coordinate!r}.")
+    agent, state, action = coordinate
+    check_agent(game, agent)
+    return agent, find_state(game, state), find_action(game, agent, action)
+
+
+def _check_two(coordinates: Sequence) -> None:
+    if len(coordinates) != 2:
+        raise ValueError(f"a plane has two coordinates; found {len(coordinates)}.")
+    if coordinates[0] == coordinates[1]:
+        raise ValueError(f"the two coordinates must differ; found {coordinates[0]!r} twice.")

@@ -1,0 +1,1 @@
+"""The rescaled stochastic process itself, in batches of runs; knows no average."""

@@ -1,0 +1,140 @@
+"""How much goes into a device at once, runs and steps, and into memory in all."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ..base.checks import check_count
+from .inputs import Inputs, take
+from .moments import GROUP
+
+
+class Limits(NamedTuple):
+    """What suits a kind of device.
+
+    Attributes:
+        widest: runs of a batch, at most.
+        cache: bytes of what they alone use, at most.
+        block: steps of all runs of a batch in one block, at most.
+        longest: steps of a block, at most.
+    """
+
+    widest: int
+    cache: int
+    block: int
+    longest: int
+
+
+# What a core can hold near it, and a fraction of a second between two looks at the keyboard.
+PROCESSOR = Limits(widest=512, cache=2**21, block=2**24, longest=2**24)
+# A step of few runs takes an accelerator as long as one of many: its launches.
+ACCELERATOR = Limits(widest=2**20, cache=2**32, block=2**31, longest=2**13)
+# Share of an accelerator's memory for the parameters; all arrays of a block take seven times that.
+_SHARE = 1 / 16
+# Bytes of the games that runs have for themselves; a block takes some five times that.
+_COPIES = 2**28
+
+
+def limits_of(device: Any) -> Limits:
+    """What suits a device."""
+    if device.platform == "cpu":
+        return PROCESSOR
+    memory = (device.memory_stats() or {}).get("bytes_limit", ACCELERATOR.cache / _SHARE)
+    return ACCELERATOR._replace(cache=int(_SHARE * memory))
+
+
+def bytes_of_run(inputs: Inputs) -> int:
+    """Bytes of the arrays that a run has for itself: its parameters, its game if it has one."""
+    game = _size(inputs.wrapped) // inputs.runs if inputs.own_game else 0
+    return _size(inputs.like) + game
+
+
+def _size(tree: Any) -> int:
+    """Bytes of all arrays of a pytree."""
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def width_of(batch_size: Any, size: int, runs: int, devices: int, limits: Limits) -> int:
+    """Runs of one device at a time: a power of two times `GROUP`.
+
+    Args:
+        batch_size: about how many; by default as many as suit the device.
+        size: bytes that each has for itself.
+        runs: number of all runs.
+        devices: number of devices.
+        limits: what suits them.
+
+    Raises:
+        ValueError: if `batch_size` is not a positive integer.
+    """
+    if batch_size is None:
+        most = max(GROUP, min(limits.widest, limits.cache // max(size, 1)))
+        width = GROUP * 2 ** ((most // GROUP).bit_length() - 1)
+    else:
+        groups = -(-check_count("batch_size", batch_size) // GROUP)
+        width = GROUP * 2 ** (groups - 1).bit_length()
+    while width > GROUP and width // 2 * devices >= runs:
+        width //= 2
+    return width
+
+
+def steps_of_block(width: int, limits: Limits) -> int:
+    """Steps of a block of so many runs, at most."""
+    return max(1, min(limits.block // width, limits.longest))
+
+
+def copies_fit(size: int, limits: Limits) -> bool:
+    """Whether every run of a small batch can have so many bytes for itself."""
+    return GROUP * size <= max(_COPIES, limits.cache)
+
+
+def check_memory(inputs: Inputs, observe: Any, kept_times: int = 0) -> None:
+    """Checks that the results fit into memory.
+
+    Args:
+        inputs: what the runs start from.
+        observe: what is kept of every run.
+        kept_times: at how many times.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    available = _available_memory()
+    if available is None:
+        return
+    final = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs.like))
+    kept = 0
+    if kept_times:
+        one = take(observe, 0) if inputs.own_game else observe
+        observed = jax.eval_shape(one, inputs.like)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(observed))
+        kept = kept_times * size
+    needed = inputs.runs * (final + kept)
+    if needed > available:
+        what = (
+            f"of {inputs.runs} runs at {kept_times} times; report fewer times, observe less, or "
+            "leave keep_runs out"
+            if kept > final
+            else f"of {inputs.runs} runs at the end; simulate fewer runs at once"
+        )
+        raise ValueError(
+            f"the result needs {needed / 2**30:.3g} GiB but {available / 2**30:.3g} GiB of memory "
+            f"are available: it holds the values {what}."
+        )
+
+
+def _available_memory() -> int | None:
+    """Bytes of memory that can be had, or None if the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None

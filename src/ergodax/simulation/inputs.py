@@ -1,0 +1,190 @@
+"""What the runs of a simulation start from: checked, in one precision, the same or run by run."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..base.checks import check_count
+from ..model.game import first_state_law
+from ..model.wrapped import WrappedGame
+from .step import Ensemble
+
+
+class Inputs(NamedTuple):
+    """What the runs start from.
+
+    Attributes:
+        wrapped: the wrapped game; or those of all runs, with a leading axis on every array.
+        params0: initial parameters, the same in all runs or with a leading axis.
+        law: law of the first state, `[S]` or `[R, S]`.
+        ensemble: where the runs stand, if they have begun already; else None.
+        runs: number of runs R.
+        own_game: whether every run has its own game.
+        own_params: whether every run has its own parameters.
+        like: shapes and types of one run's parameters.
+    """
+
+    wrapped: WrappedGame
+    params0: Any
+    law: Any
+    ensemble: Ensemble | None
+    runs: int
+    own_game: bool
+    own_params: bool
+    like: Any
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Precision of the parameters."""
+        return np.dtype(jnp.result_type(*jax.tree.leaves(self.like)))
+
+    def rows(self, first: int, count: int, observe: Any) -> "tuple[Inputs, Any]":
+        """The inputs of consecutive runs, of which the last fills up what is missing.
+
+        Args:
+            first: the first run.
+            count: how many.
+            observe: what is observed, whose arrays are cut likewise if every run has its own game.
+
+        Returns:
+            The inputs, all with a leading axis but for a game that is the same for all runs, and
+            the observable.
+        """
+        index = np.minimum(np.arange(first, first + count), self.runs - 1)
+
+        wrapped, params0 = self.wrapped, self.params0
+        if self.own_game:
+            wrapped, observe = _rows((wrapped, observe), index)
+        rows = self._replace(
+            wrapped=wrapped,
+            params0=_rows(params0, index) if self.own_params else _repeat(params0, count),
+            law=take(self.law, index) if self.law.ndim == 2 else _repeat(self.law, count),
+            ensemble=take(self.ensemble, index),
+        )
+        return rows, observe
+
+
+def take(tree: Any, index: Any) -> Any:
+    """The rows of all arrays of a pytree."""
+    return jax.tree.map(lambda a: a[index] if isinstance(a, jax.Array | np.ndarray) else a, tree)
+
+
+# All arrays at once, where they lie on the device: each by itself takes longer to dispatch than to
+# read. Those of the host are cut there, lest all of them go to the device every time.
+_rows = eqx.filter_jit(take)
+
+
+def _repeat(tree, count):
+    return jax.tree.map(lambda a: np.broadcast_to(a, (count, *np.shape(a))), tree)
+
+
+def check_inputs(
+    wrapped: WrappedGame,
+    params0: Any,
+    initial_state: Any,
+    ensemble: Ensemble | None,
+    runs: Any,
+    dtype: Any,
+) -> Inputs:
+    """Checks what the runs start from; the arguments are those of `simulate`.
+
+    Raises:
+        ValueError: if parameters, first states or numbers of runs do not fit.
+    """
+    if ensemble is not None:
+        if initial_state is not None:
+            raise ValueError("initial_state and start cannot both be given.")
+        params0 = ensemble.params
+    params0 = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, params0)
+    own_game = wrapped.game.initial.ndim == 2
+    one = take(wrapped, 0) if own_game else wrapped
+    like = jax.eval_shape(lambda: one.init(jax.random.key(0)))
+    own_params = _has_leading_axis(params0, like)
+    first_states = np.asarray(initial_state)
+
+    counts = {"runs": None if runs is None else check_count("runs", runs)}
+    if own_game:
+        counts["wrapped"] = _leading("wrapped", wrapped)
+    if own_params:
+        counts["params0"] = _leading("params0", params0)
+    if first_states.ndim == 1:
+        counts["initial_state"] = first_states.size
+    given = {name: count for name, count in counts.items() if count is not None}
+    if len(set(given.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in given.items())
+        raise ValueError(f"the numbers of runs differ: {listed}.")
+    runs = next(iter(given.values()), 1)
+
+    one.check_structure(take(params0, 0) if own_params else params0)
+    one.check_finite(params0)
+    dtype = _check_dtype(dtype, params0)
+    if ensemble is not None:
+        _check_ensemble(ensemble, one, dtype)
+    wrapped, params0 = cast((wrapped, params0), dtype)
+    if ensemble is None:
+        law = np.asarray(first_state_law(wrapped.game, initial_state), dtype)
+    else:
+        law = np.zeros(wrapped.game.num_states, dtype)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), like)
+    return Inputs(wrapped, params0, law, ensemble, runs, own_game, own_params, like)
+
+
+def _check_ensemble(ensemble: Ensemble, wrapped: WrappedGame, dtype: np.dtype) -> None:
+    """Raises ValueError unless runs under way fit the learners and the precision."""
+    found = np.dtype(jnp.result_type(*jax.tree.leaves(ensemble.params)))
+    if found != dtype:
+        raise ValueError(f"start has parameters in {found}; found dtype {dtype}.")
+    if (ensemble.joint_action is None) == wrapped.needs_next_action:
+        raise ValueError(
+            "start was simulated with learners of another kind: only one of it and these needs its "
+            "next action before it learns."
+        )
+
+
+def _has_leading_axis(params, like) -> bool:
+    """Whether parameters have one axis more than those of one run."""
+    leaves, expected = jax.tree.leaves(params), jax.tree.leaves(like)
+    return len(leaves) == len(expected) and all(
+        jnp.ndim(leaf) == len(one.shape) + 1 for leaf, one in zip(leaves, expected, strict=True)
+    )
+
+
+def _leading(name: str, tree) -> int:
+    """Length of the leading axis that all arrays share."""
+    lengths = {a.shape[0] if a.ndim else 0 for a in map(jnp.asarray, jax.tree.leaves(tree))}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"all arrays in {name} must have a leading axis of runs, of one length; found "
+            f"{sorted(lengths)}."
+        )
+    return lengths.pop()
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """The same pytree with all floating-point leaves in one precision."""
+
+    def of_leaf(leaf):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            return leaf  # a function, say
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def _check_dtype(dtype, params0) -> np.dtype:
+    found = jnp.result_type(*jax.tree.leaves(params0)) if dtype is None else dtype
+    try:
+        found = np.dtype(found)
+    except TypeError:
+        raise ValueError(f"dtype must be float32 or float64; found {dtype!r}.") from None
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64; found {found}.")
+    if found == jnp.float64 and jnp.result_type(float) != jnp.float64:
+        raise ValueError(
+            'dtype float64 needs jax.config.update("jax_enable_x64", True) before any computation.'
+        )
+    return found

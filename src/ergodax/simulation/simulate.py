@@ -1,0 +1,389 @@
+"""The rescaled stochastic process: X_{k+1} = X_k + f(X_k, s_k, a_k, s_{k+1}) / N, in batches.
+
+The host drives compiled blocks of steps, batch by batch of runs; between blocks it merges moments,
+shows progress, saves, and can be interrupted.
+"""
+
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
+from tqdm import tqdm
+
+from ..base.codes import RESULTS
+from ..base.devices import default_devices
+from ..base.text import describe_result, describe_times
+from ..base.times import check_scale, check_times, steps_at, steps_between
+from ..io.store import Checkpoint
+from ..model.wrapped import WrappedGame
+from ..results.labels import (
+    PER_STEP,
+    arrays,
+    attributes,
+    dataset,
+    outcome,
+    parts,
+    precision,
+    tables,
+    time_coordinate,
+)
+from .block import AXIS, Setting
+from .capacity import bytes_of_run, check_memory, limits_of, steps_of_block, width_of
+from .inputs import check_inputs
+from .job import Job
+from .moments import GROUP
+from .step import Ensemble
+from .streams import run_keys
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def _parameters(params):
+    return params
+
+
+class Observe(eqx.Module):
+    """Observes parameters and policies: a module, so that one compiled simulation serves all."""
+
+    wrapped: WrappedGame
+
+    def __call__(self, params):
+        """Returns the parameters and the policies of all agents."""
+        return params, self.wrapped.policies(params)
+
+
+def _observed(observe) -> tuple[str, ...]:
+    """What an observable is, if that is known."""
+    if observe is _parameters:
+        return ("parameters",)
+    if isinstance(observe, Observe):
+        return ("parameters", "policy")
+    if getattr(observe, "__func__", None) is WrappedGame.policies:
+        return ("policy",)
+    return ("observable",)
+
+
+class Simulation(eqx.Module):
+    """An ensemble of simulated learning trajectories.
+
+    Attributes:
+        wrapped: the game and its learners; or those of every run, with a leading axis of R runs.
+        ts: the times really reported, `k / scale`, `[K]`, in unscaled steps.
+        steps: the steps k taken by then, `[K]`.
+        mean: mean over runs of the observable (by default the parameters), each leaf `[K, ...]`.
+        variance: its variance over runs (divisor runs - 1), each leaf `[K, ...]`.
+        values: the observable of every run, each leaf `[R, K, ...]`; None unless `keep_runs`.
+        state_frequency: share of steps spent in each state since the previous time, mean over runs,
+            `[K, S]`; NaN where no step was taken.
+        rewards: mean reward per step since the previous time, mean over runs, `[K, n]`; NaN where
+            no step was taken.
+        observed: what the observable is: `("parameters",)`, `("policy",)` or both, or
+            `("observable",)`.
+        final: where all runs stand after the last step; None if they were interrupted on the way
+            to it.
+        scale: N.
+        runs: R.
+        compensated: whether additions to the parameters were compensated for rounding, as they are
+            in float32.
+        key_data: words of the random key.
+        compile_seconds: time spent compiling.
+        run_seconds: time spent simulating.
+        steps_taken: steps of all runs in that time.
+        result: one of `RESULTS`.
+    """
+
+    wrapped: WrappedGame
+    ts: Float[np.ndarray, " K"]
+    steps: Int[np.ndarray, " K"]
+    mean: Any
+    variance: Any
+    values: Any
+    state_frequency: Float[np.ndarray, "K S"]
+    rewards: Float[np.ndarray, "K n"]
+    observed: tuple[str, ...] = eqx.field(static=True)
+    final: Ensemble | None
+    scale: float
+    runs: int
+    compensated: bool
+    key_data: UInt32[np.ndarray, "..."]
+    compile_seconds: float
+    run_seconds: float
+    steps_taken: int
+    result: RESULTS
+
+    @property
+    def standard_error(self) -> Any:
+        """Standard error of `mean`, each leaf `[K, ...]`."""
+        return jax.tree.map(lambda v: np.sqrt(v / self.runs), self.variance)
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps of single trajectories per second, compilation apart."""
+        return self.steps_taken / self.run_seconds
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The simulation as a labelled data set.
+
+        Mean and variance over runs are `parameters` and `parameters_variance` on `(time, agent,
+        state, action)`, or likewise `policy`, or `observable` with the places of its arrays. With
+        `keep_runs`, `parameters_runs` has the dimension `run` before them. Where the runs stand at
+        the end are `final_parameters` and `final_state`.
+        """
+        game = self.wrapped.game
+        coordinates = time_coordinate(self.ts) | {
+            "step": ("time", self.steps, attributes("step of the simulation")),
+            "run": ("run", np.arange(self.runs), attributes("run")),
+        }
+        variables: dict[str, Any] = {}
+        for suffix, leading, values in (
+            ("", ("time",), self.mean),
+            ("_variance", ("time",), self.variance),
+            ("_runs", ("run", "time"), self.values),
+        ):
+            if values is None:
+                continue
+            over = {"": "mean over runs", "_variance": "variance over runs"}.get(suffix, "each run")
+            trees = values if len(self.observed) > 1 else (values,)
+            for quantity, tree in zip(self.observed, trees, strict=True):
+                name, long_name = quantity + suffix, f"{quantity}, {over}"
+                if quantity == "observable":
+                    variables |= arrays(name, long_name, tree, leading)
+                else:
+                    found = parts(game, tree, len(leading))
+                    variables |= tables(game, name, long_name, found, leading, quantity)
+        share = "share of steps since the previous time, mean over runs"
+        reward = "mean reward per step since the previous time, mean over runs"
+        variables |= {
+            "state_frequency": (("time", "state"), self.state_frequency, attributes(share, "1")),
+            "rewards": (("time", "agent"), self.rewards, attributes(reward, PER_STEP)),
+        }
+        dtype = None
+        if self.final is not None:
+            found = parts(game, self.final.params, 1)
+            dtype = precision(self.final.params)
+            named = "final_parameters", "parameters after the last step"
+            variables |= tables(game, *named, found, ("run",), "parameters")
+            described = attributes("number of the state after the last step")
+            variables["final_state"] = ("run", np.asarray(self.final.state), described)
+        return dataset(
+            self.wrapped,
+            "Simulation",
+            variables | outcome(self.result),
+            coordinates,
+            scale=self.scale,
+            runs=self.runs,
+            key_data=self.key_data.tolist(),
+            dtype=dtype,
+            compensated=self.compensated,
+        )
+
+    def __repr__(self) -> str:
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        return (
+            f"Simulation({runs} at scale {self.scale:g}, {describe_times(self.ts)}: "
+            f"{describe_result(self.result)})"
+        )
+
+
+def simulate(
+    wrapped: WrappedGame,
+    params0: Any,
+    ts: Real[ArrayLike, " K"] | Sequence,
+    *,
+    scale: Real[ArrayLike, ""] = 1,
+    runs: int | np.integer | None = None,
+    key: Array,
+    initial_state: int | np.integer | str | Int[ArrayLike, " R"] | Sequence | None = None,
+    observe: Callable[[Any], Any] = _parameters,
+    keep_runs: bool = False,
+    dtype: Any = None,
+    start: Simulation | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    batch_size: int | np.integer | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = False,
+) -> Simulation:
+    """Simulates independent runs of the rescaled learning process.
+
+    Time t is step `floor(scale t)`. A run's random numbers depend on `key`, its number and the step
+    alone, and neither runs nor moments on `batch_size`, `devices`, `ts` or interruptions. They have
+    23 bits in either precision: an action of probability below 6e-8 may never be drawn.
+
+    Runs are spread over all devices of JAX's default kind, unless `jax.default_device` names one;
+    see `use_all_cores` for those of a processor. Ctrl-C ends the simulation early and returns the
+    runs that are complete, or, if none is, the times that the first ones have reached; `result`
+    says so.
+
+    Args:
+        wrapped: a game and its learners; or one for every run, all arrays with a leading axis of R
+            runs, as `jax.vmap` of a function that builds them returns it.
+        params0: parameters of all agents at time 0; or those of every run, with a leading axis.
+            Not looked at if `start` is given.
+        ts: times at which to report, increasing, in unscaled steps; may start at 0.
+        scale: N: updates are N times smaller and N times as many. 1 is the original algorithm.
+        runs: number of independent runs R; 1 by default, or as many as there are given inputs.
+        key: a JAX random key.
+        initial_state: the first state, by number or name, or the number of every run's, `[R]`;
+            drawn from the game's initial law by default.
+        observe: what to report, a function of one run's parameters, e.g. `wrapped.policies`; the
+            parameters themselves by default. A function compiles once: define it outside loops. If
+            every run has its own game, so it has arrays that `observe` holds.
+        keep_runs: also return the observable of every run.
+        dtype: float32 or float64; that of `params0` by default. Float32 additions are compensated.
+        start: an earlier simulation with the same key, scale and number of runs that is to go on;
+            `ts` then lies beyond its end.
+        checkpoint: a file to which unfinished work is saved between blocks, and from which it goes
+            on if the file is there.
+        batch_size: runs simulated together on one device, rounded up to 64 times a power of two; by
+            default as many as suit the device's cache, on a GPU its memory.
+        devices: JAX devices to use, of one kind; by default as above.
+        progress: show a progress bar.
+
+    Returns:
+        The ensemble's moments, state frequencies and rewards at `ts`, and where its runs ended.
+
+    Raises:
+        ValueError: if an argument does not fit, a checkpoint is damaged or of other work, or the
+            result would not fit into memory.
+
+    Warns:
+        UserWarning: if runs became infinite or NaN, the simulation was interrupted, or a checkpoint
+            could not be written; `result` tells of the first two.
+
+    Example:
+        >>> game = ex.games.prisoners_dilemma()
+        >>> wrapped = ex.WrappedGame(game, [ex.Sarsa(0.01, 0.9, initial=20.0)] * 2)
+        >>> ex.simulate(wrapped, wrapped.init(), [100.0], scale=10, runs=64, key=jax.random.key(0))
+        Simulation(64 runs at scale 10, t = 100: successful)
+    """
+    check_times(ts)
+    scale = check_scale(scale)
+    steps, times = steps_at(ts, scale)
+    begun = 0 if start is None else _check_start(start, key, scale, steps)
+    intervals = steps_between(steps, begun)
+    ensemble = None if start is None else start.final
+    inputs = check_inputs(wrapped, params0, initial_state, ensemble, runs, dtype)
+    compensated = inputs.dtype == np.float32
+    if ensemble is not None:
+        compensated = ensemble.compensation is not None
+    devices = default_devices() if devices is None else list(devices)
+    limits = limits_of(devices[0])
+    check_memory(inputs, observe, len(times) if keep_runs else 0)
+
+    unfinished = Checkpoint(
+        checkpoint,
+        (jax.random.key_data(key), inputs, observe),
+        (steps, begun, scale, keep_runs),
+    )
+    saved = unfinished.load()
+    width = width_of(batch_size, bytes_of_run(inputs), inputs.runs, len(devices), limits)
+    if saved is not None:
+        width = int(saved["width"])
+
+    before = time.perf_counter()
+    job = Job(
+        Setting(
+            wrapped=inputs.wrapped,
+            inverse_scale=jnp.asarray(1 / scale, inputs.dtype),
+            observe=observe,
+            compensated=compensated,
+            per_run=inputs.own_game,
+            keep_runs=keep_runs,
+            group=GROUP,
+            mesh=Mesh(np.array(devices), (AXIS,)),
+        ),
+        inputs,
+        functools.partial(run_keys, key),
+        width=width,
+        begun=begun,
+        intervals=intervals,
+        block_steps=steps_of_block(width, limits),
+    )
+    if saved is not None:
+        job.restore(saved)
+    compiled = time.perf_counter()
+
+    count, steps_taken = len(times), 0
+    result: Any = RESULTS.successful
+    with tqdm(
+        total=inputs.runs * int(steps[-1] - begun),
+        initial=job.steps_done,
+        unit="step",
+        unit_scale=True,
+        disable=not progress,
+    ) as bar:
+        try:
+            for taken in job.run():
+                steps_taken += taken
+                bar.update(taken)
+                unfinished.save(job.state)
+        except KeyboardInterrupt:
+            unfinished.save(job.state, now=True)
+            count, result = job.cut(), RESULTS.interrupted
+            if not count:
+                raise
+        else:
+            unfinished.save(job.state, now=True)
+    finished = time.perf_counter()
+    if job.done < inputs.runs or count < len(times):
+        warnings.warn(
+            f"interrupted: {job.done} of {inputs.runs} runs are complete, up to "
+            f"t = {times[count - 1]:.6g}"
+            + ("." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."),
+            stacklevel=2,
+        )
+
+    summary = jax.tree.map(lambda leaf: leaf[0], job.summary())
+    if summary.lost[-1]:
+        result = RESULTS.nonfinite
+        warnings.warn(
+            f"{summary.lost[-1]:.0f} of {job.done} runs became infinite or NaN, the first by t = "
+            f"{times[np.argmax(summary.lost > 0)]:.6g}: are the updates too large for their scale?",
+            stacklevel=2,
+        )
+    return Simulation(
+        wrapped=wrapped,
+        ts=times[:count],
+        steps=steps[:count],
+        mean=summary.mean,
+        variance=summary.variance,
+        values=jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values),
+        state_frequency=summary.state_frequency,
+        rewards=summary.rewards,
+        observed=_observed(observe),
+        final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
+        scale=scale,
+        runs=job.done,
+        compensated=compensated,
+        key_data=np.asarray(jax.random.key_data(key)),
+        compile_seconds=compiled - before,
+        run_seconds=finished - compiled,
+        steps_taken=steps_taken,
+        result=result,
+    )
+
+
+def _check_start(start: Simulation, key, scale: float, steps) -> int:
+    """Returns the steps that an earlier simulation has taken, if it can go on."""
+    if start.final is None:
+        raise ValueError("start was interrupted between report times and cannot go on.")
+    if not np.array_equal(start.key_data, jax.random.key_data(key)):
+        raise ValueError("start was made with another key; its runs go on only with their own.")
+    if start.scale != scale:
+        raise ValueError(f"start has scale {start.scale:g}; found scale {scale:g}.")
+    if steps[0] < start.steps[-1]:
+        raise ValueError(
+            f"start has reached t = {start.ts[-1]:g}; ts must not begin before, at "
+            f"{steps[0] / scale:g}."
+        )
+    return int(start.steps[-1])

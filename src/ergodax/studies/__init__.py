@@ -1,0 +1,1 @@
+"""Both sides compared, or many parameter sets: comparisons, rates, sweeps, fits."""

@@ -1,0 +1,305 @@
+"""Fitting and design by gradients: parameters in bounds, minimised over free coordinates by optax.
+
+Each parameter theta in (low, high) is written as a function of a free number u: `theta = u` without
+bounds, `low + exp(u)` and `high - exp(u)` with one, `low + (high - low) / (1 + exp(-u))` with both.
+So steps are relative ones near a bound, and no step leaves it.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Float, Real
+from tqdm import tqdm
+
+from ..base.codes import RESULTS
+from ..base.text import describe_result, describe_value
+from ..results.labels import arrays, attributes, outcome, versions
+
+if TYPE_CHECKING:
+    import xarray
+
+Theta = Mapping[str, Any]
+Number = float | Real[ArrayLike, ""]
+
+
+class Fit(eqx.Module):
+    """The outcome of a fit.
+
+    Attributes:
+        theta: the best parameters found, by name.
+        loss: the loss there.
+        gradient: its derivative by every parameter there.
+        losses: the loss before every step and after the last, `[steps + 1]`.
+        evaluations: how often the loss was computed, with its gradient or, in some line searches,
+            without.
+        result: `RESULTS.successful`, or that the steps did not suffice.
+    """
+
+    theta: dict[str, Array]
+    loss: float
+    gradient: dict[str, Array]
+    losses: Float[np.ndarray, " _"]
+    evaluations: int
+    result: RESULTS
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The fit as a labelled data set: `theta_` and `gradient_` with each name, and the losses.
+
+        `losses` has the dimension `step`.
+        """
+        import xarray
+
+        variables = {
+            "losses": ("step", self.losses, attributes("loss before the step, last after all")),
+            "loss": ((), self.loss, attributes("least loss")),
+            "evaluations": ((), self.evaluations, attributes("evaluations of the loss")),
+        }
+        variables |= arrays("theta", "best", self.theta, ())
+        variables |= arrays("gradient", "derivative of the loss by", self.gradient, ())
+        settings = json.dumps({"result": "Fit"} | versions())
+        return xarray.Dataset(variables | outcome(self.result), attrs={"settings": settings})
+
+    def __repr__(self) -> str:
+        theta = ", ".join(f"{name} {describe_value(value)}" for name, value in self.theta.items())
+        return (
+            f"Fit({theta}; loss {self.loss:.6g} after {len(self.losses) - 1} steps: "
+            f"{describe_result(self.result)})"
+        )
+
+
+def fit(
+    loss: Callable[[dict[str, Any]], Any],
+    theta0: Theta,
+    *,
+    bounds: Mapping[str, tuple[Number, Number]] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    max_steps: int = 100,
+    rtol: Number = 1e-8,
+    atol: Number = 1e-12,
+    progress: bool = False,
+) -> Fit:
+    """Minimises a loss by its gradient, within bounds.
+
+    The loss is any function of the parameters that JAX can differentiate in reverse mode: of
+    `solve(..).params` at some times, or of `rest_point(..)`.
+
+    Args:
+        loss: a function of a dictionary of parameters, returning a scalar.
+        theta0: where to start, scalars or arrays by name.
+        bounds: open intervals of the parameters that have one, by name; infinite ends are allowed,
+            `(0, inf)` for a positive parameter.
+        optimizer: an optax optimiser, which sees the free coordinates; L-BFGS with line search by
+            default.
+        max_steps: largest number of steps.
+        rtol: stop when a step lowers the loss by at most this, relative to it.
+        atol: the same, absolute.
+        progress: show a progress bar with the loss.
+
+    Returns:
+        The best parameters found.
+
+    Raises:
+        ValueError: if a bound is not an interval, or the start lies outside, naming the parameter.
+        RuntimeError: if the loss or a derivative is not finite, naming the parameter.
+
+    Warns:
+        UserWarning: if `max_steps` did not suffice.
+    """
+    theta0 = {name: jnp.asarray(value, dtype=float) for name, value in theta0.items()}
+    intervals = _check_bounds(theta0, bounds or {})
+    free = {name: _to_free(value, *intervals[name]) for name, value in theta0.items()}
+    chosen = optax.lbfgs() if optimizer is None else optimizer
+    steps = optax.with_extra_args_support(chosen)
+
+    def objective(free):
+        return loss(_from_free(free, intervals))
+
+    @eqx.filter_jit
+    def evaluate(free):
+        return jax.value_and_grad(objective)(free)
+
+    @eqx.filter_jit
+    def advance(free, state, value, slope):
+        updates, state = steps.update(
+            slope, state, free, value=value, grad=slope, value_fn=objective
+        )
+        return optax.apply_updates(free, updates), state
+
+    state = steps.init(free)
+    value, slope = evaluate(free)
+    _check_finite(value, slope, free, intervals)
+    losses, evaluations = [float(value)], 1
+    best = (float(value), free, slope)
+    slack, threshold = float(np.asarray(rtol)), float(np.asarray(atol))
+    done = False
+    with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
+        for _ in range(max_steps):
+            free, state = advance(free, state, value, slope)
+            evaluations += int(optax.tree_utils.tree_get(state, "num_linesearch_steps", 0))
+            stored = optax.tree_utils.tree_get(state, "grad")
+            if stored is None:
+                value, slope = evaluate(free)
+                evaluations += 1
+            else:  # the line search has been there already
+                value, slope = optax.tree_utils.tree_get(state, "value"), stored
+            _check_finite(value, slope, free, intervals)
+            losses.append(float(value))
+            if losses[-1] < best[0]:
+                best = (losses[-1], free, slope)
+            bar.set_postfix(loss=f"{losses[-1]:.4g}")
+            bar.update()
+            gained = losses[-2] - losses[-1]
+            if abs(gained) <= threshold + slack * abs(losses[-1]):
+                done = True
+                break
+    if not done:
+        warnings.warn(
+            f"the fit took all {max_steps} steps; the last lowered the loss by "
+            f"{losses[-2] - losses[-1]:.3g} to {losses[-1]:.6g}.",
+            stacklevel=2,
+        )
+    least, free, slope = best
+    result: Any = RESULTS.successful if done else RESULTS.nonlinear_max_steps_reached
+    theta = _from_free(free, intervals)
+    stretch = jax.jvp(lambda free: _from_free(free, intervals), (free,), (_ones(free),))[1]
+    return Fit(
+        theta=theta,
+        loss=least,
+        gradient=jax.tree.map(jnp.divide, slope, stretch),
+        losses=np.array(losses),
+        evaluations=evaluations,
+        result=result,
+    )
+
+
+def standard_errors(
+    predict: Callable[[dict[str, Any]], Any],
+    theta: Theta,
+    covariance: Real[ArrayLike, "m m"],
+    *,
+    weights: Real[ArrayLike, " m"] | None = None,
+) -> tuple[dict[str, Array], Float[Array, "p p"]]:
+    """Standard errors of parameters fitted by weighted least squares, from the sensitivities.
+
+    With J the derivative of the m predicted values by the p parameters, W the weights and C the
+    covariance of the observations, the estimates have to first order the covariance
+    `(J'WJ)^-1 J'W C W J (J'WJ)^-1`.
+
+    Args:
+        predict: a function of a dictionary of parameters, returning the predicted values `[m]`. It
+            is differentiated in forward mode: `solve` needs `adjoint=diffrax.ForwardMode()`.
+        theta: the fitted parameters.
+        covariance: of the observed values, `[m, m]`: for the mean of R runs, the covariance over
+            runs divided by R.
+        weights: those of the squared differences in the loss, `[m]`; all one by default.
+
+    Returns:
+        The standard errors, like `theta`, and the covariance of the estimates `[p, p]`, in the
+        order of `jax.flatten_util.ravel_pytree(theta)`.
+
+    Raises:
+        ValueError: if shapes disagree, or the observations do not determine the parameters.
+        RuntimeError: if a derivative is not finite, naming the parameter.
+    """
+    theta = {name: jnp.asarray(value, dtype=float) for name, value in theta.items()}
+    unravel = ravel_pytree(theta)[1]
+    sensitivity = np.asarray(_sensitivity(predict, theta))
+    if sensitivity.ndim != 2:
+        raise ValueError(f"predict must return a vector; found shape {sensitivity.shape[:-1]}.")
+    for name, column in _columns(theta, sensitivity):
+        if not np.all(np.isfinite(column)):
+            raise RuntimeError(f"the derivative of the predictions by {name!r} is not finite.")
+    size = len(sensitivity)
+    spread = np.asarray(covariance, dtype=float)
+    scale = np.ones(size) if weights is None else np.asarray(weights, dtype=float)
+    if spread.shape != (size, size) or scale.shape != (size,):
+        raise ValueError(
+            f"predict returns {size} values, so covariance must have shape {(size, size)} and "
+            f"weights {(size,)}; found {spread.shape} and {scale.shape}."
+        )
+    # Columns of one length: parameters may have very different sizes.
+    units = np.linalg.norm(np.sqrt(scale)[:, None] * sensitivity, axis=0)
+    scaled = sensitivity / np.where(units > 0, units, 1)
+    normal = scaled.T @ (scale[:, None] * scaled)
+    if np.linalg.cond(normal) > 1e12:
+        raise ValueError(
+            "the observations do not determine the parameters "
+            f"{', '.join(repr(name) for name in theta)}: the sensitivities are linearly dependent."
+        )
+    influence = np.linalg.solve(normal, scaled.T * scale) / units[:, None]
+    estimates = jnp.asarray(influence @ spread @ influence.T)
+    return unravel(jnp.sqrt(jnp.diagonal(estimates))), estimates
+
+
+@eqx.filter_jit
+def _sensitivity(predict, theta):
+    flat, unravel = ravel_pytree(theta)
+    return jax.jacfwd(lambda flat: predict(unravel(flat)))(flat)
+
+
+def _columns(theta, sensitivity):
+    """Names, and the columns of each."""
+    ends = np.cumsum([np.size(theta[name]) for name in sorted(theta)])[:-1]
+    return zip(sorted(theta), np.split(sensitivity, ends, axis=-1), strict=True)
+
+
+def _check_bounds(theta0, bounds) -> dict[str, tuple[float, float]]:
+    for name in bounds:
+        if name not in theta0:
+            raise ValueError(f"bounds: {name!r} is not a parameter; they are {', '.join(theta0)}.")
+    intervals = {}
+    for name, value in theta0.items():
+        low, high = (float(np.asarray(end)) for end in bounds.get(name, (-np.inf, np.inf)))
+        if not low < high:
+            raise ValueError(f"bounds of {name!r} must be low < high; found {(low, high)}.")
+        if not np.all(np.isfinite(value) & (value > low) & (value < high)):
+            raise ValueError(f"theta0[{name!r}] must lie in {(low, high)}; found {value}.")
+        intervals[name] = (low, high)
+    return intervals
+
+
+def _to_free(value, low: float, high: float):
+    if np.isinf(low) and np.isinf(high):
+        return value
+    if np.isinf(high):
+        return jnp.log(value - low)
+    if np.isinf(low):
+        return jnp.log(high - value)
+    return jnp.log(value - low) - jnp.log(high - value)
+
+
+def _from_free(free, intervals) -> dict[str, Array]:
+    def bounded(u, low, high):
+        if np.isinf(low) and np.isinf(high):
+            return u
+        if np.isinf(high):
+            return low + jnp.exp(u)
+        if np.isinf(low):
+            return high - jnp.exp(u)
+        return low + (high - low) * jax.nn.sigmoid(u)
+
+    return {name: bounded(u, *intervals[name]) for name, u in free.items()}
+
+
+def _ones(tree):
+    return jax.tree.map(jnp.ones_like, tree)
+
+
+def _check_finite(value, slope, free, intervals) -> None:
+    theta = _from_free(free, intervals)
+    here = ", ".join(f"{name} = {np.asarray(number)}" for name, number in theta.items())
+    if not np.isfinite(value):
+        raise RuntimeError(f"the loss is {float(value)} at {here}.")
+    for name, derivative in slope.items():
+        if not np.all(np.isfinite(derivative)):
+            raise RuntimeError(
+                f"the derivative of the loss by {name!r} is {np.asarray(derivative)} at {here}."
+            )

@@ -1,0 +1,213 @@
+"""The parameter sets of a sweep: their design, what is built for them, and whether it is valid."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..averaged.drift import flat_drift
+from ..model.hyper import is_within
+from ..model.wrapped import WrappedGame
+
+Build = Callable[[dict[str, Any]], tuple[WrappedGame, Any]]
+
+_DIMENSIONS = ("time", "agent", "state", "action", "set")
+
+
+def make_sets(thetas, design: str) -> tuple[list[str], np.ndarray, tuple[int, ...]]:
+    """Names, the values of all sets `[B, names]`, and the shape of the sets."""
+    if not thetas:
+        raise ValueError("thetas must name at least one quantity.")
+    if design not in ("grid", "paired"):
+        raise ValueError(f'design must be "grid" or "paired"; found {design!r}.')
+    names, values = list(thetas), []
+    for name in names:
+        if name in _DIMENSIONS:
+            raise ValueError(f"thetas: the name {name!r} is that of another dimension.")
+        axis = np.asarray(thetas[name], dtype=float)
+        if axis.ndim != 1 or axis.size == 0:
+            raise ValueError(f"thetas[{name!r}] must be a list of values; found {thetas[name]!r}.")
+        if not np.all(np.isfinite(axis)):
+            raise ValueError(
+                f"thetas[{name!r}] must be finite; found {axis[~np.isfinite(axis)][0]}."
+            )
+        if design == "grid" and len(np.unique(axis)) < len(axis):
+            raise ValueError(f"thetas[{name!r}] must be distinct on a grid; found {axis}.")
+        values.append(axis)
+    if design == "grid":
+        grid = np.stack(np.meshgrid(*values, indexing="ij"), axis=-1)
+        return names, grid.reshape(-1, len(names)), grid.shape[:-1]
+    lengths = [len(axis) for axis in values]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "paired thetas must all have the same length; found "
+            + ", ".join(f"{name}: {length}" for name, length in zip(names, lengths, strict=True))
+        )
+    return names, np.stack(values, axis=-1), (lengths[0],)
+
+
+def named(names, values) -> dict[str, Any]:
+    """One set, or several, as `build` takes it."""
+    return {name: values[..., k] for k, name in enumerate(names)}
+
+
+def _describe(names, values) -> str:
+    return ", ".join(f"{name} = {value:g}" for name, value in zip(names, values, strict=True))
+
+
+def first_set(build: Build, names, sets):
+    """The first set, built outside any trace, so that its values can be checked."""
+    return build(named(names, jnp.asarray(sets[0], dtype=float)))
+
+
+def trace_sets(build: Build, names, sets):
+    """What `build` returns for any set, without values.
+
+    Raises:
+        ValueError: if it returns something else, or a structure that depends on the values.
+    """
+
+    def checked(values):
+        built = build(named(names, values))
+        if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], WrappedGame)):
+            raise ValueError(
+                "build must return a wrapped game and the parameters at time 0; found "
+                f"{type(built).__name__}."
+            )
+        if built[0].game.initial.ndim != 1:
+            raise ValueError("build must return the game of one set, without an axis of runs.")
+        built[0].check_structure(built[1])
+        return built
+
+    theta = jax.ShapeDtypeStruct((len(names),), jnp.result_type(float))
+    try:
+        return eqx.filter_eval_shape(checked, theta)
+    except jax.errors.ConcretizationTypeError as error:
+        _compare_structures(build, names, sets)
+        raise ValueError(
+            "build looks at the value of a parameter, so that it cannot be compiled once for all "
+            f"sets; use jnp.where in place of `if`: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _compare_structures(build: Build, names, sets) -> None:
+    """Raises ValueError if sets are built to different structures, naming the first leaf."""
+
+    def leaves_of(values):
+        built = build(named(names, jnp.asarray(values, dtype=float)))
+        return {
+            jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(built)
+            if eqx.is_array(leaf)
+        }, jax.tree.structure(built)
+
+    (expected, structure), first = leaves_of(sets[0]), _describe(names, sets[0])
+    for values in sets[1:]:
+        found, other = leaves_of(values)
+        if found == expected and other == structure:
+            continue
+        paths = [*expected, *(path for path in found if path not in expected)]
+        path = next((p for p in paths if expected.get(p) != found.get(p)), "a static field")
+        raise ValueError(
+            f"the structure of what build returns changes with the parameters: {path} is "
+            f"{expected.get(path, 'absent')} at {first}, but {found.get(path, 'absent')} at "
+            f"{_describe(names, values)}."
+        )
+
+
+def _hypers(module: Any, label: str) -> Iterator[tuple[str, str, Any]]:
+    """Name, interval and value of every hyper-parameter in a learner."""
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if "within" in field.metadata:
+            yield f"{label}.{field.name}", field.metadata["within"], value
+        elif isinstance(value, eqx.Module):
+            yield from _hypers(value, type(value).__name__)
+
+
+def _agent_hypers(wrapped: WrappedGame) -> list[tuple[str, str, Any]]:
+    return [
+        (f"agent {agent}: {name}", interval, value)
+        for agent, learner in enumerate(wrapped.learners)
+        for name, interval, value in _hypers(learner, type(learner).__name__)
+    ]
+
+
+@eqx.filter_jit
+def _inspect(build, names, values, averaged: bool):
+    def inspect(values):
+        wrapped, params0 = build(named(names, values))
+        game = wrapped.game
+        tolerance = 1e-5 if game.probabilities.dtype == jnp.float32 else 1e-8
+        rows = jnp.abs(game.probabilities.sum(-1) - 1) <= tolerance
+        valid = {
+            "transition probabilities": jnp.all(rows) & jnp.all(game.probabilities >= 0),
+            "rewards": jnp.all(jnp.isfinite(game.rewards)),
+            "initial parameters": jnp.all(
+                jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params0)])
+            ),
+        }
+        pace = jnp.zeros(())
+        if averaged:
+            x, _, field = flat_drift(params0)
+            velocity, change = jax.jvp(lambda x: field(x, wrapped), (x,), (field(x, wrapped),))
+            pace = jnp.linalg.norm(change) / jnp.linalg.norm(velocity)
+        return [value for *_, value in _agent_hypers(wrapped)], valid, pace
+
+    return jax.vmap(inspect)(values)
+
+
+def survey(build: Build, wrapped, names, sets, size: int, averaged: bool) -> np.ndarray:
+    """Checks the values of all sets; returns a rough rate of change of each.
+
+    Raises:
+        ValueError: naming the first set that is not valid.
+    """
+    labels = [(label, interval) for label, interval, _ in _agent_hypers(wrapped)]
+    paces = []
+    for chosen in batches_of(np.arange(len(sets)), size):
+        hypers, valid, pace = jax.device_get(
+            _inspect(build, tuple(names), jnp.asarray(sets[padded(chosen, size)]), averaged)
+        )
+        for (label, interval), values in zip(labels, hypers, strict=True):
+            if not is_within(values, interval):
+                k = next(k for k in range(len(values)) if not is_within(values[[k]], interval))
+                raise ValueError(
+                    f"{label} must be finite and in {interval}; found {values[k]} at "
+                    f"{_describe(names, sets[padded(chosen, size)[k]])}."
+                )
+        for what, good in valid.items():
+            if not good.all():
+                where = _describe(names, sets[padded(chosen, size)[np.argmin(good)]])
+                raise ValueError(f"{what} are not valid at {where}.")
+        paces.append(pace[: len(chosen)])
+    return np.concatenate(paces)
+
+
+@eqx.filter_jit
+def build_sets(build, names, values):
+    """What is built for several sets, with a leading axis on every array."""
+    others: Any = None
+
+    def arrays_of(values):
+        nonlocal others
+        arrays, others = eqx.partition(build(named(names, values)), eqx.is_array)
+        return arrays
+
+    # One after the other, so that rounding does not depend on how many there are.
+    return eqx.combine(jax.lax.map(arrays_of, values), others)
+
+
+def batches_of(sets: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Sets in batches, of which the last may be smaller."""
+    for first in range(0, len(sets), size):
+        yield sets[first : first + size]
+
+
+def padded(chosen: np.ndarray, size: int) -> np.ndarray:
+    """A batch filled up with its last set, so that one compiled program serves all."""
+    return np.pad(chosen, (0, size - len(chosen)), mode="edge")

@@ -1,0 +1,420 @@
+"""Sweeps: many parameter sets, solved or simulated in batches, as one labelled data set.
+
+The sets of a batch are solved together under `jax.vmap`, each with its own step sizes, until the
+slowest is done. So batches are made of sets alike: in the order of a rough rate of change,
+`|DF F| / |F|` at the start, which costs two evaluations of the drift.
+"""
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import ArrayLike, Real
+from tqdm import tqdm
+
+from ..averaged.flow import solve
+from ..averaged.stationary import check_ergodic
+from ..base.checks import check_count
+from ..base.codes import RESULTS
+from ..base.devices import default_devices
+from ..base.files import prepare_folder, replacing
+from ..base.times import check_times
+from ..model.game import MarkovGame
+from ..results.labels import (
+    TIME_UNITS,
+    attributes,
+    decode,
+    game_coordinates,
+    parts,
+    tables,
+    versions,
+)
+from ..simulation.side_by_side import Plan, plan_ensembles, simulate_ensembles
+from .sets import (
+    Build,
+    batches_of,
+    build_sets,
+    first_set,
+    make_sets,
+    named,
+    padded,
+    survey,
+    trace_sets,
+)
+
+if TYPE_CHECKING:
+    import xarray
+
+_DESCRIPTION = "sweep.json"
+_MOST_SETS = 128
+# Bytes of a batch on one device: all of it, and of what a processor had better keep near it.
+_BATCH_BYTES = 2**28
+_CACHE_BYTES = 2**23
+
+
+def sweep(
+    build: Build,
+    thetas: Mapping[str, Real[ArrayLike, " _"] | Sequence],
+    ts: Real[ArrayLike, " K"] | Sequence,
+    *,
+    design: Literal["grid", "paired"] = "grid",
+    simulation: Mapping[str, Any] | None = None,
+    rtol: float = 1e-8,
+    atol: float = 1e-8,
+    max_steps: int = 4096,
+    batch_size: int | np.integer | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> "xarray.Dataset":
+    """Solves the averaged ODE, or simulates the learners, for many parameter sets.
+
+    `build` is traced once; all sets of one sweep run through one compiled program, spread over the
+    devices as in `simulate`. A set that fails holds NaN from there on, and its `message` says why;
+    it delays only the sets of its own batch.
+
+    With `folder`, every finished batch is written there (whole or not at all), and a sweep that was
+    interrupted goes on from what is there. The batches may then be of another size.
+
+    Args:
+        build: turns one set, a dictionary of scalars named as in `thetas`, into a wrapped game and
+            the parameters at time 0. It must be traceable by JAX: what depends on a value is
+            written with `jnp.where`, not `if`. Define it once, outside loops.
+        thetas: the values of each quantity, by name.
+        ts: times at which to report, as for `solve` and `simulate`.
+        design: `"grid"`: every combination of the values, one dimension per name; `"paired"`: the
+            k-th set takes the k-th value of every name (a random design, say), along the dimension
+            `set`.
+        simulation: arguments of `simulate`: `key` and, if wanted, `runs`, `scale`, `initial_state`
+            and `dtype`; by default the ODE is solved. Set k uses the key `fold_in(key, k)`.
+        rtol: relative tolerance per step of the ODE solver.
+        atol: absolute tolerance per step.
+        max_steps: largest number of solver steps.
+        batch_size: sets solved or simulated together, rounded up to fill the devices; by default as
+            many as suit them. Sets of so many runs that one fills the devices go one by one.
+        folder: where to write batches, and to look for those of an earlier call.
+        progress: show a progress bar.
+
+    Returns:
+        A data set. Its dimensions are those of the sets, then `time`, `agent`, `state`, `action`
+        with the game's own names. For the ODE: `parameters`, `policy`, `state_distribution`,
+        `rewards`, `end_time`, `steps`. For simulations: means over runs `parameters` and `policy`,
+        variances `parameters_variance` and `policy_variance`, `state_frequency`, `rewards`. Always
+        `result` (0 is success) and `message`. Parameters or policies that are no common table
+        become one variable per array, as in the data sets of all results.
+
+    Raises:
+        ValueError: if an argument does not fit; if a set's hyper-parameter, probability or reward
+            is not valid, naming the set; if the structure of what `build` returns depends on the
+            values, naming the leaf; if `folder` holds anything else, which is left untouched.
+        OSError: if `folder` cannot be written.
+
+    Warns:
+        UserWarning: if sets failed.
+    """
+    check_times(ts)
+    times = np.asarray(ts, dtype=float)
+    names, sets, shape = make_sets(thetas, design)
+    count = math.prod(shape)
+    if batch_size is not None:
+        batch_size = check_count("batch_size", batch_size)
+    if simulation is not None:
+        _check_options(simulation)
+    wrapped, params0 = trace_sets(build, names, sets)
+    mesh = Mesh(np.array(default_devices()), ("sets",))
+    size = _batch_size(batch_size, wrapped, params0, len(times), mesh, count)
+    first = first_set(build, names, sets)
+    planned = None
+    if simulation is None:
+        check_ergodic(*first)
+    else:
+        planned = plan_ensembles(*first, times, count, batch_size, **simulation)
+    pace = survey(build, wrapped, names, sets, size, simulation is None)
+
+    store = None if folder is None else Path(folder)
+    pieces: dict[int, list[np.ndarray]] = {}
+    if store is not None:
+        built = _digest_built(build, names, sets, size)
+        described = _describe(built, names, sets, times, design, planned, rtol, atol, max_steps)
+        _claim(store, described)
+        for path in sorted(store.glob("piece-*.npz")):
+            with np.load(path) as archive:
+                pieces[int(path.stem[6:])] = [archive[f"arr_{k}"] for k in range(len(archive))]
+    done = [piece[0] for piece in pieces.values()]
+    rest = np.setdiff1d(np.arange(count), np.concatenate(done) if done else [])
+    rest = rest[np.argsort(pace[rest], kind="stable")]
+
+    if planned is None:
+        options = (times, rtol, atol, max_steps, mesh)
+        batches = _solve_batches(build, names, sets, rest, size, options)
+    else:
+        batches = _simulate_batches(build, names, sets, np.sort(rest), planned)
+    structure = _outcome_structure(params0, wrapped, simulation is None)
+    with tqdm(
+        total=count, initial=count - len(rest), unit="set", disable=not progress
+    ) as progress_bar:
+        for chosen, outcome in batches:
+            piece = [chosen, *structure.flatten_up_to(outcome)]
+            if store is not None:
+                with (
+                    replacing(store / f"piece-{chosen[0]:08d}.npz") as temporary,
+                    open(temporary, "wb") as file,
+                ):
+                    np.savez(file, *piece)
+            pieces[int(chosen[0])] = piece
+            progress_bar.update(len(chosen))
+
+    order = np.argsort(np.concatenate([piece[0] for piece in pieces.values()]))
+    leaves = [
+        np.concatenate(leaf)[order].reshape(*shape, *leaf[0].shape[1:])
+        for leaf in list(zip(*pieces.values(), strict=True))[1:]
+    ]
+    outcome = jax.tree.unflatten(structure, leaves)
+    failed = int(np.sum(outcome["result"] != 0))
+    if failed:
+        warnings.warn(
+            f"{failed} of {count} sets failed; `message` says why, for instance: "
+            f"{outcome['message'][outcome['result'] != 0][0]}",
+            stacklevel=2,
+        )
+    return _label(wrapped.game, outcome, thetas, design, times, simulation, rtol, atol)
+
+
+def _check_options(simulation: Mapping[str, Any]) -> None:
+    """Raises ValueError if simulations are asked for what a sweep of them has not."""
+    known = ("key", "runs", "scale", "initial_state", "dtype")
+    if "key" not in simulation:
+        raise ValueError("simulation must hold at least a random key, `key`.")
+    unknown = [name for name in simulation if name not in known]
+    if unknown:
+        raise ValueError(f"simulation takes {', '.join(known)}; found {unknown[0]!r}.")
+
+
+# Batches
+
+
+def _batch_size(batch_size, wrapped, params0, num_times: int, mesh: Mesh, count: int) -> int:
+    """Sets per batch, a multiple of the number of devices."""
+    num_devices = mesh.size
+    if batch_size is None:
+        game = wrapped.game
+        events = math.prod(game.rewards.shape)
+        table = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params0))
+        # About as many arrays of each kind are alive at once.
+        work = 8 * (16 * events + 16 * table + 4 * game.num_states**2)
+        most = min(_BATCH_BYTES // (work + 16 * num_times * table), count)
+        if mesh.devices.flat[0].platform == "cpu":
+            # Wider batches wait longer for their slowest set, and only accelerators gain by them.
+            most = min(most, _MOST_SETS, _CACHE_BYTES // work)
+        batch_size = max(most, 1) * num_devices
+    return num_devices * -(-min(batch_size, count) // num_devices)
+
+
+def _solve_batches(build: Build, names, sets, rest, size: int, options):
+    for chosen in batches_of(rest, size):
+        values = jnp.asarray(sets[padded(chosen, size)])
+        outcome, results = _solve_batch(build, tuple(names), values, *options)
+        outcome, count = jax.device_get(outcome) | _ended(results), len(chosen)
+        yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
+
+
+@eqx.filter_jit
+def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
+    def solve_one(values):
+        wrapped, params0 = build(named(names, values))
+        solution = solve(
+            wrapped,
+            params0,
+            ts,
+            rtol=rtol,
+            atol=atol,
+            adjoint=diffrax.ForwardMode(),
+            max_steps=max_steps,
+            throw=False,
+        )
+        reached = (solution.result == RESULTS.successful) | (ts <= solution.end_time)
+
+        def known(leaf):
+            return jnp.where(reached.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.nan)
+
+        outcome = {
+            "parameters": jax.tree.map(known, solution.params),
+            "policy": jax.tree.map(known, jax.vmap(wrapped.policies)(solution.params)),
+            "state_distribution": known(solution.state_distribution),
+            "rewards": known(solution.rewards),
+            "end_time": solution.end_time,
+            "steps": solution.stats["num_steps"],
+        }
+        return outcome, solution.result
+
+    # Every device loops over its own sets until they are done: no waiting for each other.
+    one_device = PartitionSpec("sets")
+    return jax.shard_map(
+        jax.vmap(solve_one), mesh=mesh, in_specs=one_device, out_specs=one_device, check_vma=False
+    )(values)
+
+
+def _simulate_batches(build: Build, names, sets, rest, planned: Plan):
+    for chosen in batches_of(rest, planned.together):
+        numbers = padded(chosen, planned.together)
+        wrapped, params0 = build_sets(build, tuple(names), jnp.asarray(sets[numbers]))
+        found = simulate_ensembles(planned, wrapped, params0, numbers)
+        outcome = {
+            "parameters": found.mean[0],
+            "policy": found.mean[1],
+            "parameters_variance": found.variance[0],
+            "policy_variance": found.variance[1],
+            "state_frequency": found.state_frequency,
+            "rewards": found.rewards,
+        }
+        good, bad = _ended(RESULTS.successful), _ended(RESULTS.nonfinite)
+        lost, runs = found.lost[:, -1], planned.inputs.runs
+        outcome["result"] = np.where(lost > 0, bad["result"], good["result"])
+        texts = [f"{n:.0f} of {runs} runs became infinite or NaN" for n in lost]
+        outcome["message"] = np.where(lost > 0, texts, good["message"])
+        count = len(chosen)
+        yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
+
+
+def _ended(results: Any) -> dict[str, np.ndarray]:
+    return dict(zip(("result", "message"), decode(results), strict=True))
+
+
+def _outcome_structure(params0, wrapped, averaged: bool):
+    """The structure of a batch's outcome."""
+    policies = (0,) * wrapped.game.num_agents
+    outcome = {"parameters": params0, "policy": policies, "rewards": 0, "result": 0, "message": 0}
+    if averaged:
+        outcome |= {"state_distribution": 0, "end_time": 0, "steps": 0}
+    else:
+        variances = {"parameters_variance": params0, "policy_variance": policies}
+        outcome |= variances | {"state_frequency": 0}
+    return jax.tree.structure(outcome)
+
+
+# The folder
+
+
+def _digest_built(build: Build, names, sets, size: int) -> str:
+    """A digest of all that `build` returns for all sets, whatever the size of the batches."""
+    hashed: list[Any] = []
+    for chosen in batches_of(np.arange(len(sets)), size):
+        built = build_sets(build, tuple(names), jnp.asarray(sets[padded(chosen, size)]))
+        leaves, structure = jax.tree.flatten(eqx.filter(built, eqx.is_array))
+        hashed = hashed or [hashlib.sha256(str(structure).encode()) for _ in leaves]
+        for one, leaf in zip(hashed, jax.device_get(leaves), strict=True):
+            one.update(np.ascontiguousarray(leaf[: len(chosen)]))
+    return hashlib.sha256(b"".join(one.digest() for one in hashed)).hexdigest()
+
+
+def _describe(
+    built: str, names, sets, times, design, planned: Plan | None, rtol, atol, max_steps
+) -> dict[str, Any]:
+    """What tells one sweep from another, in short plain values."""
+
+    def digest(*arrays) -> str:
+        hashed = hashlib.sha256()
+        for array in arrays:
+            array = np.ascontiguousarray(array)
+            hashed.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        return hashed.hexdigest()
+
+    described: dict[str, Any] = {
+        "names": names,
+        "design": design,
+        "sets": digest(sets),
+        "times": digest(times),
+        "games, learners and initial parameters": built,
+    }
+    if planned is None:
+        return described | {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+    first = planned.initial_state
+    return described | {
+        "key": digest(np.asarray(jax.random.key_data(planned.key))),
+        "runs": planned.inputs.runs,
+        "scale": planned.scale,
+        "initial_state": None if first is None else digest(np.asarray(first)),
+        "dtype": planned.inputs.dtype.name,
+    }
+
+
+def _claim(folder: Path, described: dict[str, Any]) -> None:
+    """Makes a folder this sweep's own, or checks that it is.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    path = folder / _DESCRIPTION
+    if path.exists():
+        found = json.loads(path.read_text())
+        differing = [k for k in {**described, **found} if described.get(k) != found.get(k)]
+        if differing:
+            raise ValueError(
+                f"the folder {str(folder)!r} holds another sweep, which differs in "
+                f"{', '.join(differing)}; it was left untouched."
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"the folder {str(folder)!r} is not empty and holds no sweep; it was left untouched."
+        )
+    prepare_folder(folder)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(described, indent=1))
+
+
+# The data set
+
+
+def _label(
+    game: MarkovGame, outcome, thetas, design: str, times, simulation, rtol, atol
+) -> "xarray.Dataset":
+    import xarray
+
+    axes = tuple(thetas) if design == "grid" else ("set",)
+    coordinates: dict[str, Any] = {
+        name: (name if design == "grid" else "set", np.asarray(values, dtype=float))
+        for name, values in thetas.items()
+    }
+    coordinates |= {"time": ("time", times, attributes("time", TIME_UNITS))} | game_coordinates(
+        game
+    )
+    over = "along the ODE" if simulation is None else "over runs"
+    fixed = {
+        "state_distribution": (("time", "state"), "stationary distribution of the states"),
+        "state_frequency": (("time", "state"), "share of steps since the previous time"),
+        "rewards": (("time", "agent"), "reward per step"),
+        "end_time": ((), "time reached"),
+        "steps": ((), "steps of the solver"),
+        "result": ((), "result code, 0 for success"),
+        "message": ((), "how the computation ended"),
+    }
+    variables: dict[str, Any] = {}
+    for name, values in outcome.items():
+        if name in fixed:
+            own, long_name = fixed[name]
+            variables[name] = ((*axes, *own), values, attributes(long_name))
+            continue
+        quantity, _, moment = name.partition("_")
+        long_name = f"{quantity}, {moment or 'mean'} {over}"
+        if simulation is None:
+            long_name = f"{quantity} {over}"
+        arrays = parts(game, values, len(axes) + 1)
+        variables |= tables(game, name, long_name, arrays, (*axes, "time"), quantity)
+    settings: dict[str, Any] = versions()
+    if simulation is None:
+        settings |= {"rtol": rtol, "atol": atol}
+    else:
+        settings |= {k: repr(v) for k, v in simulation.items() if k != "key"}
+        settings["key_data"] = np.asarray(jax.random.key_data(simulation["key"])).tolist()
+    return xarray.Dataset(variables, coordinates, attrs={"settings": json.dumps(settings)})

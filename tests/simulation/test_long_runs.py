@@ -1,0 +1,334 @@
+"""Long simulations: interrupted, killed, saved, damaged, continued; and cut up in any way."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ergodax as ex
+
+checkpoint_module = importlib.import_module("ergodax.io.store")
+job_module = importlib.import_module("ergodax.simulation.job")
+width_module = importlib.import_module("ergodax.simulation.capacity")
+
+pytestmark = pytest.mark.usefixtures("optimised")
+
+KEY = jax.random.key(3)
+TIMES = np.array([0.0, 7.0, 8.0, 30.0])
+
+
+@pytest.fixture(scope="module")
+def wrapped():
+    game = ex.games.prisoners_dilemma(1.5)
+    learner = ex.QLearning(0.3, 0.9, ex.EpsilonSoftmax(0.5, 0.1), initial=2.0)
+    return ex.WrappedGame(game, [learner, ex.Sarsa(0.2, 0.8)])
+
+
+def simulate(wrapped, ts=TIMES, **options):
+    options = dict(scale=3, runs=300, key=KEY, keep_runs=True, batch_size=64) | options
+    return ex.simulate(wrapped, wrapped.init(), ts, **options)
+
+
+def assert_same(found, expected, names=("mean", "variance", "values", "rewards", "final")):
+    for name in (*names, "state_frequency", "ts", "steps"):
+        for a, b in zip(
+            *(jax.tree.leaves(getattr(sim, name)) for sim in (found, expected)), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+def _interrupt_after(monkeypatch, count):
+    """Ctrl-C once `count` blocks are done."""
+    run = job_module.Job.run
+
+    def interrupted(self):
+        for k, taken in enumerate(run(self)):
+            yield taken
+            if k + 1 == count:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module.Job, "run", interrupted)
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Blocks of ten steps, so that intervals are cut and many blocks make a round."""
+    limits = width_module.PROCESSOR._replace(block=640)
+    monkeypatch.setattr(width_module, "PROCESSOR", limits)
+    monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
+
+
+def test_plans_cut_long_intervals_and_lose_no_step():
+    blocks = job_module.plan(np.array([0, 25, 3, 3, 3, 0, 41]), 10)
+    assert all(b.lengths.sum() <= 10 for b in blocks)
+    lengths = np.concatenate([b.lengths for b in blocks])
+    ends = np.flatnonzero(np.concatenate([b.ends for b in blocks]))
+    np.testing.assert_array_equal(np.cumsum(lengths)[ends], np.cumsum([0, 25, 3, 3, 3, 0, 41]))
+    assert len({len(b.lengths) for b in blocks}) == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
+def test_numbers_do_not_depend_on_how_the_work_is_cut(wrapped, monkeypatch, dtype):
+    reference = simulate(wrapped, dtype=dtype)
+    assert_same(simulate(wrapped, dtype=dtype, batch_size=512), reference)
+    limits = width_module.PROCESSOR._replace(block=640)
+    monkeypatch.setattr(width_module, "PROCESSOR", limits)
+    assert_same(simulate(wrapped, dtype=dtype), reference, ("mean", "variance", "values", "final"))
+    few = simulate(wrapped, TIMES[2:], dtype=dtype)
+    for a, b in zip(jax.tree.leaves(few.values), jax.tree.leaves(reference.values), strict=True):
+        np.testing.assert_array_equal(a, b[:, 2:])
+
+
+def test_ctrl_c_returns_the_complete_runs(wrapped, short_blocks):
+    expected = simulate(wrapped, runs=128)
+    with pytest.MonkeyPatch.context() as patch:
+        _interrupt_after(patch, 25)
+        with pytest.warns(
+            UserWarning, match="interrupted: 128 of 300 runs are complete, up to t = 30"
+        ):
+            part = simulate(wrapped)
+    assert part.result == ex.RESULTS.interrupted
+    assert part.runs == 128
+    assert_same(part, expected)
+
+
+def test_ctrl_c_in_the_first_round_returns_the_times_reached(wrapped, short_blocks):
+    expected = simulate(wrapped, TIMES[:3], runs=64)
+    with pytest.MonkeyPatch.context() as patch:
+        _interrupt_after(patch, 4)
+        with pytest.warns(
+            UserWarning, match="interrupted: 64 of 300 runs are complete, up to t = 8"
+        ):
+            part = simulate(wrapped)
+    assert_same(part, expected, ("mean", "variance", "values", "rewards"))
+    assert part.final is None
+    with pytest.raises(ValueError, match="was interrupted between report times"):
+        simulate(wrapped, TIMES[3:], start=part)
+    with pytest.MonkeyPatch.context() as patch:
+        _interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(wrapped, TIMES[3:])
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 11, 24])
+def test_an_interrupted_simulation_goes_on_from_its_checkpoint(
+    wrapped, short_blocks, tmp_path, blocks
+):
+    path = tmp_path / "unfinished"
+    expected = simulate(wrapped)
+    with pytest.MonkeyPatch.context() as patch:
+        _interrupt_after(patch, blocks)
+        if blocks == 1:
+            with pytest.raises(KeyboardInterrupt):
+                simulate(wrapped, TIMES[1:], checkpoint=path)
+        else:
+            with pytest.warns(UserWarning, match="interrupted"):
+                simulate(wrapped, TIMES[1:], checkpoint=path)
+    started = []
+    with pytest.MonkeyPatch.context() as patch:
+        run = job_module.Job.run
+
+        def counted(self):
+            started.append(self.steps_done)
+            yield from run(self)
+
+        patch.setattr(job_module.Job, "run", counted)
+        resumed = simulate(wrapped, TIMES[1:], checkpoint=path, batch_size=512)
+    assert started[0] > 0
+    for name in ("mean", "variance"):
+        for a, b in zip(
+            *(jax.tree.leaves(getattr(sim, name)) for sim in (resumed, expected)), strict=True
+        ):
+            np.testing.assert_array_equal(a, b[1:])
+    np.testing.assert_array_equal(resumed.rewards, expected.rewards[1:])
+    for a, b in zip(jax.tree.leaves(resumed.final), jax.tree.leaves(expected.final), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # What is finished is not done again.
+    again = simulate(wrapped, TIMES[1:], checkpoint=path)
+    assert_same(again, resumed)
+
+
+def test_foreign_and_damaged_checkpoints_are_refused_and_left_alone(wrapped, tmp_path):
+    path = tmp_path / "finished"
+    simulate(wrapped, checkpoint=path)
+    content = path.read_bytes()
+    other = ex.WrappedGame(ex.games.prisoners_dilemma(1.6), wrapped.learners)
+    for change in (
+        lambda: simulate(wrapped, checkpoint=path, key=jax.random.key(4)),
+        lambda: simulate(wrapped, checkpoint=path, scale=4),
+        lambda: simulate(wrapped, checkpoint=path, runs=301),
+        lambda: simulate(wrapped, checkpoint=path, initial_state=1),
+        lambda: simulate(wrapped, checkpoint=path, observe=wrapped.policies),
+        lambda: simulate(wrapped, checkpoint=path, dtype=jnp.float32),
+        lambda: simulate(wrapped, TIMES[1:], checkpoint=path),
+        lambda: simulate(other, checkpoint=path),
+    ):
+        with pytest.raises(ValueError, match="belongs to another simulation"):
+            change()
+        assert path.read_bytes() == content
+    for damaged, message in (
+        (content[:-1], "damaged or cut short"),
+        (content[:400] + bytes([content[400] ^ 1]) + content[401:], "damaged or cut short"),
+        (content[:70], "damaged or cut short"),
+        (b"", "is not a checkpoint of this version"),
+        (b"ergodax checkpoint 0\n" + content[21:], "is not a checkpoint of this version"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=message):
+            simulate(wrapped, checkpoint=path)
+        assert path.read_bytes() == damaged
+
+
+def test_a_full_disk_loses_neither_the_run_nor_what_was_saved(
+    wrapped, short_blocks, tmp_path, monkeypatch
+):
+    path = tmp_path / "unfinished"
+    expected = simulate(wrapped)
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        assert_same(simulate(wrapped, checkpoint=path), expected)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["unfinished"]
+    assert_same(simulate(wrapped, checkpoint=path), expected)
+
+
+SCRIPT = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+import ergodax as ex
+from ergodax import checkpoint
+checkpoint._SHARE = 1e9
+game = ex.games.prisoners_dilemma(1.5)
+wrapped = ex.WrappedGame(game, [ex.QLearning(0.3), ex.Sarsa(0.2)])
+sim = ex.simulate(
+    wrapped, wrapped.init(), np.linspace(0, 40000, 401), scale=2, runs=300, batch_size=64,
+    key=jax.random.key(0), checkpoint=sys.argv[1] if len(sys.argv) > 2 else None
+)
+np.savez(sys.argv[-1], *jax.tree.leaves((sim.mean, sim.variance, sim.rewards, sim.final)))
+"""
+
+
+def test_a_killed_process_goes_on_as_if_it_had_not_been(tmp_path):
+    """SIGKILL at several moments, some of them while the checkpoint is being written."""
+    path = tmp_path / "unfinished"
+    command = [sys.executable, "-c", SCRIPT]
+    subprocess.run([*command, str(tmp_path / "whole.npz")], check=True)
+    sizes = []
+    for kill in range(4):
+        process = subprocess.Popen([*command, str(path), str(tmp_path / "resumed.npz")])
+        before = path.read_bytes() if path.exists() else b""
+        deadline = time.monotonic() + 60
+        while (path.read_bytes() if path.exists() else b"") == before:
+            assert time.monotonic() < deadline, "nothing was saved"
+            assert process.poll() is None, "the process ended before it could be killed"
+            time.sleep(0.001)
+        time.sleep(0.03 * kill)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        sizes.append(path.stat().st_size)
+    assert not (tmp_path / "resumed.npz").exists()
+    subprocess.run([*command, str(path), str(tmp_path / "resumed.npz")], check=True)
+    with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "resumed.npz") as resumed:
+        assert whole.files == resumed.files
+        for name in whole.files:
+            np.testing.assert_array_equal(resumed[name], whole[name])
+
+
+def test_a_simulation_goes_on_where_it_ended(wrapped):
+    for dtype in (jnp.float32, jnp.float64):
+        whole = simulate(wrapped, dtype=dtype)
+        first = simulate(wrapped, TIMES[:2], dtype=dtype)
+        second = ex.simulate(
+            wrapped, None, TIMES[2:], scale=3, key=KEY, start=first, keep_runs=True
+        )
+        for name in ("mean", "variance"):
+            for a, b in zip(
+                *(jax.tree.leaves(getattr(sim, name)) for sim in (second, whole)), strict=True
+            ):
+                np.testing.assert_array_equal(a, b[2:])
+        np.testing.assert_array_equal(second.rewards, whole.rewards[2:])
+        for a, b in zip(jax.tree.leaves(second.final), jax.tree.leaves(whole.final), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="another key"):
+        simulate(wrapped, TIMES[2:], start=first, key=jax.random.key(9))
+    with pytest.raises(ValueError, match="initial_state and start cannot both be given"):
+        simulate(wrapped, TIMES[2:], start=first, initial_state=1)
+    with pytest.raises(ValueError, match="start has parameters in float64; found dtype float32"):
+        simulate(wrapped, TIMES[2:], start=first, dtype=jnp.float32)
+    others = ex.WrappedGame(wrapped.game, [wrapped.learners[0]] * 2)
+    with pytest.raises(ValueError, match="start was simulated with learners of another kind"):
+        simulate(others, TIMES[2:], start=first)
+    with pytest.raises(ValueError, match="start has scale 3; found scale 4"):
+        simulate(wrapped, TIMES[2:], start=first, scale=4)
+    with pytest.raises(ValueError, match="start has reached t = 7; ts must not begin before, at 0"):
+        simulate(wrapped, TIMES, start=first)
+    with pytest.raises(ValueError, match="the numbers of runs differ: runs has 5"):
+        simulate(wrapped, TIMES[2:], start=first, runs=5)
+
+
+def test_results_that_do_not_fit_are_refused_before_the_work(wrapped):
+    with pytest.raises(ValueError, match=r"the result needs .* GiB but .* leave keep_runs out"):
+        simulate(wrapped, np.arange(10**5), runs=10**8)
+    with pytest.raises(ValueError, match=r"at the end; simulate fewer runs at once"):
+        simulate(wrapped, runs=10**10, keep_runs=False)
+
+
+DEVICES = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+import ergodax as ex
+ex.use_all_cores(int(sys.argv[1]))
+assert jax.device_count() == int(sys.argv[1])
+game = ex.games.prisoners_dilemma(1.5)
+wrapped = ex.WrappedGame(game, [ex.QLearning(0.3), ex.ActorCritic(0.2)])
+out = []
+for dtype in ("float32", "float64"):
+    sim = ex.simulate(
+        wrapped, wrapped.init(), [1.0, 20.0, 50.0], scale=2, runs=700, key=jax.random.key(0),
+        dtype=dtype, keep_runs=True
+    )
+    out += jax.tree.leaves((sim.mean, sim.variance, sim.values, sim.rewards, sim.final))
+np.savez(sys.argv[2], *out)
+try:
+    ex.use_all_cores(int(sys.argv[1]) + 1)
+except RuntimeError as error:
+    assert "JAX has already started" in str(error)
+else:
+    raise AssertionError("devices changed under way")
+"""
+
+
+@pytest.mark.slow
+def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
+    for count in (1, 2, 3):
+        command = [sys.executable, "-c", DEVICES, str(count), str(tmp_path / f"{count}.npz")]
+        subprocess.run(command, check=True)
+    with np.load(tmp_path / "1.npz") as one:
+        for count in (2, 3):
+            with np.load(tmp_path / f"{count}.npz") as several:
+                for name in one.files:
+                    np.testing.assert_array_equal(several[name], one[name])
+
+
+def test_the_number_of_devices_must_be_positive():
+    with pytest.raises(ValueError, match="count must be a positive number of devices; found 0"):
+        ex.use_all_cores(0)
