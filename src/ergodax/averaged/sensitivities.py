@@ -23,7 +23,9 @@ from ..base.codes import RESULTS
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
-from ..ode.path_derivatives import MAX_STEPS, NUDGE, once
+from ..ode.integrate import MAX_STEPS
+from ..ode.path import NUDGE
+from ..ode.path_derivatives import once
 from ..results.labels import (
     TIME_UNITS,
     attributes,

@@ -20,15 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-MAX_STEPS = 16**4
+from .integrate import MAX_STEPS, integrate
+from .path import NUDGE, Path, follow
+
 # A path to differentiate along is stored: at up to this many steps, unless the caller says.
 STORED_STEPS = 2048
 # More report times than this are replaced by interpolation nodes, six in every step of the path.
 _MANY_TIMES = 32
-# At time 0 derivatives are taken this share of the time span later: an exact tie is broken there.
-NUDGE = 1e-9
 # A jump is located by dividing a step into _PARTS parts _ROUNDS times.
 _PARTS, _ROUNDS = 8, 8
 # A step is searched for a jump if its error exceeds what is allowed by this factor.
@@ -49,34 +49,8 @@ _STAGE_WEIGHTS = np.array(
 _dot = functools.partial(jnp.dot, precision="highest")
 
 
-class Path(NamedTuple):
-    """A solution at its solver's steps, with two derivatives by time; rows of no step are last."""
-
-    times: Float[Array, " M"]
-    values: Float[Array, "M d"]
-    velocities: Float[Array, "M d"]
-    accelerations: Float[Array, "M d"]
-    count: Any
-
-    def step(self, t: Float[Array, ""]) -> Int[Array, ""]:
-        """The step that contains time t."""
-        found = jnp.searchsorted(self.times, t, side="right") - 1
-        return jnp.clip(found, 0, jnp.maximum(self.count - 2, 0))
-
-    def __call__(self, t: Float[Array, ""]) -> Float[Array, " d"]:
-        """The solution at time t: the quintic that fits both ends of the step."""
-        i = self.step(t)
-        h = self.times[i + 1] - self.times[i]
-        s = (t - self.times[i]) / h
-        r = 1 - s
-        (x0, x1), (v0, v1), (a0, a1) = (jax.lax.dynamic_slice_in_dim(x, i, 2) for x in self[1:4])
-        left = (1 + 3 * s + 6 * s**2) * x0 + h * s * ((1 + 3 * s) * v0 + h * s / 2 * a0)
-        right = (1 + 3 * r + 6 * r**2) * x1 - h * r * ((1 + 3 * r) * v1 - h * r / 2 * a1)
-        return r**3 * left + s**3 * right
-
-
 @eqx.filter_custom_jvp
-def integrate(x0, args, ts, *, vector_field, solver, rtol, atol, max_steps):
+def solve_differentiably(x0, args, ts, *, vector_field, solver, rtol, atol, max_steps):
     """Solves dx/dt = vector_field(x, args) from x0 at time 0; derivatives as the module says.
 
     Args:
@@ -93,52 +67,36 @@ def integrate(x0, args, ts, *, vector_field, solver, rtol, atol, max_steps):
         The solution at `ts`, `[K, d]`, and a tuple of what diffrax says of it: the times reached
         (infinite where it failed), statistics, result.
     """
-    options = (vector_field, solver, rtol, atol, max_steps or MAX_STEPS)
-    solved = diffeqsolve(x0, args, ts, diffrax.SaveAt(ts=ts), diffrax.ForwardMode(), *options)
+    solved = integrate(
+        vector_field,
+        x0,
+        ts[-1],
+        args,
+        saveat=diffrax.SaveAt(ts=ts),
+        rtol=rtol,
+        atol=atol,
+        solver=solver,
+        max_steps=max_steps or MAX_STEPS,
+    )
     return solved.ys, (solved.ts, solved.stats, solved.result)
 
 
-def diffeqsolve(x0, args, ts, saveat, adjoint, vector_field, solver, rtol, atol, max_steps):
-    """The plain solve by diffrax, with one of diffrax's own adjoints."""
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, args: vector_field(x, args)),
-        solver,
-        t0=0.0,
-        t1=ts[-1],
-        dt0=None,
-        y0=x0,
-        args=args,
-        saveat=saveat,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        adjoint=adjoint,
-        max_steps=max_steps,
-        throw=False,
-    )
-
-
-@integrate.def_jvp
-def _integrate_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_steps):
+@solve_differentiably.def_jvp
+def _solve_differentiably_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_steps):
     x0, args, ts = once(primals)
     x0_dot, args_dot, ts_dot = tangents
-    options = (
+    path, solved = follow(
         vector_field,
-        solver,
-        PATH_TOLERANCE * rtol,
-        PATH_TOLERANCE * atol,
-        max_steps or STORED_STEPS,
+        x0,
+        ts[-1],
+        args,
+        ts=ts,
+        rtol=PATH_TOLERANCE * rtol,
+        atol=PATH_TOLERANCE * atol,
+        solver=solver,
+        max_steps=max_steps or STORED_STEPS,
     )
-
-    def describe(t, x, args):
-        velocity = vector_field(x, args)
-        side = x + NUDGE * ts[-1] * velocity
-        return x, velocity, jax.jvp(lambda x: vector_field(x, args), (side,), (velocity,))[1]
-
-    saveat = diffrax.SaveAt(
-        subs=(diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t0=True, steps=True, fn=describe))
-    )
-    solved: Any = diffeqsolve(x0, args, ts, saveat, diffrax.ForwardMode(), *options)
-    (reached, times), (ys, described) = solved.ts, solved.ys
-    path = Path(times, *described, solved.stats["num_accepted_steps"] + 1)  # pyright: ignore[reportCallIssue]
+    (reached, _), (ys, _) = solved.ts, solved.ys
 
     moved = jax.tree.map(
         lambda leaf, dot: None if dot is None else leaf, args, args_dot, is_leaf=lambda x: x is None
