@@ -37,6 +37,7 @@ _SUSPECT = 4.0
 _TOLERANCE = 1.0
 # The path itself is solved to this share of the tolerances: kinks lie where it puts them.
 PATH_TOLERANCE = 0.1
+_LEAST = 8.0  # the smallest tolerance of the path, in units of the working precision
 _NODES = (1 - np.cos(np.pi * np.arange(6) / 5)) / 2
 # The two parts that each part is compared with: those beside it, or the nearest two at an end.
 _BESIDE = np.stack([np.arange(_PARTS) - 1, np.arange(_PARTS) + 1])
@@ -46,7 +47,7 @@ _STAGE_WEIGHTS = np.array(
     [np.pad(row, (0, 7 - len(row))) for row in [np.zeros(0), *diffrax.Tsit5.tableau.a_lower]]
 )
 # Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told not to.
-_dot = functools.partial(jnp.dot, precision="highest")
+_dot = functools.partial(jnp.tensordot, axes=1, precision="highest")
 
 
 class Path(NamedTuple):
@@ -120,46 +121,91 @@ def diffeqsolve(x0, args, ts, saveat, adjoint, vector_field, solver, rtol, atol,
 def _integrate_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_steps):
     x0, args, ts = once(primals)
     x0_dot, args_dot, ts_dot = tangents
-    options = (
-        vector_field,
-        solver,
-        PATH_TOLERANCE * rtol,
-        PATH_TOLERANCE * atol,
-        max_steps or STORED_STEPS,
-    )
-
-    def describe(t, x, args):
-        velocity = vector_field(x, args)
-        side = x + NUDGE * ts[-1] * velocity
-        return x, velocity, jax.jvp(lambda x: vector_field(x, args), (side,), (velocity,))[1]
-
-    saveat = diffrax.SaveAt(
-        subs=(diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t0=True, steps=True, fn=describe))
-    )
-    solved: Any = diffeqsolve(x0, args, ts, saveat, diffrax.ForwardMode(), *options)
-    (reached, times), (ys, described) = solved.ts, solved.ys
-    path = Path(times, *described, solved.stats["num_accepted_steps"] + 1)  # pyright: ignore[reportCallIssue]
-
     moved = jax.tree.map(
         lambda leaf, dot: None if dot is None else leaf, args, args_dot, is_leaf=lambda x: x is None
     )
-    tangent = _Tangent(
-        path, lambda x, moved: vector_field(x, eqx.combine(moved, args)), moved, _TOLERANCE * rtol
-    )
+    options = (vector_field, solver, rtol, atol, max_steps)
+    ys, tangent, rest = _follow(x0, args, moved, ts, *options)
     inputs, unravel = ravel_pytree((x0_dot, args_dot))
+
+    def forward(inputs):
+        dots = jax.tree.map(lambda dot: dot[None], unravel(inputs))  # pyright: ignore[reportCallIssue]
+        return tangent.forward(*dots, ts)[:, 0]
+
     derivative = jnp.zeros_like(ys)
     if len(inputs):
         derivative = _linear_map(
-            lambda inputs: tangent.forward(*unravel(inputs), ts),  # pyright: ignore[reportCallIssue]
+            forward,
             lambda cotangents: tangent.backward(cotangents, ts, x0_dot is not None),
             inputs,
             ys.shape,
         )
     if ts_dot is not None:
         derivative += ts_dot[:, None] * jax.vmap(vector_field, in_axes=(0, None))(ys, args)
-    derivative *= jnp.where(solved.result == diffrax.RESULTS.successful, 1.0, jnp.nan)
-    rest = (reached, solved.stats, solved.result)
+    derivative *= jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan)
     return (ys, rest), (derivative, jax.tree.map(lambda _: None, rest))
+
+
+def integrate_with_tangents(
+    x0, args, ts, x0_dot, args_dot, stops, *, vector_field, solver, rtol, atol, max_steps
+):
+    """The solution and p tangents, which are solved for together, with the same steps.
+
+    Args:
+        x0: as for `integrate`.
+        args: as for `integrate`.
+        ts: as for `integrate`.
+        x0_dot: how the start moves, `[p, d]`.
+        args_dot: how the floating-point arrays of `args` move, each leaf with a leading axis p.
+        stops: further times at which steps of the tangents end, in any order, `[S]`; infinite ones
+            are left out.
+        vector_field: as for `integrate`.
+        solver: as for `integrate`.
+        rtol: as for `integrate`.
+        atol: as for `integrate`.
+        max_steps: as for `integrate`.
+
+    Returns:
+        The solution `[K, d]` and the tangents `[K, p, d]` at `ts`, NaN if the solve fails, and what
+        diffrax says of it, as `integrate` returns it.
+    """
+    x0, args, ts = once((x0, args, ts))
+    moved = eqx.filter(args, eqx.is_inexact_array)
+    options = (vector_field, solver, rtol, atol, max_steps)
+    ys, tangent, rest = _follow(x0, args, moved, ts, *options)
+    tangents = tangent.forward(x0_dot, args_dot, ts, stops)
+    return ys, tangents * jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan), rest
+
+
+def _follow(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps):
+    """The solution at `ts`, the ODE linearised along its path, and what diffrax says of it."""
+    # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
+    least = _LEAST * jnp.finfo(x0.dtype).eps
+    tolerances = (jnp.maximum(PATH_TOLERANCE * tolerance, least) for tolerance in (rtol, atol))
+    options = (vector_field, solver, *tolerances, max_steps or STORED_STEPS)
+
+    saveat = diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t0=True, steps=True)))
+    solved: Any = diffeqsolve(x0, args, ts, saveat, diffrax.ForwardMode(), *options)
+    (reached, times), (ys, values) = solved.ts, solved.ys
+    count = solved.stats["num_accepted_steps"] + 1
+
+    def describe(k, slopes):
+        velocity = vector_field(values[k], args)
+        side = values[k] + NUDGE * ts[-1] * velocity
+        acceleration = jax.jvp(lambda x: vector_field(x, args), (side,), (velocity,))[1]
+        return tuple(
+            all.at[k].set(one) for all, one in zip(slopes, (velocity, acceleration), strict=True)
+        )
+
+    # Not within the solver, which would compile it several times.
+    zeros = jnp.zeros_like(values)
+    path = Path(times, values, *jax.lax.fori_loop(0, count, describe, (zeros, zeros)), count)
+
+    def velocity(x, moved):
+        return vector_field(x, eqx.combine(moved, args))
+
+    tangent = _Tangent(path, velocity, moved, _TOLERANCE * rtol)
+    return ys, tangent, (reached, solved.stats, solved.result)
 
 
 def once(tree):
@@ -227,20 +273,32 @@ class _Tangent(NamedTuple):
     def at(self, t):
         return self.path(jnp.maximum(t, NUDGE * self.path.times[self.path.count - 1]))
 
-    def forward(self, x0_dot, moved_dot, ts):
-        """Tangents at `ts`, `[K, d]`, of a start (None if it does not move) and moved leaves."""
+    def forward(self, x0_dot, moved_dot, ts, further=None):
+        """Tangents of p moves of the start (None if it does not move) and of the moved leaves.
+
+        All take the same steps, which end at `further` times too. Returns `[K, p, d]`.
+        """
 
         def field(x, y):
-            return jax.jvp(self.velocity, (x, self.moved), (y, moved_dot))[1]
+            _, push = jax.linearize(self.velocity, x, self.moved)
+            return jax.vmap(push)(y, moved_dot)
 
         def probe(x, y):
-            return jax.jvp(lambda x: self.velocity(x, self.moved), (x,), (y,))[1]
+            _, push = jax.linearize(lambda x: self.velocity(x, self.moved), x)
+            length = _rms(y)[:, None]
+            return jax.vmap(push)(y / jnp.where(length > 0, length, 1)).ravel()
 
-        zero = jnp.zeros_like(self.path.values[0])
-        start = zero if x0_dot is None else x0_dot
+        size = self.path.values.shape[1]
+        p = len(jax.tree.leaves((x0_dot, moved_dot))[0])
+        start = jnp.zeros((p, size), self.path.values.dtype) if x0_dot is None else x0_dot
         stops, count, spread = self.stops(ts)
-        walk = _Walk(self.at, field, probe, len(zero), self.tol, jnp.zeros(()), stops, count, 1)
-        saved = jnp.zeros((len(stops), len(zero)), zero.dtype).at[0].set(start)
+        if further is not None:
+            own, count = stops, count + jnp.sum(jnp.isfinite(further))
+            stops = jnp.sort(jnp.append(own, further))
+            rows = jnp.searchsorted(stops, own)
+            saved_at, spread = spread, lambda values: saved_at(values[rows])
+        walk = _Walk(self.at, field, probe, size, self.tol, jnp.zeros(()), stops, count, 1)
+        saved = jnp.zeros((len(stops), *start.shape), start.dtype).at[0].set(start)
         step = self.path.times[1] - self.path.times[0]
         _, saved = walk(start, saved, jnp.where(stops[0] == 0, 1, 0), step)
         return spread(saved)
@@ -291,7 +349,7 @@ class _Tangent(NamedTuple):
             stops,
             count,
             lambda values: jnp.einsum(
-                "jk,kjd->kd", jnp.stack(weights), values[rows], precision="highest"
+                "jk,kj...->k...", jnp.stack(weights), values[rows], precision="highest"
             ),
         )
 
@@ -340,10 +398,10 @@ class _Walk(NamedTuple):
         along: the path, x at time t, `[d]`. It is evaluated outside the loops that use it: were it
             compiled into several places, each with its own rounding, the maximum of a row could
             equal none of its entries, and its derivative would be 0 / 0.
-        field: dy/dt, a function of x and y, `[n]`.
-        probe: a function of x and y, `[d]`, that jumps where the field does.
+        field: dy/dt, a function of x and y, `[n]`, or of several rows of y at once, `[p, n]`.
+        probe: a function of x and y, a vector, that jumps where the field does.
         size: d; the error of these first entries of y is controlled, the rest is quadrature.
-        tol: error allowed per step, relative to the size of y, or `floor` if that is larger.
+        tol: error allowed per step, relative to the size of each y, or `floor` if that is larger.
         floor: see `tol`.
         stops: times to stop at, increasing, `[S]`.
         count: how many of `stops` there are; the rest is padding.
@@ -401,14 +459,17 @@ class _Walk(NamedTuple):
         def stage(j, k):
             return k.at[j].set(self.field(path[j], s.y + h * _dot(weights[j], k)))
 
-        k = jnp.zeros((len(_STAGE_TIMES), len(s.y)), s.y.dtype).at[0].set(s.slope)
+        k = jnp.zeros((len(_STAGE_TIMES), *s.y.shape), s.y.dtype).at[0].set(s.slope)
         k = jax.lax.fori_loop(jnp.where(s.fresh, 0, 1), len(_STAGE_TIMES), stage, k)
         y = s.y + h * _dot(weights[-1], k)
-        error = _rms((h * _dot(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[: self.size])
-        largest = jnp.maximum(_rms(s.y[: self.size]), _rms(y[: self.size]))
+        error = _rms((h * _dot(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[..., : self.size])
+        before = _rms(s.y[..., : self.size])
+        largest = jnp.maximum(before, _rms(y[..., : self.size]))
         allowed = self.tol * jnp.maximum(self.floor, largest)
         excess = error / jnp.where(allowed > 0, allowed, 1)
         excess = jnp.where(jnp.isfinite(excess), excess, jnp.inf)
+        # Shorter steps cannot mend what is not finite, and it must not stop the others.
+        excess = jnp.max(jnp.where(jnp.isfinite(before), excess, 0))
 
         accepted = excess <= 1
         at_jump, at_stop = accepted & full & s.found, accepted & full & ~s.found
@@ -461,5 +522,5 @@ class _Walk(NamedTuple):
         )
 
 
-def _rms(y: Float[Array, " n"]) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.mean(y**2))
+def _rms(y: Float[Array, "*rows n"]) -> Float[Array, "*rows"]:
+    return jnp.sqrt(jnp.mean(y**2, axis=-1))
