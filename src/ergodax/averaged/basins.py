@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..base.codes import RESULTS
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
+from ..ode.integrate import integrate
 from ..results.labels import TIME_UNITS, attributes, dataset, parts, precision, tables
 from .drift import flat_drift
 from .flow import solve
@@ -325,19 +326,15 @@ def _trace(wrapped, params, rtol, atol):
     """Times and places of many steps of the solver from a point, the start first."""
     wrapped = preserve_rows(wrapped)
     start, _, field = flat_drift(params)
-    solved: Any = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, wrapped: field(x, wrapped)),
-        diffrax.Tsit5(),
-        t0=0.0,
-        t1=jnp.inf,
-        dt0=None,
-        y0=start,
-        args=wrapped,
+    solved: Any = integrate(
+        field,
+        start,
+        jnp.inf,
+        wrapped,
         saveat=diffrax.SaveAt(t0=True, steps=True),
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        rtol=rtol,
+        atol=atol,
         max_steps=_TRACED_STEPS,
-        adjoint=diffrax.ForwardMode(),
-        throw=False,
     )
     return solved.ts, solved.ys
 

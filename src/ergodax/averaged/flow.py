@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import is_concrete
@@ -17,7 +16,8 @@ from ..base.codes import RESULTS
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
-from ..ode.path_derivatives import MAX_STEPS, diffeqsolve, differentiable_once, integrate
+from ..ode.integrate import MAX_STEPS, integrate
+from ..ode.path_derivatives import differentiable_once, solve_differentiably
 from ..results.labels import (
     PER_STEP,
     TIME_UNITS,
@@ -31,7 +31,7 @@ from ..results.labels import (
     tables,
     time_coordinate,
 )
-from .drift import average, expected_rewards
+from .drift import average, expected_rewards, flat_drift
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 
 if TYPE_CHECKING:
@@ -190,25 +190,23 @@ def solve(
 def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict[str, Any]:
     wrapped = preserve_rows(wrapped)
     # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
-    start, unravel = ravel_pytree(params0)
-
-    def vector_field(x, wrapped):
-        return ravel_pytree(average(wrapped, unravel(x)).drift)[0]
-
+    start, unravel, field = flat_drift(params0)
+    tolerances = dict(solver=solver, rtol=rtol, atol=atol)
     if adjoint is None:
-        values, (saved, stats, ended) = integrate(
-            start,
-            wrapped,
-            ts,
-            vector_field=vector_field,
-            solver=solver,
-            rtol=rtol,
-            atol=atol,
-            max_steps=max_steps,
+        values, (saved, stats, ended) = solve_differentiably(
+            start, wrapped, ts, vector_field=field, max_steps=max_steps, **tolerances
         )
     else:
-        options = (vector_field, solver, rtol, atol, max_steps or MAX_STEPS)
-        solved: Any = diffeqsolve(start, wrapped, ts, diffrax.SaveAt(ts=ts), adjoint, *options)
+        solved: Any = integrate(
+            field,
+            start,
+            ts[-1],
+            wrapped,
+            saveat=diffrax.SaveAt(ts=ts),
+            adjoint=adjoint,
+            max_steps=max_steps or MAX_STEPS,
+            **tolerances,
+        )
         values, saved, stats, ended = solved.ys, solved.ts, solved.stats, solved.result
         if not all(learner.smooth for learner in wrapped.learners):
             values = differentiable_once(values)

@@ -21,6 +21,7 @@ from ..base.checks import is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_result
 from ..model.wrapped import WrappedGame
+from ..ode.integrate import integrate
 from ..results.labels import (
     attributes,
     batch_dimensions,
@@ -368,19 +369,16 @@ def _follow(field, start, wrapped):
     def at_rest(t, x, wrapped, **_):
         return jnp.linalg.norm(field(x, wrapped)) <= _AT_REST * rate * jnp.linalg.norm(x)
 
-    solved = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, wrapped: field(x, wrapped)),
-        diffrax.Tsit5(),
-        t0=0.0,
-        t1=jnp.inf,
-        dt0=None,
-        y0=start,
-        args=wrapped,
+    solved = integrate(
+        field,
+        start,
+        jnp.inf,
+        wrapped,
         saveat=diffrax.SaveAt(t1=True),
-        stepsize_controller=diffrax.PIDController(rtol=_FLOW_TOLERANCE, atol=_FLOW_TOLERANCE),
+        rtol=_FLOW_TOLERANCE,
+        atol=_FLOW_TOLERANCE,
         event=diffrax.Event(at_rest),
         max_steps=_MOST_FLOW_STEPS,
-        throw=False,
     )
     ends: Any = solved.ys
     return ends[-1]

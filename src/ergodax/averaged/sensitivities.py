@@ -22,7 +22,7 @@ from ..base.codes import RESULTS
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
-from ..ode.path_derivatives import integrate_with_tangents, once
+from ..ode.path_derivatives import once, solve_with_tangents
 from ..results.labels import (
     TIME_UNITS,
     attributes,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     import xarray
 
 _MOST_STOPS = 32  # crossings that steps end at
-_LEAST = 8.0  # the smallest tolerances, in units of the working precision
 
 
 class Sensitivities(eqx.Module):
@@ -179,16 +178,14 @@ def sensitivities(
     wrapped, params0 = _check_build(build, theta)
     check_ergodic(wrapped, params0)
     warn_single_precision()
-    # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
-    least = _LEAST * float(jnp.finfo(jnp.result_type(float)).eps)
     solve = functools.partial(
         _sensitivities,
         build,
         theta,
         jnp.asarray(ts, dtype=float),
         diffrax.Tsit5() if solver is None else solver,
-        jnp.maximum(jnp.asarray(rtol, dtype=float), least),
-        jnp.maximum(jnp.asarray(atol, dtype=float), least),
+        jnp.asarray(rtol, dtype=float),
+        jnp.asarray(atol, dtype=float),
         max_steps,
     )
     found = Sensitivities(wrapped, *solve(jnp.full(_MOST_STOPS, jnp.inf)))
@@ -218,12 +215,13 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
         return ravel_pytree(params0)[0], eqx.filter(preserve_rows(wrapped), eqx.is_inexact_array)
 
     (x0, _), push = jax.linearize(built, once(flat))
-    moves = jax.vmap(push)(jnp.eye(len(flat), dtype=flat.dtype))
-    values, tangents, (saved, stats, ended) = integrate_with_tangents(
+    x0_dot, wrapped_dot = jax.vmap(push)(jnp.eye(len(flat), dtype=flat.dtype))
+    values, tangents, (saved, stats, ended) = solve_with_tangents(
         x0,
         preserve_rows(wrapped),
         ts,
-        *moves,
+        x0_dot,
+        wrapped_dot,
         stops,
         vector_field=field,
         solver=solver,

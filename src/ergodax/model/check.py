@@ -237,6 +237,7 @@ def _jumps(function, points, slope: bool = False) -> bool:
     low = jnp.tile(jnp.arange(_PARTS) / _PARTS, _LINES)
     high = low + 1 / _PARTS
     left, right = at(first, last, low), at(first, last, high)
+    largest = jnp.max(jnp.where(jnp.isfinite(left), jnp.abs(left), 0), initial=0.0)
     eps, sizes = float(jnp.finfo(low.dtype).eps), []
     for _ in range(int(-np.log2(eps)) - 12):
         middle = (low + high) / 2
@@ -247,8 +248,7 @@ def _jumps(function, points, slope: bool = False) -> bool:
         down = down[:, 0]
         low, high = jnp.where(down, low, middle), jnp.where(down, middle, high)
         sizes.append(jnp.maximum(before, after)[:, 0])
-    least = np.sqrt(eps) * jnp.maximum(jnp.abs(left), jnp.abs(right)).max(axis=1)
-    return bool(jnp.any((sizes[-1] > least) & (sizes[-1] > 0.5 * sizes[-5])))
+    return bool(jnp.any((sizes[-1] > np.sqrt(eps) * largest) & (sizes[-1] > 0.5 * sizes[-5])))
 
 
 def _check_structure(name, params, increment):

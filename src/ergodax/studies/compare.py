@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, Real, UInt32
 
 from ..averaged.drift import jacobian
 from ..averaged.flow import Solution, solve
+from ..averaged.maxima import changes
 from ..averaged.stationary import mixing_time
 from ..base.codes import RESULTS
 from ..base.compiling import quickly_compiled
@@ -343,24 +344,10 @@ def _predict(wrapped, params0, times, initial_state, scale) -> Fluctuations | st
     law = jnp.asarray(first_state_law(wrapped.game, initial_state))
     # Tracking kinks takes long to compile, and is needed only if results beyond one are.
     predicted = _fluctuate(wrapped, params0, jnp.asarray(times), law, max_kinks=0)
-    before = np.cumsum(_maxima_change(wrapped, jax.device_get(predicted.params))) > 0
+    before = np.cumsum(changes(wrapped, predicted.params)) > 0
     if np.any(before & ~np.asarray(predicted.near_kink(scale))):
         predicted = _fluctuate(wrapped, params0, jnp.asarray(times), law)
     return jax.block_until_ready(predicted)
-
-
-def _maxima_change(wrapped, params) -> np.ndarray:
-    """Whether some maximising entry has changed since the time before; not after a tie."""
-    changed = np.zeros(len(jax.tree.leaves(params)[0]), dtype=bool)
-    for learner, own in zip(wrapped.learners, params, strict=True):
-        values = jax.vmap(learner.maximised)(own)
-        if values is None:
-            continue
-        values = np.asarray(values)
-        best = values == values.max(axis=-1, keepdims=True)
-        moved = ~(best[1:] & best[:-1]).any(axis=-1)
-        changed[1:] |= moved.reshape(len(moved), -1).any(axis=1)
-    return changed
 
 
 def _theory(
