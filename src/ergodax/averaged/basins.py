@@ -6,7 +6,6 @@ other end x0 the flow is followed further until it comes back through the plane 
 """
 
 import warnings
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
 import diffrax
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Real
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ..base.codes import RESULTS
@@ -236,11 +236,9 @@ def wilson_interval(
         total: number of trials.
         confidence: chance that an interval covers its proportion, about.
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    shares = counts / total
-    centre = (shares + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z * np.sqrt(shares * (1 - shares) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
-    return np.stack([np.maximum(centre - half, 0), np.minimum(centre + half, 1)], axis=-1)
+    tests = [binomtest(int(count), total) for count in counts]
+    intervals = [tuple(test.proportion_ci(confidence, method="wilson")) for test in tests]
+    return np.reshape(intervals, (len(counts), 2))
 
 
 def _settle_all(wrapped, params0, count: int, options, progress: bool):

@@ -25,11 +25,6 @@ class AbstractActionValueLearner(AbstractLearner):
     exploration: AbstractExploration = eqx.field(default_factory=EpsilonSoftmax)
     initial: Float[Array, "..."] | float = hyper(0.0, scalar=False)
 
-    @property
-    def continuous(self) -> bool:
-        """Whether the exploration rule is continuous in the values."""
-        return self.exploration.continuous
-
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "S A"]:
         """Returns the table filled with `initial`.
 

@@ -195,7 +195,7 @@ def standard_errors(
 
     Args:
         predict: a function of a dictionary of parameters, returning the predicted values `[m]`. It
-            is differentiated in forward mode: `solve` needs `adjoint=diffrax.ForwardMode()`.
+            is differentiated in forward mode.
         theta: the fitted parameters.
         covariance: of the observed values, `[m, m]`: for the mean of R runs, the covariance over
             runs divided by R.
