@@ -53,6 +53,7 @@ KEY = jax.random.key(0)
 job_module = importlib.import_module("ergodax.simulation.job")
 block_module = importlib.import_module("ergodax.simulation.block")
 kernel_module = importlib.import_module("ergodax.simulation.step")
+recorders_module = importlib.import_module("ergodax.simulation.recorders")
 
 
 def rows(values):
@@ -511,7 +512,7 @@ class Tally(ex.AbstractLearner):
 @pytest.mark.parametrize(("num_states", "num_actions"), [(64, 32), (65, 33), (80, 40)])
 def test_many_states_and_many_actions(num_states, num_actions):
     """On both sides of the sizes where the simulator changes its method."""
-    assert kernel_module._ONE_HOT_STATES == 64
+    assert recorders_module._ONE_HOT_STATES == 64
     assert kernel_module._UNROLLED == 32
     rng = np.random.default_rng(31)
     next_state = (5 * np.arange(num_states)[:, None] + np.arange(num_actions)) % num_states
