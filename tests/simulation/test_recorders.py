@@ -196,6 +196,10 @@ def test_runs_with_games_of_their_own_have_recorders_of_their_own():
         sim = simulate(wrapped, ts, TimeAverage(wrapped.policies), runs=3)
         for a, b in zip(own.recorded.values, sim.recorded.values, strict=True):
             np.testing.assert_allclose(a[k], b[k], rtol=1e-12)
+    with pytest.raises(ValueError, match="all arrays in recorder must have a leading axis of runs"):
+        ex.simulate(many, starts, ts, recorder=FirstPassage(jnp.asarray(0.0)), **options)
+    with pytest.raises(ValueError, match="arrays in recorder must have a leading axis of 3 runs"):
+        ex.simulate(many, starts, ts, recorder=FirstPassage(jnp.zeros(2)), **options)
 
 
 @pytest.mark.slow

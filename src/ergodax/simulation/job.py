@@ -19,7 +19,8 @@ from tqdm import tqdm
 from . import block
 from .execution import Execution
 from .inputs import Inputs
-from .moments import Merger, Moments, merge_tree
+from .moments import GROUP, Merger, Moments, merge_tree
+from .recorders import AbstractRecorder
 from .step import words_of
 
 # Intervals per block, at most.
@@ -105,12 +106,16 @@ class Job:
 
     def __init__(
         self,
-        setting: block.Setting,
         inputs: Inputs,
         keys: Callable[[Array], Array],
         intervals: np.ndarray,
         execution: Execution,
         *,
+        scale: float,
+        observe: Callable[[Any], Any],
+        recorders: tuple[AbstractRecorder, ...],
+        kept: int = 0,
+        group: int = GROUP,
         begun: int = 0,
         ensembles: int = 1,
         counted: np.ndarray | None = None,
@@ -119,23 +124,38 @@ class Job:
         """Plans the work and compiles it.
 
         Args:
-            setting: what is simulated.
             inputs: what the runs start from.
             keys: returns the key words of runs, by their numbers.
             intervals: steps up to each report time, `[K]`.
             execution: how it is carried out.
+            scale: N.
+            observe: what to report of the parameters.
+            recorders: what else to report.
+            kept: how many of the observable and these are kept of every run.
+            group: runs of a group.
             begun: steps already taken.
             ensembles: number of ensembles E. If there are several, each has a power of two of runs,
-                at least as many as a group of `setting`, and a batch holds whole ones.
+                at least as many as a group, and a batch holds whole ones.
             counted: which runs count, `[R]`, of every ensemble the first ones; all by default.
             saved: what `state` of an unfinished job returned, to go on from; its width is kept.
         """
         if saved is not None:
             execution = execution._replace(width=int(saved["width"]))
-        self._setting, self._observed = setting, (setting.observe, setting.recorders)
+        self._setting = block.Setting(
+            wrapped=inputs.wrapped,
+            scale=jnp.asarray(scale, float),
+            observe=observe,
+            recorders=recorders,
+            compensated=inputs.compensated,
+            per_run=inputs.own_game,
+            kept=kept,
+            group=group,
+            mesh=execution.mesh,
+        )
         self._inputs, self._keys_of, self._runs = inputs, keys, inputs.runs
+        self._observed = observe, recorders
         self._execution, self._begun = execution, begun
-        self._batch = execution.width * setting.mesh.size
+        self._batch = execution.width * len(execution.devices)
         self._size = self._runs // ensembles
         # Runs whose moments are merged first: those of one ensemble on one device.
         self._together = min(execution.width, self._size) if ensembles > 1 else execution.width
@@ -248,7 +268,7 @@ class Job:
         )
         numbers = jnp.arange(self.done, self.done + self._batch, dtype=jnp.uint32)
         keys = self._keys_of(numbers)
-        standing = rows.ensemble
+        standing = rows.standing
         if standing is None:
             standing = block.start(self._setting, keys, rows.params0, rows.law)
         batch = block.start_recorders(self._setting, standing)

@@ -80,7 +80,7 @@ def merge_tree(moments: Moments) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of both sets of runs together; an empty set leaves the other unchanged."""
+    """Moments of the runs of both; those of no runs leave the other unchanged."""
     count = a.count + b.count
     share = b.count / np.maximum(count, 1)
 

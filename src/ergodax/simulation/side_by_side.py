@@ -17,7 +17,6 @@ from jaxtyping import Array
 from ..base.times import check_scale, steps_at, steps_between
 from ..model.game import first_state_law
 from ..model.wrapped import WrappedGame
-from .block import Setting
 from .capacity import bytes_of_run, check_memory, copies_fit, limits_of
 from .execution import Execution, plan_execution
 from .inputs import Inputs, cast, check_inputs
@@ -149,21 +148,14 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
         own_params=not plan.shared,
     )
     job = Job(
-        Setting(
-            wrapped=wrapped,
-            scale=jnp.asarray(plan.scale, float),
-            observe=observe,
-            recorders=(Tally(),),
-            compensated=one.dtype == np.float32,
-            per_run=not plan.shared,
-            kept=0,
-            group=GROUP if plan.shared else min(GROUP, plan.size),
-            mesh=plan.execution.mesh,
-        ),
         inputs,
         keys,
         plan.intervals,
         plan.execution,
+        scale=plan.scale,
+        observe=observe,
+        recorders=(Tally(),),
+        group=GROUP if plan.shared else min(GROUP, plan.size),
         ensembles=len(numbers),
         counted=counted,
     )

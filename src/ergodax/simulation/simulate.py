@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
 
@@ -33,12 +32,10 @@ from ..results.labels import (
     tables,
     time_coordinate,
 )
-from .block import Setting
 from .capacity import bytes_of_run, check_memory
 from .execution import plan_execution
-from .inputs import Inputs, check_inputs, take
+from .inputs import Inputs, check_inputs, check_rows, take
 from .job import Job
-from .moments import GROUP
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .step import Ensemble
 from .streams import run_keys
@@ -275,15 +272,13 @@ def simulate(
     scale = check_scale(scale)
     steps, times = steps_at(ts, scale)
     begun = 0 if start is None else _check_start(start, key, scale, steps)
-    ensemble = None if start is None else start.final
-    inputs = check_inputs(wrapped, params0, initial_state, ensemble, runs, dtype)
+    intervals = steps_between(steps, begun)
+    standing = None if start is None else start.final
+    inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
     recorders = () if recorder is None else (recorder,)
     shapes = _shapes(inputs, observe, recorders)
     kept = len(shapes) if keep_runs else 0
     check_memory(inputs, shapes[:kept], len(times))
-    compensated = inputs.dtype == np.float32
-    if ensemble is not None:
-        compensated = ensemble.compensation is not None
     execution = plan_execution(
         bytes_of_run(inputs, shapes[1:]),
         inputs.runs,
@@ -299,21 +294,14 @@ def simulate(
 
     before = time.perf_counter()
     job = Job(
-        Setting(
-            wrapped=inputs.wrapped,
-            scale=jnp.asarray(scale, float),
-            observe=observe,
-            recorders=(*recorders, Tally()),
-            compensated=compensated,
-            per_run=inputs.own_game,
-            kept=kept,
-            group=GROUP,
-            mesh=execution.mesh,
-        ),
         inputs,
         functools.partial(run_keys, key),
-        steps_between(steps, begun),
+        intervals,
         execution,
+        scale=scale,
+        observe=observe,
+        recorders=(*recorders, Tally()),
+        kept=kept,
         begun=begun,
         saved=unfinished.load(),
     )
@@ -348,7 +336,7 @@ def simulate(
         final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
         scale=scale,
         runs=job.done,
-        compensated=compensated,
+        compensated=inputs.compensated,
         key_data=key_data,
         compile_seconds=compiled - before,
         run_seconds=finished - compiled,
@@ -360,8 +348,11 @@ def simulate(
 
 def _shapes(inputs: Inputs, observe, recorders) -> tuple:
     """Shapes and dtypes of the observable and of every recorder's report, of one run."""
-    described = inputs.wrapped, observe, recorders
-    wrapped, observe, recorders = take(described, 0) if inputs.own_game else described
+    wrapped = inputs.wrapped
+    if inputs.own_game:
+        check_rows("observe", observe, inputs.runs)
+        check_rows("recorder", recorders, inputs.runs)
+        wrapped, observe, recorders = take((wrapped, observe, recorders), 0)
     reports = (check_recorder(recorder, wrapped, inputs.like) for recorder in recorders)
     return jax.eval_shape(observe, inputs.like), *reports
 

@@ -33,12 +33,10 @@ from ..model.wrapped import WrappedGame
 from ..results.labels import attributes, dataset, parameter_coordinates
 from ..second_order.fluctuations import fluctuations
 from ..second_order.required_scale import CELLS, Linearised, linearise, suprema
-from ..simulation.block import Setting
 from ..simulation.capacity import bytes_of_run
 from ..simulation.execution import Execution, plan_execution
 from ..simulation.inputs import Inputs, check_inputs
 from ..simulation.job import Job
-from ..simulation.moments import GROUP
 from ..simulation.streams import run_keys
 from .control_variate import ControlVariate, control_variate
 
@@ -334,23 +332,14 @@ def _simulate(
     with execution.bar(inputs.runs * sum(steps)) as bar:
         bar.update(inputs.runs * sum(steps[: len(moments)]))
         for scale, last in list(zip(scales, steps, strict=True))[len(moments) :]:
-            scale = jnp.asarray(scale)
             job = Job(
-                Setting(
-                    wrapped=inputs.wrapped,
-                    scale=scale,
-                    observe=_nothing,
-                    recorders=(dataclasses.replace(recorder, scale=scale),),
-                    compensated=False,
-                    per_run=False,
-                    kept=0,
-                    group=GROUP,
-                    mesh=execution.mesh,
-                ),
                 inputs,
                 functools.partial(run_keys, key),
                 np.array([last]),
                 execution,
+                scale=scale,
+                observe=_nothing,
+                recorders=(dataclasses.replace(recorder, scale=jnp.asarray(scale)),),
                 saved=saved,
             )
             saved = None
