@@ -169,23 +169,24 @@ def test_fluctuations_have_a_band_at_a_scale():
 # The flow
 
 
-def field_of(monkeypatch):
-    """What streamplot and quiver were given."""
-    given = {}
+class Recording(matplotlib.axes.Axes):
+    """Axes that remember the field whose streamlines they draw."""
 
     def streamplot(self, x, y, u, v, **style):
-        given.update(x=x, y=y, u=u, v=v)
-
-    monkeypatch.setattr("matplotlib.axes.Axes.streamplot", streamplot)
-    return given
+        self.field = {"x": x, "y": y, "u": u, "v": v}
+        return super().streamplot(x, y, u, v, **style)
 
 
-def test_streamlines_are_those_of_the_drift_on_the_slice(monkeypatch):
-    given = field_of(monkeypatch)
+def recording():
+    return matplotlib.figure.Figure().add_subplot(axes_class=Recording)
+
+
+def test_streamlines_are_those_of_the_drift_on_the_slice():
     wrapped, at = triples(), triples().init()
     limits = ((-1.0, 1.0), (0.0, 2.0))
     coordinates = ((0, "down", "y"), 6 + 8 + 1)  # the critic's value of the second state
-    ax = plot.phase_portrait(wrapped, coordinates, limits=limits)
+    ax = plot.phase_portrait(wrapped, coordinates, limits=limits, ax=recording())
+    given = ax.field
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("agent 0, $Q$(down, y)", "agent 1, V[1]")
     assert (ax.get_xlim(), ax.get_ylim()) == limits
     j, i = 3, 20
@@ -196,10 +197,10 @@ def test_streamlines_are_those_of_the_drift_on_the_slice(monkeypatch):
     assert given["v"][j, i] == pytest.approx(float(drift[1].V[1]), rel=1e-9)
 
 
-def test_velocity_of_policies_on_the_slice(monkeypatch):
-    given = field_of(monkeypatch)
+def test_velocity_of_policies_on_the_slice():
     flow = path()
-    ax = plot.phase_portrait(flow, LEFT, policy=True)
+    ax = plot.phase_portrait(flow, LEFT, policy=True, ax=recording())
+    given = ax.field
     assert (ax.get_xlim(), ax.get_ylim()) == ((0.0, 1.0), (0.0, 1.0))
     assert ax.get_xlabel() == r"agent 0, $\pi$(L)"
     j, i = 5, 17
@@ -216,9 +217,9 @@ def test_velocity_of_policies_on_the_slice(monkeypatch):
         assert found[j, i] == pytest.approx(velocity, rel=1e-9)
 
 
-def test_policies_that_cannot_be_are_left_out(monkeypatch):
-    given = field_of(monkeypatch)
-    plot.phase_portrait(triples(), ((0, 0, "x"), (0, 0, "z")), policy=True)
+def test_policies_that_cannot_be_are_left_out():
+    coordinates = ((0, 0, "x"), (0, 0, "z"))
+    given = plot.phase_portrait(triples(), coordinates, policy=True, ax=recording()).field
     x, y = np.meshgrid(given["x"], given["y"])
     least = 0.2 / 3
     possible = (x > least) & (y > least) & (x + y < 1 - least)
