@@ -23,7 +23,7 @@ from ..base.codes import RESULTS
 from ..base.devices import default_devices
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
-from ..io.store import Checkpoint
+from ..io.store import Store
 from ..model.wrapped import WrappedGame
 from ..results.labels import (
     PER_STEP,
@@ -255,6 +255,7 @@ def simulate(
     Raises:
         ValueError: if an argument does not fit, a checkpoint is damaged or of other work, or the
             result would not fit into memory.
+        OSError: if the checkpoint's folder cannot be made or written.
 
     Warns:
         UserWarning: if runs became infinite or NaN, the simulation was interrupted, or a checkpoint
@@ -280,11 +281,8 @@ def simulate(
     limits = limits_of(devices[0])
     check_memory(inputs, observe, len(times) if keep_runs else 0)
 
-    unfinished = Checkpoint(
-        checkpoint,
-        (jax.random.key_data(key), inputs, observe),
-        (steps, begun, scale, keep_runs),
-    )
+    others = {"key": key, "ts": steps, "scale": scale, "observe": observe, "keep_runs": keep_runs}
+    unfinished = Store(checkpoint, "simulation", inputs._asdict() | others | {"start": begun})
     saved = unfinished.load()
     width = width_of(batch_size, bytes_of_run(inputs), inputs.runs, len(devices), limits)
     if saved is not None:
