@@ -189,7 +189,7 @@ class Job:
         """Does the work, and shows and saves how far it has come.
 
         Args:
-            save: like `Checkpoint.save`.
+            save: like `Store.save`.
             bar: the progress bar, in steps.
 
         Returns:

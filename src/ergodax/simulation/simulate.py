@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
 from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
-from ..io.store import Checkpoint
+from ..io.store import Store
 from ..model.wrapped import WrappedGame
 from ..results.labels import (
     PER_STEP,
@@ -257,6 +257,7 @@ def simulate(
     Raises:
         ValueError: if an argument does not fit, a checkpoint is damaged or of other work, or the
             result would not fit into memory.
+        OSError: if the checkpoint's folder cannot be made or written.
 
     Warns:
         UserWarning: if runs became infinite or NaN, the simulation was interrupted, or a checkpoint
@@ -287,10 +288,9 @@ def simulate(
         checkpoint=checkpoint,
         progress=progress,
     )
-    key_data = np.asarray(jax.random.key_data(key))
-    unfinished = Checkpoint(
-        checkpoint, (key_data, inputs, observe, recorder), (steps, begun, scale, keep_runs)
-    )
+    others = {"key": key, "ts": steps, "scale": scale, "observe": observe, "recorder": recorder}
+    others |= {"keep_runs": keep_runs, "start": begun}
+    unfinished = Store(checkpoint, "simulation", inputs._asdict() | others)
 
     before = time.perf_counter()
     job = Job(
@@ -337,7 +337,7 @@ def simulate(
         scale=scale,
         runs=job.done,
         compensated=inputs.compensated,
-        key_data=key_data,
+        key_data=np.asarray(jax.random.key_data(key)),
         compile_seconds=compiled - before,
         run_seconds=finished - compiled,
         steps_taken=steps_taken,

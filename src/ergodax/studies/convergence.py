@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Real, UInt32
 
 from ..base.times import check_scale, check_times, steps_at
-from ..io.store import Checkpoint
+from ..io.store import Store
 from ..model.wrapped import WrappedGame
 from ..results.labels import attributes, dataset, parameter_coordinates
 from ..second_order.fluctuations import fluctuations
@@ -207,8 +207,9 @@ def convergence_study(
         Errors, fitted constants and those of theory.
 
     Raises:
-        ValueError: as `fluctuations`; without float64; if the checkpoint is damaged or
-            of other work.
+        ValueError: as `fluctuations`; without float64; if the checkpoint is damaged or of other
+            work.
+        OSError: if the checkpoint's folder cannot be made or written.
 
     Warns:
         UserWarning: if T is within three standard deviations of a kink at the largest scale.
@@ -319,9 +320,8 @@ def _simulate(
     inputs: Inputs, recorder: ControlVariate, scales, steps, key, execution: Execution
 ) -> tuple[Float[np.ndarray, "L 3"], Float[np.ndarray, "L 3"]]:
     """Mean and variance over runs of what the recorder reports at the end, for every scale."""
-    unfinished = Checkpoint(
-        execution.checkpoint, (jax.random.key_data(key), inputs), (scales, steps)
-    )
+    others = {"key": key, "t1": recorder.end, "scales": scales}
+    unfinished = Store(execution.checkpoint, "convergence study", inputs._asdict() | others)
     saved = unfinished.load()
     moments = [] if saved is None else list(saved["moments"])
 
