@@ -223,7 +223,7 @@ def convergence_study(
     scales = np.array([check_scale(scale) for scale in scales])
     if len(np.unique(scales)) < 3:
         raise ValueError(f"scales must hold at least three different values; found {scales}.")
-    if runs < 2 or batch_size < 1:
+    if runs < 2:
         raise ValueError(f"runs must be at least 2; found {runs}.")
     steps = [int(steps_at([end], scale)[0][0]) for scale in scales]
     if max(steps) >= 2**31 or min(steps) < 1:
