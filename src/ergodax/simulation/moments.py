@@ -79,8 +79,12 @@ def merge_tree(moments: Moments) -> Moments:
     return jax.tree.map(lambda leaf: leaf[0], moments)
 
 
+@np.errstate(invalid="ignore")
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the runs of both; those of no runs leave the other unchanged."""
+    """Moments of the runs of both; those of no runs leave the other unchanged.
+
+    Infinite values make NaN, silently.
+    """
     count = a.count + b.count
     share = b.count / np.maximum(count, 1)
 

@@ -58,7 +58,8 @@ class Recorded(NamedTuple):
 
     Attributes:
         mean: mean over runs, each leaf `[K, ...]`.
-        variance: variance over runs (divisor runs - 1), each leaf `[K, ...]`.
+        variance: variance over runs (divisor runs - 1), each leaf `[K, ...]`; like the mean NaN or
+            infinite where some run's value is infinite.
         values: the reports of every run, each leaf `[R, K, ...]`; None unless `keep_runs`.
     """
 
