@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.simulation import block, step
+from ergodax.simulation import block, recorders, step
 from helpers import random_case, random_game
 from reference import KEY, Replay, assert_counts, rows
 
@@ -98,7 +98,7 @@ class Tally(ex.AbstractLearner):
 @pytest.mark.parametrize(("num_states", "num_actions"), [(64, 32), (65, 33), (80, 40)])
 def test_many_states_and_many_actions(num_states, num_actions):
     """On both sides of the sizes where the simulator changes its method."""
-    assert step._ONE_HOT_STATES == 64
+    assert recorders._ONE_HOT_STATES == 64
     assert step._UNROLLED == 32
     rng = np.random.default_rng(31)
     next_state = (5 * np.arange(num_states)[:, None] + np.arange(num_actions)) % num_states

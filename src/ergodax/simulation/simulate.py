@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
-from tqdm import tqdm
 
 from ..base.codes import RESULTS
-from ..base.devices import default_devices
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
-from ..io.store import Checkpoint
+from ..io.store import Store
 from ..model.wrapped import WrappedGame
 from ..results.labels import (
     PER_STEP,
@@ -36,11 +32,11 @@ from ..results.labels import (
     tables,
     time_coordinate,
 )
-from .block import AXIS, Setting
-from .capacity import bytes_of_run, check_memory, limits_of, steps_of_block, width_of
-from .inputs import check_inputs
+from .capacity import bytes_of_run, check_memory
+from .execution import plan_execution
+from .inputs import Inputs, check_inputs, check_rows, take
 from .job import Job
-from .moments import GROUP
+from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .step import Ensemble
 from .streams import run_keys
 
@@ -100,6 +96,8 @@ class Simulation(eqx.Module):
         run_seconds: time spent simulating.
         steps_taken: steps of all runs in that time.
         result: one of `RESULTS`.
+        recorded: what `recorder` reported: mean and variance over runs, each leaf `[K, ...]`, and
+            with `keep_runs` the values of every run, `[R, K, ...]`; None without a recorder.
     """
 
     wrapped: WrappedGame
@@ -120,6 +118,7 @@ class Simulation(eqx.Module):
     run_seconds: float
     steps_taken: int
     result: RESULTS
+    recorded: Recorded | None = None
 
     @property
     def standard_error(self) -> Any:
@@ -205,6 +204,7 @@ def simulate(
     key: Array,
     initial_state: int | np.integer | str | Int[ArrayLike, " R"] | Sequence | None = None,
     observe: Callable[[Any], Any] = _parameters,
+    recorder: AbstractRecorder | None = None,
     keep_runs: bool = False,
     dtype: Any = None,
     start: Simulation | None = None,
@@ -238,7 +238,9 @@ def simulate(
         observe: what to report, a function of one run's parameters, e.g. `wrapped.policies`; the
             parameters themselves by default. A function compiles once: define it outside loops. If
             every run has its own game, so it has arrays that `observe` holds.
-        keep_runs: also return the observable of every run.
+        recorder: what else to sum up of every run, step by step: time averages, first passages,
+            histograms; see `AbstractRecorder`. It begins anew with `start`.
+        keep_runs: also return the observable, and what is recorded, of every run.
         dtype: float32 or float64; that of `params0` by default. Float32 additions are compensated.
         start: an earlier simulation with the same key, scale and number of runs that is to go on;
             `ts` then lies beyond its end.
@@ -255,6 +257,7 @@ def simulate(
     Raises:
         ValueError: if an argument does not fit, a checkpoint is damaged or of other work, or the
             result would not fit into memory.
+        OSError: if the checkpoint's folder cannot be made or written.
 
     Warns:
         UserWarning: if runs became infinite or NaN, the simulation was interrupted, or a checkpoint
@@ -271,105 +274,102 @@ def simulate(
     steps, times = steps_at(ts, scale)
     begun = 0 if start is None else _check_start(start, key, scale, steps)
     intervals = steps_between(steps, begun)
-    ensemble = None if start is None else start.final
-    inputs = check_inputs(wrapped, params0, initial_state, ensemble, runs, dtype)
-    compensated = inputs.dtype == np.float32
-    if ensemble is not None:
-        compensated = ensemble.compensation is not None
-    devices = default_devices() if devices is None else list(devices)
-    limits = limits_of(devices[0])
-    check_memory(inputs, observe, len(times) if keep_runs else 0)
-
-    unfinished = Checkpoint(
-        checkpoint,
-        (jax.random.key_data(key), inputs, observe),
-        (steps, begun, scale, keep_runs),
+    standing = None if start is None else start.final
+    inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
+    recorders = () if recorder is None else (recorder,)
+    shapes = _shapes(inputs, observe, recorders)
+    kept = len(shapes) if keep_runs else 0
+    check_memory(inputs, shapes[:kept], len(times))
+    execution = plan_execution(
+        bytes_of_run(inputs, shapes[1:]),
+        inputs.runs,
+        devices=devices,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
     )
-    saved = unfinished.load()
-    width = width_of(batch_size, bytes_of_run(inputs), inputs.runs, len(devices), limits)
-    if saved is not None:
-        width = int(saved["width"])
+    others = {"key": key, "ts": steps, "scale": scale, "observe": observe, "recorder": recorder}
+    others |= {"keep_runs": keep_runs, "start": begun}
+    unfinished = Store(checkpoint, "simulation", inputs._asdict() | others)
 
     before = time.perf_counter()
     job = Job(
-        Setting(
-            wrapped=inputs.wrapped,
-            inverse_scale=jnp.asarray(1 / scale, inputs.dtype),
-            observe=observe,
-            compensated=compensated,
-            per_run=inputs.own_game,
-            keep_runs=keep_runs,
-            group=GROUP,
-            mesh=Mesh(np.array(devices), (AXIS,)),
-        ),
         inputs,
         functools.partial(run_keys, key),
-        width=width,
+        intervals,
+        execution,
+        scale=scale,
+        observe=observe,
+        recorders=(*recorders, Tally()),
+        kept=kept,
         begun=begun,
-        intervals=intervals,
-        block_steps=steps_of_block(width, limits),
+        saved=unfinished.load(),
     )
-    if saved is not None:
-        job.restore(saved)
-    compiled = time.perf_counter()
+    compiled, steps_before = time.perf_counter(), job.steps_done
+    with execution.bar(inputs.runs * int(steps[-1] - begun), steps_before) as bar:
+        complete = job.carry_out(unfinished.save, bar)
+    finished, steps_taken = time.perf_counter(), job.steps_done - steps_before
 
-    count, steps_taken = len(times), 0
-    result: Any = RESULTS.successful
-    with tqdm(
-        total=inputs.runs * int(steps[-1] - begun),
-        initial=job.steps_done,
-        unit="step",
-        unit_scale=True,
-        disable=not progress,
-    ) as bar:
-        try:
-            for taken in job.run():
-                steps_taken += taken
-                bar.update(taken)
-                unfinished.save(job.state)
-        except KeyboardInterrupt:
-            unfinished.save(job.state, now=True)
-            count, result = job.cut(), RESULTS.interrupted
-            if not count:
-                raise
-        else:
-            unfinished.save(job.state, now=True)
-    finished = time.perf_counter()
-    if job.done < inputs.runs or count < len(times):
-        warnings.warn(
-            f"interrupted: {job.done} of {inputs.runs} runs are complete, up to "
-            f"t = {times[count - 1]:.6g}"
-            + ("." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."),
-            stacklevel=2,
-        )
-
+    count = len(times) if complete else job.cut()
+    if not count:
+        raise KeyboardInterrupt
     summary = jax.tree.map(lambda leaf: leaf[0], job.summary())
+    (*means, (state_frequency, rewards)), (*variances, _) = summary.mean, summary.variance
+    values = jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values)
+    observed, *recorded = map(Recorded, means, variances, values or [None] * len(means))
+    result: Any = RESULTS.successful if complete else RESULTS.interrupted
+    if job.done < inputs.runs or count < len(times):
+        _warn_interrupted(job.done, inputs.runs, times[count - 1], checkpoint)
     if summary.lost[-1]:
         result = RESULTS.nonfinite
-        warnings.warn(
-            f"{summary.lost[-1]:.0f} of {job.done} runs became infinite or NaN, the first by t = "
-            f"{times[np.argmax(summary.lost > 0)]:.6g}: are the updates too large for their scale?",
-            stacklevel=2,
-        )
+        _warn_nonfinite(summary.lost, job.done, times)
     return Simulation(
         wrapped=wrapped,
         ts=times[:count],
         steps=steps[:count],
-        mean=summary.mean,
-        variance=summary.variance,
-        values=jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values),
-        state_frequency=summary.state_frequency,
-        rewards=summary.rewards,
+        mean=observed.mean,
+        variance=observed.variance,
+        values=observed.values,
+        state_frequency=state_frequency,
+        rewards=rewards,
         observed=_observed(observe),
         final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
         scale=scale,
         runs=job.done,
-        compensated=compensated,
+        compensated=inputs.compensated,
         key_data=np.asarray(jax.random.key_data(key)),
         compile_seconds=compiled - before,
         run_seconds=finished - compiled,
         steps_taken=steps_taken,
         result=result,
+        recorded=recorded[0] if recorded else None,
+    )
+
+
+def _shapes(inputs: Inputs, observe, recorders) -> tuple:
+    """Shapes and dtypes of the observable and of every recorder's report, of one run."""
+    wrapped = inputs.wrapped
+    if inputs.own_game:
+        check_rows("observe", observe, inputs.runs)
+        check_rows("recorder", recorders, inputs.runs)
+        wrapped, observe, recorders = take((wrapped, observe, recorders), 0)
+    reports = (check_recorder(recorder, wrapped, inputs.like) for recorder in recorders)
+    return jax.eval_shape(observe, inputs.like), *reports
+
+
+def _warn_interrupted(done: int, runs: int, time: float, checkpoint) -> None:
+    rest = "." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."
+    warnings.warn(
+        f"interrupted: {done} of {runs} runs are complete, up to t = {time:.6g}{rest}",
+        stacklevel=3,
+    )
+
+
+def _warn_nonfinite(lost, runs: int, times) -> None:
+    warnings.warn(
+        f"{lost[-1]:.0f} of {runs} runs became infinite or NaN, the first by t = "
+        f"{times[np.argmax(lost > 0)]:.6g}: are the updates too large for their scale?",
+        stacklevel=3,
     )
 
 

@@ -269,13 +269,15 @@ def _simulate_batches(build: Build, names, sets, rest, planned: Plan):
         numbers = padded(chosen, planned.together)
         wrapped, params0 = build_sets(build, tuple(names), jnp.asarray(sets[numbers]))
         found = simulate_ensembles(planned, wrapped, params0, numbers)
+        (parameters, policy), (state_frequency, rewards) = found.mean
+        (parameters_variance, policy_variance), _ = found.variance
         outcome = {
-            "parameters": found.mean[0],
-            "policy": found.mean[1],
-            "parameters_variance": found.variance[0],
-            "policy_variance": found.variance[1],
-            "state_frequency": found.state_frequency,
-            "rewards": found.rewards,
+            "parameters": parameters,
+            "policy": policy,
+            "parameters_variance": parameters_variance,
+            "policy_variance": policy_variance,
+            "state_frequency": state_frequency,
+            "rewards": rewards,
         }
         good, bad = _ended(RESULTS.successful), _ended(RESULTS.nonfinite)
         lost, runs = found.lost[:, -1], planned.inputs.runs
