@@ -21,6 +21,7 @@ from ..base.checks import is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
+from ..model.build import check_build, check_theta
 from ..model.wrapped import WrappedGame
 from ..ode.path_derivatives import once, solve_with_tangents
 from ..results.labels import (
@@ -173,9 +174,9 @@ def sensitivities(
             touches a tie of a maximum, rests on it, or crosses it so slowly that it is not known
             when; see `ergodax.kinks`. Not under a JAX transformation.
     """
-    theta = _check_theta(theta)
+    theta = check_theta(theta)
     check_times(ts)
-    wrapped, params0 = _check_build(build, theta)
+    wrapped, params0 = check_build(build, theta)
     check_ergodic(wrapped, params0)
     warn_single_precision()
     solve = functools.partial(
@@ -246,69 +247,6 @@ def _map_last(function, x):
     for _ in range(x.ndim - 1):
         function = jax.vmap(function)
     return function(x)
-
-
-def _check_theta(theta):
-    """Theta with arrays for numbers; raises ValueError naming a leaf that is not of floats."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"theta{jax.tree_util.keystr(path)} must be floating-point; found {leaf!r}."
-            )
-    return jax.tree.map(jnp.asarray, theta)
-
-
-def _check_build(build, theta):
-    """What `build` returns at theta; raises ValueError if it is not the same when traced."""
-    built = build(theta)
-    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], WrappedGame)):
-        raise ValueError(
-            f"build(theta) must return (wrapped game, initial parameters); found {built!r}."
-        )
-    wrapped, params0 = built
-    wrapped.check_structure(params0)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(theta)
-    for k, (path, leaf) in enumerate(leaves):
-        if not is_concrete(leaf):
-            continue
-
-        def with_leaf(value, k=k):
-            # Values of the others stay known inside the trace, as NumPy arrays.
-            others = [np.asarray(x) if is_concrete(x) else x for _, x in leaves]
-            wrapped, params0 = build(structure.unflatten([*others[:k], value, *others[k + 1 :]]))
-            return eqx.filter((wrapped.learners, params0), eqx.is_array)
-
-        name = f"theta{jax.tree_util.keystr(path)}"
-        try:
-            traced = jax.eval_shape(with_leaf, leaf)
-        except jax.errors.ConcretizationTypeError as error:
-            raise ValueError(
-                f"build must return the same structure for every theta, but it decides on the "
-                f"value of {name}, which JAX cannot trace: {str(error).splitlines()[0]}"
-            ) from None
-        concrete = eqx.filter((wrapped.learners, params0), eqx.is_array)
-        if _shapes(traced) != _shapes(concrete):
-            raise ValueError(
-                f"what build returns changes its structure with {name}: "
-                f"{_difference(_shapes(concrete), _shapes(traced))}."
-            )
-    return built
-
-
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    """Shape of every leaf by its name."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        ("learners", "params0")[path[0].idx] + jax.tree_util.keystr(path[1:]): np.shape(leaf)
-        for path, leaf in leaves
-    }
-
-
-def _difference(concrete, traced) -> str:
-    for name in [*concrete, *traced]:
-        if concrete.get(name) != traced.get(name):
-            return f"{name} has shape {concrete.get(name)} here and {traced.get(name)} when traced"
-    return "the order of its leaves"
 
 
 def _check_finite(found: Sensitivities, theta) -> None:
