@@ -46,8 +46,8 @@ from .second_order.noise import poisson_values as poisson_values
 from .simulation.simulate import Ensemble as Ensemble
 from .simulation.simulate import Simulation as Simulation
 from .simulation.simulate import simulate as simulate
-from .studies.compare import Comparison as Comparison
 from .studies.compare import compare as compare
+from .studies.comparison import Comparison as Comparison
 from .studies.convergence import ConvergenceStudy as ConvergenceStudy
 from .studies.convergence import convergence_study as convergence_study
 from .studies.convergence import required_scale as required_scale

@@ -40,7 +40,7 @@ def path():
 @functools.cache
 def simulation(observed):
     wrapped = coordination()
-    observe = {"policies": wrapped.policies, "parameters": lambda params: params}[observed]
+    observe = {"observe": wrapped.policies} if observed == "policies" else {}
     return ex.simulate(
         wrapped,
         wrapped.init(),
@@ -48,8 +48,8 @@ def simulation(observed):
         scale=5,
         runs=6,
         key=jax.random.key(0),
-        observe=observe,
         keep_runs=True,
+        **observe,
     )
 
 

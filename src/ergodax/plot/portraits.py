@@ -163,7 +163,7 @@ def simplex(
     for (x, y), name, (dx, dy) in zip(_CORNERS, names, ((0, -5), (0, -5), (0, 5)), strict=True):
         side = "bottom" if dy > 0 else "top"
         ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha="center", va=side)
-    _draw_over(ax, Plane(names, "policies", read), wrapped, paths, rest_points, runs)
+    _draw_over(ax, Plane(names, "policy", read), wrapped, paths, rest_points, runs)
     least = least_probability(wrapped, agent)
     policies = least + (1 - 3 * least) * _lattice(_ARROWS_PER_SIDE)
     batch = _repeated(at, len(policies))
