@@ -257,7 +257,7 @@ class Tally(Result):
     seed: int = eqx.field(metadata=labelled(SETTING), static=True)
     secret: float
 
-    def derived(self):
+    def _derived(self):
         """The sum of all visits."""
         return {"total": (self.counts.sum(axis=(-2, -1)), Label("all visits"))}
 

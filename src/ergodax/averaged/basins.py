@@ -65,6 +65,8 @@ class Attractor(eqx.Module):
 class Basins(Result):
     """The attractors reached from a sample of B starts, most frequent first.
 
+    In the data set the orbit of attractor k is `orbit{k}` along `point{k}`.
+
     Attributes:
         wrapped: the game and its learners.
         attractors: A attractors.
@@ -95,8 +97,8 @@ class Basins(Result):
         """Share of the starts whose attractor was not identified."""
         return float(np.mean(self.labels < 0))
 
-    def derived(self) -> Entries:
-        """Each attractor, with its orbit along a dimension of its own: one point if at rest."""
+    def _derived(self) -> Entries:
+        """What is known of each attractor."""
         along, found = ("attractor",), self.attractors
         stabilities = [one.rest.stability if one.rest else "" for one in found]
         periods = [float(one.period) for one in found]

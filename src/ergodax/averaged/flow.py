@@ -68,7 +68,7 @@ class Solution(Result):
     rtol: Float[Array, ""] = eqx.field(metadata=labelled(SETTING))
     atol: Float[Array, ""] = eqx.field(metadata=labelled(SETTING))
 
-    def derived(self) -> Entries:
+    def _derived(self) -> Entries:
         """Policies along the ODE, and the number of steps."""
         policy = policies(self.wrapped, self.params, self.ts.ndim - 1, True)
         return {

@@ -41,6 +41,9 @@ _PER_STEP = "per unscaled step"
 class RestPoint(Result):
     """A rest point of the averaged flow.
 
+    The data sets of many go side by side: `xarray.concat([p.to_xarray() for p in points],
+    "rest_point")`.
+
     Attributes:
         wrapped: the game and its learners.
         params: parameters of all agents there.
@@ -91,7 +94,7 @@ class RestPoint(Result):
             return "singular"
         return "stable" if rate < -tolerance else "centre"
 
-    def derived(self) -> Entries:
+    def _derived(self) -> Entries:
         """Policies, eigenvalues and stability."""
         shape = self.residual.shape
         policy = policies(self.wrapped, self.params, len(shape), False)

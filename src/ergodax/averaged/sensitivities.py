@@ -47,6 +47,9 @@ _LEAST = 8.0  # the smallest tolerances, in units of the working precision
 class Sensitivities(Result):
     """The averaged flow and its derivatives by theta.
 
+    In the data set the derivative by a leaf of theta is `by_` and its name, on the dimensions of
+    `parameters` and, if the leaf is an array, its axes before `agent`.
+
     Attributes:
         wrapped: the game and its learners, at theta.
         ts: times in unscaled steps, `[K]`.
@@ -77,7 +80,7 @@ class Sensitivities(Result):
             for path, _ in jax.tree_util.tree_leaves_with_path(by_theta)
         ]
 
-    def derived(self) -> Entries:
+    def _derived(self) -> Entries:
         """The derivative by each leaf of theta, whose axes come before those of the parameters."""
         leaves, structure = jax.tree.flatten(self.params)
         by_leaf = zip(*map(jax.tree.leaves, structure.flatten_up_to(self.derivatives)), strict=True)

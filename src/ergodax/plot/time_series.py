@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import ArrayLike, Real
 
 from ..model.wrapped import WrappedGame
-from ..studies.compare import Comparison
+from ..studies.comparison import Comparison
 from .coordinates import check_agent, find_state, find_table, row_name
 from .style import NEUTRAL, Look, axes_or_new, legend, look, title
-from .trajectories import TimedResult, Trajectory, state_trajectories
+from .trajectories import TimedResult, Trajectory, state_trajectories, trajectory
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -177,15 +177,14 @@ def _parameters(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any
     """Draws parameters; returns what a legend shows."""
     wrapped = result.wrapped
     check_agent(wrapped.game, agent)
-    trajectories = trajectory(result, "parameters", scale)
-    held = trajectories.mean if trajectories.line is None else trajectories.line
+    everyone = trajectory(result, "parameters", scale)
+    held = everyone.mean if everyone.line is None else everyone.line
     table = find_table(wrapped, agent, held)
     if table is None:
         raise ValueError(f"the parameters of agent {agent} hold no table of states and actions.")
-    shown = trajectories.pick(table.of)
     symbol = wrapped.learners[agent].symbol
     ax.set_ylabel(f"${symbol}(s, a)$" if symbol else table.name or "parameter")
-    return _draw_actions(ax, wrapped, shown, agent, state, sample_runs)
+    return _draw_actions(ax, wrapped, everyone.pick(table.of), agent, state, sample_runs)
 
 
 def _policies(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
@@ -194,11 +193,7 @@ def _policies(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
     shown = trajectory(result, "policy", scale).pick(lambda tree: tree[agent])
     handles = _draw_actions(ax, wrapped, shown, agent, state, sample_runs)
     ax.set_ylabel(r"$\pi(a \mid s)$")
-    tops = [shown.line, shown.mean]
-    if shown.band is not None:
-        tops.append(shown.band[0] + 2 * np.nan_to_num(shown.band[1]))
-    highest = max(np.max(np.nan_to_num(top)) for top in tops if top is not None)
-    most = min(1.0, 1.1 * float(highest))
+    most = min(1.0, 1.1 * shown.highest)
     ax.set_ylim(-0.04 * most, 1.04 * most)
     ax.locator_params(axis="y", nbins=3)
     return handles
@@ -207,16 +202,14 @@ def _policies(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
 def _states(ax, result, state=None, scale=None) -> list[Any]:
     game = result.wrapped.game
     states = range(game.num_states) if state is None else [find_state(game, state)]
-    trajectories, handles, most = state_trajectories(result, scale), {}, 0.0
+    trajectories, handles = state_trajectories(result, scale), {}
     for k in states:
         own, name = look(k) if state is None else NEUTRAL, game.state_names[k]
         for part in trajectories:
             shown = part.pick(lambda tree, k=k: tree[:, k])
             handle = _draw(ax, shown, own, name, "simulated", 0, alone=len(trajectories) == 1)
             handles[name] = _both(handles.get(name), handle)
-    for part in trajectories:
-        for values in (part.line, part.mean, part.band and part.band[0] + 2 * part.band[1]):
-            most = max(most, np.nanmax(values, initial=0.0) if values is not None else 0.0)
+    most = max(part.highest for part in trajectories)
     ax.set(xlabel=_TIME, ylabel="share of steps", ylim=(0.0, 1.08 * most))
     title(ax, "states" if state is None else f"state {game.state_names[find_state(game, state)]}")
     return list(handles.values())

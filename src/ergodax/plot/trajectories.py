@@ -13,7 +13,7 @@ from ..model.observable import PARAMETERS, named
 from ..model.wrapped import WrappedGame
 from ..second_order.fluctuations import Fluctuations
 from ..simulation.simulate import Simulation
-from ..studies.compare import Comparison
+from ..studies.comparison import Comparison
 
 TimedResult = Comparison | Solution | Simulation | Fluctuations
 # What of it, as an observable names it.
@@ -38,6 +38,12 @@ class Trajectory(NamedTuple):
     band: tuple[Any, Any] | None = None
     edge: tuple[Any, Any] | None = None
     runs: Any = None
+
+    @property
+    def highest(self) -> float:
+        """The largest number of lines, means and bands, but no less than zero."""
+        tops = self.line, self.mean, self.band and self.band[0] + 2 * self.band[1]
+        return max(float(np.nanmax(top, initial=0.0)) for top in tops if top is not None)
 
     def pick(self, choose: Callable[[Any], Any]) -> "Trajectory":
         """The trajectory of a part of the quantity."""

@@ -31,9 +31,9 @@ _PARAMETERS = {"parameter", "other_parameter"}
 
 
 class Result(eqx.Module):
-    """A result: its fields carry labels, `derived` adds what is computed from them."""
+    """A result: its fields carry labels, `_derived` adds what is computed from them."""
 
-    def derived(self) -> Entries:
+    def _derived(self) -> Entries:
         """What the data set holds besides the labelled fields."""
         return {}
 
@@ -49,7 +49,7 @@ class Result(eqx.Module):
         """
         import xarray
 
-        entries = self.labelled_fields() | self.derived()
+        entries = self._labelled_fields() | self._derived()
         held = [entry for entry in entries.values() if entry[0] is not None]
         arrays = (np.ndim(v) - len(label.dims) for v, label in held if label.make is as_array)
         batch = batch_dimensions(next(arrays, 0))
@@ -70,7 +70,7 @@ class Result(eqx.Module):
             settings |= describe_game(wrapped)
         return xarray.Dataset(variables, coordinates, attrs={"settings": json.dumps(settings)})
 
-    def labelled_fields(self) -> Entries:
+    def _labelled_fields(self) -> Entries:
         """All fields that have a label, by the names of their variables."""
         observed: tuple[str, ...] = getattr(self, "observed", ())
         entries: Entries = {}

@@ -91,6 +91,9 @@ class Band(NamedTuple):
 class Fluctuations(Result):
     """The averaged flow with its fluctuations and bias.
 
+    In the data set covariance and bias are along `parameter`, with the names of all parameters;
+    crossed kinks along `kink`, unless there is a batch of flows.
+
     Attributes:
         ts: times in unscaled steps, `[K]`.
         params: parameters of all agents on the flow, each leaf `[K, ...]`.
@@ -137,8 +140,8 @@ class Fluctuations(Result):
             f"{describe_result(self.result)})"
         )
 
-    def derived(self) -> Entries:
-        """The kinks that were crossed, unless there is a batch of flows."""
+    def _derived(self) -> Entries:
+        """The kinks that were crossed."""
         if self.ts.ndim > 1:
             return {}
         crossed = np.asarray(self.kinks.row) >= 0

@@ -40,6 +40,10 @@ from .streams import run_keys
 class Simulation(Result):
     """An ensemble of simulated learning trajectories.
 
+    In the data set mean and variance over runs are `parameters` and `parameters_variance`, or
+    likewise `policy` or `observable`, as observed; with `keep_runs` there is `parameters_runs`
+    along `run`. Where the runs stand at the end are `final_parameters` and `final_state`.
+
     Attributes:
         wrapped: the game and its learners; or those of every run, with a leading axis of R runs.
         ts: the times really reported, `k / scale`, `[K]`, in unscaled steps.
@@ -111,7 +115,7 @@ class Simulation(Result):
         """Steps of single trajectories per second, compilation apart."""
         return self.steps_taken / self.run_seconds
 
-    def derived(self) -> Entries:
+    def _derived(self) -> Entries:
         """The runs' numbers, and where they stand at the end."""
         run = np.arange(self.runs), Label("run", ("run",), coordinate=True)
         if self.final is None:

@@ -87,7 +87,8 @@ class Agreement(eqx.Module):
 class Comparison(Result):
     """An ensemble of simulated learners beside the solution of their averaged ODE.
 
-    Printing it gives a table.
+    Printing it gives a table. Its data set holds what solution and simulation do along `time`, as
+    `ode_parameters`, `ensemble_parameters`, `ensemble_parameters_variance`, `ode_policy` and so on.
 
     Attributes:
         wrapped: the game and its learners.
@@ -148,14 +149,14 @@ class Comparison(Result):
             self.wrapped.game, self.policies, self.simulation.mean[1], self.simulation.variance[1]
         )
 
-    def derived(self) -> Entries:
+    def _derived(self) -> Entries:
         """What solution and simulation hold over time, as `ode_` and `ensemble_`."""
         simulation = self.simulation
         final: Any = simulation.final
         return {
             name if label.coordinate else prefix + name: (value, label)
             for prefix, member in (("ode_", self.solution), ("ensemble_", simulation))
-            for name, (value, label) in member.labelled_fields().items()
+            for name, (value, label) in member._labelled_fields().items()
             if "time" in label.dims
         } | {
             "scale": (simulation.scale, SETTING),

@@ -159,7 +159,7 @@ class ConvergenceStudy(Result):
         ]
         return f"{_align(rows)}\n\n{_align(constants)}"
 
-    def derived(self) -> Entries:
+    def _derived(self) -> Entries:
         """Names of the parameters."""
         params = jax.eval_shape(lambda: self.wrapped.init(jax.random.key(0)))
         params = jax.tree.map(lambda like: np.zeros(like.shape), params)

@@ -28,7 +28,7 @@ Number = float | Real[ArrayLike, ""]
 
 
 class Fit(Result):
-    """The outcome of a fit.
+    """The outcome of a fit; in its data set `theta_` and `gradient_` have each parameter's name.
 
     Attributes:
         theta: the best parameters found, by name.
