@@ -98,10 +98,8 @@ def compare(
     params = jax.device_get(solution.params)
     policies = jax.device_get(policies_at(wrapped, params, 0, True))
     parameters, chances = (
-        make_series(wrapped.game, ode, mean, variance)
-        for ode, mean, variance in zip(
-            (params, policies), simulation.mean, simulation.variance, strict=True
-        )
+        make_series(wrapped.game, *trees)
+        for trees in zip((params, policies), simulation.mean, simulation.variance, strict=True)
     )
     return Comparison(
         wrapped=wrapped,

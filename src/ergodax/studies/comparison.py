@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import numpy as np
 from jaxtyping import Float, UInt32
 
@@ -128,26 +127,15 @@ class Comparison(Result):
     @property
     def parameter_series(self) -> list[Series]:
         """All agents' parameters, array by array."""
-        series = make_series(
-            self.wrapped.game,
-            self.solution.params,
-            self.simulation.mean[0],
-            self.simulation.variance[0],
-        )
-        if self.prediction is None:
-            return series
-        moments = zip(*map(jax.tree.leaves, self.prediction), strict=True)
-        return [
-            own._replace(predicted_mean=mean, predicted_variance=variance)
-            for own, (mean, variance) in zip(series, moments, strict=True)
-        ]
+        mean, variance = self.simulation.mean[0], self.simulation.variance[0]
+        predicted = self.prediction or ()
+        return make_series(self.wrapped.game, self.solution.params, mean, variance, *predicted)
 
     @property
     def policy_series(self) -> list[Series]:
         """All agents' policies, one table per agent."""
-        return make_series(
-            self.wrapped.game, self.policies, self.simulation.mean[1], self.simulation.variance[1]
-        )
+        mean, variance = self.simulation.mean[1], self.simulation.variance[1]
+        return make_series(self.wrapped.game, self.policies, mean, variance)
 
     def _derived(self) -> Entries:
         """What solution and simulation hold over time, as `ode_` and `ensemble_`."""
@@ -175,13 +163,10 @@ class Comparison(Result):
         return f"{_gap_table(self)}\n\n{_cost_table(self)}"
 
 
-def make_series(game: MarkovGame, ode: Any, mean: Any, variance: Any) -> list[Series]:
-    """All agents' arrays, from trees of them along the ODE and over the ensemble."""
-    trees = (parts(game, tree, 1) for tree in (ode, mean, variance))
-    return [
-        Series(ode.agent, ode.name, ode.is_table, ode.values, mean.values, variance.values)
-        for ode, mean, variance in zip(*trees, strict=True)
-    ]
+def make_series(game: MarkovGame, *trees: tuple) -> list[Series]:
+    """All agents' arrays, from trees of them in the order of a series' attributes."""
+    arrays = zip(*(parts(game, tree, 1) for tree in trees), strict=True)
+    return [Series(*same[0][:3], *(part.values for part in same)) for same in arrays]
 
 
 def _gap_table(comparison: Comparison) -> str:
