@@ -50,8 +50,8 @@ from .simulation.simulate import Ensemble as Ensemble
 from .simulation.simulate import Simulation as Simulation
 from .simulation.simulate import simulate as simulate
 from .simulation.step import Event as Event
-from .studies.compare import Comparison as Comparison
 from .studies.compare import compare as compare
+from .studies.comparison import Comparison as Comparison
 from .studies.convergence import ConvergenceStudy as ConvergenceStudy
 from .studies.convergence import convergence_study as convergence_study
 from .studies.fit import Fit as Fit

@@ -14,9 +14,9 @@ import pytest
 import xarray
 
 import ergodax as ex
+from ergodax.model.observable import parameters_and_policies
 from ergodax.simulation.capacity import PROCESSOR, copies_fit
 from ergodax.simulation.side_by_side import simulate_ensembles
-from ergodax.simulation.simulate import Observe
 from helpers import assert_close
 
 sweep_module = importlib.import_module("ergodax.studies.sweep")
@@ -115,7 +115,9 @@ def assert_sets_equal_simulations(data, build, names, ts, *, key, **options):
     for k in range(data.sizes[names[0]]):
         wrapped, params0 = build({name: jnp.asarray(float(data[name][k])) for name in names})
         own = jax.random.fold_in(key, k)
-        expected = ex.simulate(wrapped, params0, ts, key=own, observe=Observe(wrapped), **options)
+        expected = ex.simulate(
+            wrapped, params0, ts, key=own, observe=parameters_and_policies(wrapped), **options
+        )
         moments = zip(expected.mean, expected.variance, ("parameters", "policy"), strict=True)
         for mean, variance, name in moments:
             for agent in range(2):

@@ -31,15 +31,8 @@ from ..base.times import check_times
 from ..io.store import Arrays, Folder
 from ..model.build import Build
 from ..model.game import MarkovGame
-from ..results.labels import (
-    TIME_UNITS,
-    attributes,
-    decode,
-    game_coordinates,
-    parts,
-    tables,
-    versions,
-)
+from ..results.labels import TIMES, Label, decode, game_coordinates, make_variables, of_agents
+from ..results.result import versions
 from ..simulation.side_by_side import Plan, plan_ensembles, simulate_ensembles
 from .sets import batches_of, build_sets, check_sets, make_sets, named, padded, survey
 
@@ -324,35 +317,28 @@ def _label(
     import xarray
 
     axes = tuple(thetas) if design == "grid" else ("set",)
-    coordinates: dict[str, Any] = {
+    over = "along the ODE" if simulation is None else "over runs"
+    labels = {
+        "state_distribution": Label("stationary distribution of the states", ("time", "state")),
+        "state_frequency": Label("share of steps since the previous time", ("time", "state")),
+        "rewards": Label("reward per step", ("time", "agent")),
+        "end_time": Label("time reached"),
+        "steps": Label("steps of the solver"),
+        "result": Label("result code, 0 for success"),
+        "message": Label("how the computation ended"),
+    }
+    for name in outcome.keys() - labels.keys():
+        quantity, _, moment = name.partition("_")
+        long_name = f"{quantity} {over}"
+        if simulation is not None:
+            long_name = f"{quantity}, {moment or 'mean'} {over}"
+        labels[name] = Label(long_name, ("time",), make=of_agents)
+    entries = {name: (values, labels[name]) for name, values in outcome.items()}
+    variables, coordinates = make_variables(game, entries | {"time": (times, TIMES)}, axes)
+    coordinates |= {
         name: (name if design == "grid" else "set", np.asarray(values, dtype=float))
         for name, values in thetas.items()
-    }
-    coordinates |= {"time": ("time", times, attributes("time", TIME_UNITS))} | game_coordinates(
-        game
-    )
-    over = "along the ODE" if simulation is None else "over runs"
-    fixed = {
-        "state_distribution": (("time", "state"), "stationary distribution of the states"),
-        "state_frequency": (("time", "state"), "share of steps since the previous time"),
-        "rewards": (("time", "agent"), "reward per step"),
-        "end_time": ((), "time reached"),
-        "steps": ((), "steps of the solver"),
-        "result": ((), "result code, 0 for success"),
-        "message": ((), "how the computation ended"),
-    }
-    variables: dict[str, Any] = {}
-    for name, values in outcome.items():
-        if name in fixed:
-            own, long_name = fixed[name]
-            variables[name] = ((*axes, *own), values, attributes(long_name))
-            continue
-        quantity, _, moment = name.partition("_")
-        long_name = f"{quantity}, {moment or 'mean'} {over}"
-        if simulation is None:
-            long_name = f"{quantity} {over}"
-        arrays = parts(game, values, len(axes) + 1)
-        variables |= tables(game, name, long_name, arrays, (*axes, "time"), quantity)
+    } | game_coordinates(game)
     settings: dict[str, Any] = versions()
     if simulation is None:
         settings |= {"rtol": rtol, "atol": atol}
