@@ -79,12 +79,6 @@ def test_short_visits_beyond_a_tie_are_not_passed_over():
     assert error(by_gradients(theta, jnp.array([*report.stops, HORIZON]))) < 1e-5
 
 
-def test_a_solution_is_kept_if_there_are_not_enough_steps_to_end_at_crossings():
-    # It takes about 106 steps, and 203 with ends at crossings.
-    with pytest.warns(UserWarning, match=r"uncertain: .*\s+crossing at t = 5\.\d+: agent 0"):
-        of_sensitivities(lead(-2e-5), max_steps=150)
-
-
 def test_a_crossing_that_is_hardly_one_is_warned_of():
     with pytest.warns(UserWarning, match=r"uncertain: .*\s+crossing at t = 5\.\d+: agent 0"):
         of_sensitivities(lead(-2e-7))

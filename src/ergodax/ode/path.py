@@ -62,19 +62,21 @@ def follow(
     Returns:
         The path, and what diffrax returns; of its lists `ts` and `ys` the first is that of `ts`.
     """
-
-    def describe(t, x, args):
-        velocity = field(x, args)
-        side = x + NUDGE * end * velocity
-        return x, velocity, jax.jvp(lambda x: field(x, args), (side,), (velocity,))[1]
-
     reports = () if ts is None else (diffrax.SubSaveAt(ts=ts),)
-    steps = diffrax.SubSaveAt(t0=True, steps=True, fn=describe)
-    saveat = diffrax.SaveAt(subs=(*reports, steps))
+    saveat = diffrax.SaveAt(subs=(*reports, diffrax.SubSaveAt(t0=True, steps=True)))
     solved: Any = integrate(field, start, end, args, saveat=saveat, **options)
-    values, velocities, accelerations = solved.ys[-1]
-    count = solved.stats["num_accepted_steps"] + 1
-    return Path(solved.ts[-1], values, velocities, accelerations, count), solved
+    times, values, count = solved.ts[-1], solved.ys[-1], solved.stats["num_accepted_steps"] + 1
+
+    def describe(k, slopes):
+        velocity = field(values[k], args)
+        side = values[k] + NUDGE * end * velocity
+        acceleration = jax.jvp(lambda x: field(x, args), (side,), (velocity,))[1]
+        return slopes[0].at[k].set(velocity), slopes[1].at[k].set(acceleration)
+
+    # After the solve: within it, the field would be compiled several times.
+    none = jnp.zeros_like(values)
+    velocities, accelerations = jax.lax.fori_loop(0, count, describe, (none, none))
+    return Path(times, values, velocities, accelerations, count), solved
 
 
 def quintic(length, values, velocities, accelerations) -> list:
