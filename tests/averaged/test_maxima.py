@@ -6,7 +6,7 @@ from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
 from ergodax.averaged.drift import flat_drift
-from ergodax.averaged.maxima import Maxima, changes, owners
+from ergodax.averaged.maxima import Maxima, changes, crossings, owners
 from ergodax.ode.path import Path
 from helpers import assert_close
 
@@ -54,7 +54,7 @@ def test_crossings_of_a_path_are_those_of_a_fine_grid(seed):
     start, unravel = ravel_pytree(wrapped.init())
     path, at = waves(seed, start.size)
     maxima = Maxima(wrapped, unravel)
-    found, lost = jax.jit(lambda path: maxima.crossings(path, 50))(path)
+    found, lost = jax.jit(lambda path: crossings(maxima, path, 50))(path)
     assert not lost
     grid = np.linspace(0, 4, 200_001)
     expected = []
@@ -69,7 +69,7 @@ def test_crossings_of_a_path_are_those_of_a_fine_grid(seed):
     np.testing.assert_allclose(found.time[:count], expected[:, 0], atol=4e-5)
     places = np.stack([found.maximum, found.old, found.new], axis=1)[:count]
     np.testing.assert_array_equal(places, expected[:, 1:])
-    few, lost = jax.jit(lambda path: maxima.crossings(path, count - 1))(path)
+    few, lost = jax.jit(lambda path: crossings(maxima, path, count - 1))(path)
     assert lost
     np.testing.assert_allclose(few.time, found.time[: count - 1])
 

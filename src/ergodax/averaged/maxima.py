@@ -151,29 +151,6 @@ class Maxima(NamedTuple):
         length, ends = path.ends(step)
         return quintic(length, *jax.vmap(derivatives)(*ends))
 
-    def crossings(self, path: Path, most: int) -> tuple[Crossings, Bool[Array, ""]]:
-        """When maxima change their owners along a path, and whether more often than `most`.
-
-        Two changes are found however short the time between them. The times can be differentiated.
-        """
-        stopped, fixed = jax.lax.stop_gradient((self.wrapped, path))
-        found, lost = _search(self._replace(wrapped=stopped), fixed, most)
-        used = found.maximum >= 0
-
-        def differentiable(time, maximum, old, new):
-            """The same time; its derivative is that of one step of Newton's method."""
-            away, speed = jax.jvp(
-                lambda t: self.difference(path(t), maximum, old, new),
-                (time,),
-                (jnp.ones_like(time),),
-            )
-            away = away - jax.lax.stop_gradient(away)
-            return time - away / jax.lax.stop_gradient(jnp.where(speed == 0, 1, speed))
-
-        entries = found.old, jnp.where(used, found.new, 1)
-        times = jax.vmap(differentiable)(found.time, jnp.maximum(found.maximum, 0), *entries)
-        return found._replace(time=jnp.where(used, times, path.times[path.count - 1])), lost
-
 
 class _Search(NamedTuple):
     """How far the search for changes has come: the step, and the time within it, 0..1."""
@@ -185,8 +162,12 @@ class _Search(NamedTuple):
     count: Any
 
 
-def _search(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Array, ""]]:
-    """Goes from change to change, and from step to step where there is none."""
+def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Array, ""]]:
+    """When maxima change their owners along a path, and whether more often than `most`.
+
+    Goes from change to change, and from step to step where there is none: two changes are found
+    however short the time between them.
+    """
     present = owners(maxima.wrapped).present
     end = path.times[path.count - 1]
 

@@ -73,7 +73,8 @@ def follow(
         acceleration = jax.jvp(lambda x: field(x, args), (side,), (velocity,))[1]
         return slopes[0].at[k].set(velocity), slopes[1].at[k].set(acceleration)
 
-    # After the solve: within it, the field would be compiled several times.
+    # After the solve: within it, the field would be compiled several times. Its reverse-mode
+    # derivative does not exist: a path is a constant of differentiation.
     none = jnp.zeros_like(values)
     velocities, accelerations = jax.lax.fori_loop(0, count, describe, (none, none))
     return Path(times, values, velocities, accelerations, count), solved

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..averaged.drift import flat_drift
-from ..averaged.maxima import Crossings, Maxima
+from ..averaged.maxima import Crossings, Maxima, crossings
 from ..base.codes import RESULTS
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import integrate
@@ -142,10 +142,30 @@ class LimitProcess:
         if not most:
             none = jnp.zeros(0, int)
             return Crossings(jnp.zeros(0, self.start.dtype), none, none, none), jnp.asarray(False)
-        path, _ = follow(
-            self._field, self.start, end, self.wrapped, first_step=1e-3 * end, **options
+        start, wrapped, until = jax.lax.stop_gradient((self.start, self.wrapped, end))
+        path, _ = follow(self._field, start, until, wrapped, first_step=1e-3 * until, **options)
+        found, lost = crossings(Maxima(wrapped, self.unravel), path, most)
+        # A second solve, up to the same times, gives their derivatives.
+        solved = integrate(
+            self._field,
+            self.start,
+            end,
+            self.wrapped,
+            saveat=diffrax.SaveAt(ts=found.time),
+            first_step=1e-3 * end,
+            **options,
         )
-        return self.maxima.crossings(path, most)
+
+        def differentiable(time, x, *crossing):
+            """The same time; its derivative is that of one step of Newton's method."""
+            away, normal = jax.value_and_grad(self.maxima.difference)(x, *crossing)
+            speed = jax.lax.stop_gradient(normal @ self.drift(x))
+            return time - (away - jax.lax.stop_gradient(away)) / jnp.where(speed == 0, 1, speed)
+
+        used = found.maximum >= 0
+        row = jnp.maximum(found.maximum, 0)
+        times = jax.vmap(differentiable)(found.time, solved.ys, row, found.old, found.new)
+        return found._replace(time=jnp.where(used, times, end)), lost
 
     def solve(
         self, initial: State, ts, jumps: Crossings, scale: Any = None, **options
@@ -205,10 +225,10 @@ class LimitProcess:
         times = jnp.concatenate([jnp.zeros_like(ts[:1]), jumps.time, ts[-1:]])
         # The last segment ends without a kink: any pair of entries will do.
         after = Crossings(end, *(jnp.asarray(k) for k in (-1, 0, 1)))
-        crossings = jax.tree.map(jnp.append, jumps, after)
+        reached = jax.tree.map(jnp.append, jumps, after)
         successful: Any = RESULTS.successful
         (_, saved, result), sizes = jax.lax.scan(
-            segment, (entering, saved, successful), (times[:-1], times[1:], crossings)
+            segment, (entering, saved, successful), (times[:-1], times[1:], reached)
         )
         return saved, None if sizes is None else sizes[:-1], result
 
