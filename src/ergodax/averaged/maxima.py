@@ -222,7 +222,7 @@ def _search(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Arra
             found=jax.tree.map(
                 lambda all, one: all.at[place].set(one, mode="drop"), state.found, change
             ),
-            count=state.count + changed,
+            count=state.count + changed.astype(state.count.dtype),
         )
 
     start = _START * end

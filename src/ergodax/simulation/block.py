@@ -148,7 +148,7 @@ def advance(
         def one_step(_, carry):
             (low, high), run = carry
             low = low + 1
-            words = low, high + (low == 0)
+            words = low, high + (low == 0).astype(high.dtype)
 
             def of_run(key, run, own):
                 of_all = own if setting.per_run else data
@@ -179,7 +179,8 @@ def advance(
             lost = ~jnp.stack(finite).all(axis=0)
             total = lost.astype(jnp.result_type(float))
             least = leaves[0].dtype
-            floats = jax.tree.map(lambda v: v.astype(jnp.result_type(v, least)), values)
+            with jax.numpy_dtype_promotion("standard"):  # observables are of any type
+                floats = jax.tree.map(lambda v: v.astype(jnp.result_type(v, least)), values)
             moments = of_groups(floats, total, live, setting.group)
             return Report(moments, values[: setting.kept]), started
 

@@ -151,7 +151,7 @@ def draw(probabilities, uniform):
     index, cumulative = jnp.zeros((), jnp.int32), jnp.zeros((), probabilities.dtype)
     for k in range(probabilities.shape[0] - 1):
         cumulative = cumulative + probabilities[k]
-        index = index + (uniform >= cumulative)
+        index = index + (uniform >= cumulative).astype(index.dtype)
     return reused(index)
 
 
