@@ -26,7 +26,7 @@ from .walk import Walk, rms
 # A path to differentiate along is stored: at up to this many steps, unless the caller says.
 STORED_STEPS = 2048
 # More report times than this are replaced by interpolation nodes, six in every step of the path.
-_MANY_TIMES = 32
+_MANY_TIMES = 256
 # The path itself is solved to this share of the tolerances: kinks lie where it puts them.
 PATH_TOLERANCE = 0.1
 _LEAST = 8.0  # the smallest tolerances, in units of the working precision
@@ -120,12 +120,13 @@ def solve_with_tangents(
     x0, args, ts = once((x0, args, ts))
     moved = eqx.filter(args, eqx.is_inexact_array)
     options = (vector_field, solver, rtol, atol, max_steps)
-    ys, tangent, rest = _linearise(x0, args, moved, ts, *options)
+    # Choosing the first step would compile the field twice more.
+    ys, tangent, rest = _linearise(x0, args, moved, ts, *options, first_step=1e-4 * ts[-1])
     tangents = tangent.forward(x0_dot, args_dot, ts, stops)
     return ys, tangents * jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan), rest
 
 
-def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps):
+def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps, first_step=None):
     """The solution at `ts`, the ODE linearised along its path, and what diffrax says of it."""
     # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
     least = _LEAST * jnp.finfo(x0.dtype).eps
@@ -138,6 +139,7 @@ def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps)
         rtol=jnp.maximum(PATH_TOLERANCE * rtol, least),
         atol=jnp.maximum(PATH_TOLERANCE * atol, least),
         solver=solver,
+        first_step=first_step,
         max_steps=max_steps or STORED_STEPS,
     )
 

@@ -40,7 +40,6 @@ class _State(NamedTuple):
         slope: dy/dt, unless `fresh`.
         fresh: whether the slope has still to be found.
         h: length of the next step.
-        values: values at the stops, see `Walk`.
         stop: index of the next stop.
         low: a jump lies between `low` and `high`: found ahead, or sought if `round` is positive.
         high: see `low`.
@@ -55,7 +54,6 @@ class _State(NamedTuple):
     slope: Any
     fresh: Any
     h: Any
-    values: Any
     stop: Any
     low: Any
     high: Any
@@ -106,7 +104,6 @@ class Walk(NamedTuple):
             slope=jnp.zeros_like(y),
             fresh=~no,
             h=step,
-            values=values,
             stop=stop,
             low=begin,
             high=begin,
@@ -115,15 +112,24 @@ class Walk(NamedTuple):
             searched=no,
             count=jnp.asarray(0),
         )
-        state = jax.lax.while_loop(
-            lambda s: (s.t != end) & (s.count < MAX_STEPS),
-            lambda s: jax.lax.cond(s.round > 0, self._divide, lambda s: self._step(s, end), s),
-            start,
+
+        def advance(standing):
+            s, stored = standing
+            new = jax.lax.cond(s.round > 0, self._divide, lambda s: self._step(s, end, values), s)
+            if self.direction > 0:  # outside of the branches, which would copy all of it
+                row = jnp.where(new.stop > s.stop, new.y, stored[s.stop])
+                stored = stored.at[s.stop].set(row)
+            return new, stored
+
+        state, stored = jax.lax.while_loop(
+            lambda standing: (standing[0].t != end) & (standing[0].count < MAX_STEPS),
+            advance,
+            (start, values),
         )
         reached = jnp.where(state.t == end, 1.0, jnp.nan)
-        return reached * state.y, reached * state.values
+        return reached * state.y, reached * stored
 
-    def _step(self, s: _State, end) -> _State:
+    def _step(self, s: _State, end, values) -> _State:
         """Tries one step of Tsitouras' method, at most to the next stop or jump."""
         inside = (s.stop >= 0) & (s.stop < self.count)
         target = jnp.where(inside, self.stops[jnp.clip(s.stop, 0, len(self.stops) - 1)], end)
@@ -152,10 +158,7 @@ class Walk(NamedTuple):
         accepted = excess <= 1
         at_jump, at_stop = accepted & full & s.found, accepted & full & ~s.found
         search = (excess > _SUSPECT) & ~s.searched
-        if self.direction > 0:
-            values = s.values.at[s.stop].set(jnp.where(at_stop, y, s.values[s.stop]))
-        else:
-            values = s.values
+        if self.direction < 0:
             added = jnp.where(at_stop & inside, values[s.stop], 0)
             y = y.at[: self.size].add(added)
         length = jnp.abs(h) * jnp.clip(0.9 * excess**-0.2, 0.2, 5.0)
@@ -167,7 +170,6 @@ class Walk(NamedTuple):
             slope=jnp.where(accepted, k[-1], k[0]),
             fresh=at_jump | at_stop,
             h=length,
-            values=values,
             stop=jnp.where(at_stop, s.stop + self.direction, s.stop),
             low=jnp.where(search, s.t, s.low),
             high=jnp.where(search, s.t + h, s.high),

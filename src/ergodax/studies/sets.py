@@ -131,20 +131,19 @@ def survey(build: Build, wrapped, names, sets, size: int, averaged: bool) -> np.
     """
     labels = [(label, interval) for label, interval, _ in _agent_hypers(wrapped)]
     paces = []
-    for chosen in batches_of(np.arange(len(sets)), size):
-        hypers, valid, pace = jax.device_get(
-            _inspect(build, tuple(names), jnp.asarray(sets[padded(chosen, size)]), averaged)
-        )
-        for (label, interval), values in zip(labels, hypers, strict=True):
-            if not is_within(values, interval):
-                k = next(k for k in range(len(values)) if not is_within(values[[k]], interval))
+    for chosen, filled, values in batches_of(sets, np.arange(len(sets)), size):
+        inspected = _inspect(build, tuple(names), values, averaged)
+        hypers, valid, pace = jax.device_get(inspected)
+        for (label, interval), found in zip(labels, hypers, strict=True):
+            if not is_within(found, interval):
+                k = next(k for k in range(len(found)) if not is_within(found[[k]], interval))
                 raise ValueError(
-                    f"{label} must be finite and in {interval}; found {values[k]} at "
-                    f"{_describe(names, sets[padded(chosen, size)[k]])}."
+                    f"{label} must be finite and in {interval}; found {found[k]} at "
+                    f"{_describe(names, sets[filled[k]])}."
                 )
         for what, good in valid.items():
             if not good.all():
-                where = _describe(names, sets[padded(chosen, size)[np.argmin(good)]])
+                where = _describe(names, sets[filled[np.argmin(good)]])
                 raise ValueError(f"{what} are not valid at {where}.")
         paces.append(pace[: len(chosen)])
     return np.concatenate(paces)
@@ -164,12 +163,12 @@ def build_sets(build, names, values):
     return eqx.combine(jax.lax.map(arrays_of, values), others)
 
 
-def batches_of(sets: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Sets in batches, of which the last may be smaller."""
-    for first in range(0, len(sets), size):
-        yield sets[first : first + size]
+def batches_of(sets, numbers: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Any, Any]]:
+    """The numbers of a batch's sets; the same filled up with the last, and their values.
 
-
-def padded(chosen: np.ndarray, size: int) -> np.ndarray:
-    """A batch filled up with its last set, so that one compiled program serves all."""
-    return np.pad(chosen, (0, size - len(chosen)), mode="edge")
+    The last batch may be smaller; filled up, one compiled program serves all.
+    """
+    for first in range(0, len(numbers), size):
+        chosen = numbers[first : first + size]
+        filled = np.pad(chosen, (0, size - len(chosen)), mode="edge")
+        yield chosen, filled, jnp.asarray(sets[filled])

@@ -34,7 +34,7 @@ from ..model.game import MarkovGame
 from ..results.labels import TIMES, Label, decode, game_coordinates, make_variables, of_agents
 from ..results.result import versions
 from ..simulation.side_by_side import Plan, plan_ensembles, simulate_ensembles
-from .sets import batches_of, build_sets, check_sets, make_sets, named, padded, survey
+from .sets import batches_of, build_sets, check_sets, make_sets, named, survey
 
 if TYPE_CHECKING:
     import xarray
@@ -195,8 +195,7 @@ def _batch_size(batch_size, wrapped, params0, num_times: int, mesh: Mesh, count:
 
 
 def _solve_batches(build: Build, names, sets, rest, size: int, options):
-    for chosen in batches_of(rest, size):
-        values = jnp.asarray(sets[padded(chosen, size)])
+    for chosen, _, values in batches_of(sets, rest, size):
         outcome, results = _solve_batch(build, tuple(names), values, *options)
         outcome, count = jax.device_get(outcome) | _ended(results), len(chosen)
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
@@ -239,9 +238,8 @@ def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
 
 
 def _simulate_batches(build: Build, names, sets, rest, planned: Plan):
-    for chosen in batches_of(rest, planned.together):
-        numbers = padded(chosen, planned.together)
-        wrapped, params0 = build_sets(build, tuple(names), jnp.asarray(sets[numbers]))
+    for chosen, numbers, values in batches_of(sets, rest, planned.together):
+        wrapped, params0 = build_sets(build, tuple(names), values)
         found = simulate_ensembles(planned, wrapped, params0, numbers)
         (parameters, policy), (state_frequency, rewards) = found.mean
         (parameters_variance, policy_variance), _ = found.variance
@@ -284,8 +282,8 @@ def _outcome_structure(params0, wrapped, averaged: bool):
 def _built(build: Build, names, sets, size: int, first) -> tuple[Any, list[str]]:
     """What `build` returns: all of it for the first set, of the others a digest of each array."""
     hashed: list[Any] = []
-    for chosen in batches_of(np.arange(len(sets)), size):
-        built = build_sets(build, tuple(names), jnp.asarray(sets[padded(chosen, size)]))
+    for chosen, _, values in batches_of(sets, np.arange(len(sets)), size):
+        built = build_sets(build, tuple(names), values)
         leaves = jax.device_get(jax.tree.leaves(eqx.filter(built, eqx.is_array)))
         hashed = hashed or [hashlib.sha256() for _ in leaves]
         for one, leaf in zip(hashed, leaves, strict=True):
