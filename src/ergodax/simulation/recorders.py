@@ -93,7 +93,7 @@ class Tally(AbstractRecorder):
 
     def report(self, state):
         """Divides by the number of steps, and starts anew."""
-        steps = jnp.sum(state.visits)
+        steps = jnp.sum(state.visits).astype(state.rewards.dtype)
         shares = state.visits / steps, state.rewards / steps
         return shares, jax.tree.map(jnp.zeros_like, state)
 
