@@ -110,11 +110,11 @@ def methods(case, repeat, quick):
         row("solve, forward (default), all of theta", error, taken, compiled)
 
     @jax.jit
-    def augmented(theta):
+    def together(theta):
         derivatives = ex.sensitivities(build, theta, ts).derivatives
         return jnp.concatenate([leaf[-1].reshape(-1, len(theta)) for leaf in derivatives])
 
-    found, taken, compiled = timed(augmented, theta, repeat=repeat)
+    found, taken, compiled = timed(together, theta, repeat=repeat)
     error = np.max(np.abs(found - expected).max(axis=0) / size)
     row(f"sensitivities, all {len(theta)} of theta", error, taken, compiled)
     return rows

@@ -243,6 +243,24 @@ def golden_build(golden, case):
     return build, theta
 
 
+# Agent 0 finds its first action worse until agent 1, who knows nothing of it, has learned to play
+# its second: the lead of the first action falls, turns and grows again. With this lead at the start
+# it falls to exactly zero; with less, the tie is crossed twice, ever more slowly.
+TURNING_REWARDS = np.zeros((1, 2, 2, 2))
+TURNING_REWARDS[0, 0, :, 0] = [-1.0, 1.0]
+TURNING_REWARDS[0, :, 1, 1] = 1.0
+TOUCHING, TURN = 1.9563457314139494, 5.394
+
+
+def turning(theta):
+    """The two agents, from a lead given by its distance to the one that just touches."""
+    game = ex.MarkovGame.deterministic(np.zeros((1, 2, 2), int), TURNING_REWARDS)
+    first = ex.QLearning(theta["alpha"], 0.8, ex.EpsilonSoftmax(0.5, 0.1))
+    second = ex.QLearning(0.3, 0.0, ex.EpsilonSoftmax(0.2, 0.1))
+    start = jnp.stack([1.0 + TOUCHING + theta["lead"], jnp.asarray(1.0)])[None]
+    return ex.WrappedGame(game, [first, second]), (start, jnp.array([[1.0, 0.0]]))
+
+
 def golden_derivatives(golden, case):
     """Golden derivatives of x(T) by every leaf of the theta of `golden_build`, `[d, ...]`."""
     values, names = golden[case], ("alpha", "gamma", "tau", "eps")

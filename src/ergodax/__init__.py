@@ -13,7 +13,6 @@ from .averaged.drift import occupation_measure as occupation_measure
 from .averaged.flow import Solution as Solution
 from .averaged.flow import solve as solve
 from .averaged.kinks import KinkReport as KinkReport
-from .averaged.kinks import Tie as Tie
 from .averaged.kinks import kinks as kinks
 from .averaged.rest_points import RestPoint as RestPoint
 from .averaged.rest_points import rest_point as rest_point
@@ -21,6 +20,7 @@ from .averaged.rest_points import rest_points as rest_points
 from .averaged.sensitivities import Sensitivities as Sensitivities
 from .averaged.sensitivities import sensitivities as sensitivities
 from .averaged.stationary import stationary_distribution as stationary_distribution
+from .averaged.ties import Tie as Tie
 from .base.codes import RESULTS as RESULTS
 from .base.devices import use_all_cores as use_all_cores
 from .base.version import __version__ as __version__
@@ -40,18 +40,18 @@ from .model.learner import Transition as Transition
 from .model.wrapped import WrappedGame as WrappedGame
 from .second_order.fluctuations import Fluctuations as Fluctuations
 from .second_order.fluctuations import fluctuations as fluctuations
-from .second_order.fluctuations import stationary_covariance as stationary_covariance
 from .second_order.noise import noise_covariance as noise_covariance
-from .second_order.noise import poisson_values as poisson_values
+from .second_order.poisson import poisson_values as poisson_values
 from .second_order.required_scale import required_scale as required_scale
+from .second_order.stationary_covariance import stationary_covariance as stationary_covariance
 from .simulation.recorders import AbstractRecorder as AbstractRecorder
 from .simulation.recorders import Recorded as Recorded
 from .simulation.simulate import Ensemble as Ensemble
 from .simulation.simulate import Simulation as Simulation
 from .simulation.simulate import simulate as simulate
 from .simulation.step import Event as Event
-from .studies.compare import Comparison as Comparison
 from .studies.compare import compare as compare
+from .studies.comparison import Comparison as Comparison
 from .studies.convergence import ConvergenceStudy as ConvergenceStudy
 from .studies.convergence import convergence_study as convergence_study
 from .studies.fit import Fit as Fit

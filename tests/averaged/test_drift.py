@@ -353,29 +353,6 @@ def test_batches_of_games_and_learners_equal_single_ones():
         assert_close(jacobians[k], ex.jacobian(single, at), 1e-13)
 
 
-def test_new_values_do_not_retrace():
-    traces = []
-
-    class Counting(ex.QLearning):
-        def update(self, params, transition, game, agent):
-            traces.append(None)
-            return super().update(params, transition, game, agent)
-
-    def run(rate, gamma, tau, eps, g, x):
-        learner = Counting(rate, gamma, ex.EpsilonSoftmax(tau, eps))
-        wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(g), [learner, learner])
-        params = (jnp.full((4, 2), x), jnp.zeros((4, 2)))
-        for function in (ex.drift, ex.jacobian, ex.occupation_measure):
-            function(wrapped, params)
-
-    run(0.1, 0.9, 1.0, 0.1, 1.5, 0.0)
-    first = len(traces)
-    assert first > 0
-    run(0.2, 0, 2, 0, 1.7, 1.0)
-    run(np.float32(0.5), 1, jnp.asarray(0.3), 1, np.float64(1.1), -1.0)
-    assert len(traces) == first
-
-
 def largest_intermediate(jaxpr):
     """Number of entries of the largest array in a program, its inner programs included."""
     largest = max((math.prod(v.aval.shape) for v in [*jaxpr.constvars, *jaxpr.invars]), default=0)

@@ -277,27 +277,6 @@ def test_batches_equal_single_solves():
         assert_close(found.state_distribution[k], single.state_distribution, 1e-8)
 
 
-def test_new_values_do_not_retrace():
-    traces = []
-
-    class Counting(ex.QLearning):
-        def update(self, params, transition, game, agent):
-            traces.append(None)
-            return super().update(params, transition, game, agent)
-
-    def run(rate, discount, temperature, epsilon, ts, start, rtol):
-        learner = Counting(rate, discount, ex.EpsilonSoftmax(temperature, epsilon))
-        wrapped = ex.WrappedGame(ex.games.repeated(np.full((2, 1), rate), memory=0), [learner])
-        return ex.solve(wrapped, (jnp.full((1, 2), start),), ts, rtol=rtol)
-
-    run(0.1, 0.9, 1.0, 0.1, jnp.array([0.0, 1.0, 2.0]), 0.0, 1e-8)
-    first = len(traces)
-    assert first > 0
-    run(0.3, 0, 2, 0, jnp.array([0.5, 0.6, 9.0]), 1.0, 1e-6)
-    run(np.float32(0.2), 1, jnp.asarray(0.5), 1, np.array([1.0, 7.0, 8.0]), -2.0, 1e-10)
-    assert len(traces) == first
-
-
 # Failures
 
 

@@ -6,24 +6,9 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from helpers import golden_build
+from helpers import TURN, golden_build, turning
 
-# Agent 0 finds its first action worse until agent 1, who knows nothing of it, has learned to play
-# its second: the lead of the first action falls, turns and grows again. With this lead at the start
-# it falls to exactly zero; with less, the tie is crossed twice, ever more slowly.
-REWARDS = np.zeros((1, 2, 2, 2))
-REWARDS[0, 0, :, 0] = [-1.0, 1.0]
-REWARDS[0, :, 1, 1] = 1.0
-TOUCHING, TURN, HORIZON = 1.9563457314139494, 5.394, 40.0
-
-
-def turning(theta):
-    """The two agents, from a lead given by its distance to the one that just touches."""
-    game = ex.MarkovGame.deterministic(np.zeros((1, 2, 2), int), REWARDS)
-    first = ex.QLearning(theta["alpha"], 0.8, ex.EpsilonSoftmax(0.5, 0.1))
-    second = ex.QLearning(0.3, 0.0, ex.EpsilonSoftmax(0.2, 0.1))
-    start = jnp.stack([1.0 + TOUCHING + theta["lead"], jnp.asarray(1.0)])[None]
-    return ex.WrappedGame(game, [first, second]), (start, jnp.array([[1.0, 0.0]]))
+HORIZON = 40.0
 
 
 def lead(value):
@@ -92,12 +77,6 @@ def test_short_visits_beyond_a_tie_are_not_passed_over():
     plain = error(by_gradients(theta, jnp.array([HORIZON - 2, HORIZON - 1, HORIZON])))
     assert 1e-4 < plain < report.error < 100 * plain
     assert error(by_gradients(theta, jnp.array([*report.stops, HORIZON]))) < 1e-5
-
-
-def test_a_solution_is_kept_if_there_are_not_enough_steps_to_end_at_crossings():
-    # It takes about 106 steps, and 203 with ends at crossings.
-    with pytest.warns(UserWarning, match=r"uncertain: .*\s+crossing at t = 5\.\d+: agent 0"):
-        of_sensitivities(lead(-2e-5), max_steps=150)
 
 
 def test_a_crossing_that_is_hardly_one_is_warned_of():

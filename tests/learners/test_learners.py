@@ -1,5 +1,6 @@
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ def dense(increment, params):
     def leaf(value, like):
         if not isinstance(value, ex.At):
             return value
-        assert value.value.shape == like.shape[len(value.index) :]
+        chex.assert_shape(value.value, like.shape[len(value.index) :])
         return jnp.zeros_like(like).at[value.index].add(value.value)
 
     return np.asarray(ravel_pytree(jax.tree.map(lambda p, f: leaf(f, p), params, increment))[0])
@@ -84,6 +85,12 @@ def test_learners_are_as_continuous_as_their_exploration(learner):
     assert not learner(exploration=Jumps()).continuous
 
 
+@pytest.mark.parametrize("learner", [*ACTION_VALUE_LEARNERS, ex.ActorCritic])
+def test_learners_without_a_maximum_are_as_smooth_as_their_exploration(learner):
+    assert learner().smooth == (learner in (ex.Sarsa, ex.ActorCritic))
+    assert not learner(exploration=ex.EpsilonGreedy(0.1)).smooth
+
+
 @pytest.mark.parametrize("learner", ACTION_VALUE_LEARNERS)
 @pytest.mark.parametrize(
     "initial", [3.0, np.arange(3.0), np.arange(4.0)[:, None], np.arange(12.0).reshape(4, 3)]
@@ -100,8 +107,8 @@ def test_actor_critic_starts_at_its_initial_values():
     params = ex.ActorCritic(initial_preferences=preferences, initial_values=values).init(
         game, 1, key=None
     )
-    np.testing.assert_array_equal(params.theta, np.broadcast_to(preferences, (4, 3)))
-    np.testing.assert_array_equal(params.V, values)
+    expected = ex.learners.ActorCriticParams(np.broadcast_to(preferences, (4, 3)), values)
+    chex.assert_trees_all_equal(params, expected)
     np.testing.assert_array_equal(ravel_pytree(params)[0][-4:], values)
 
 
@@ -164,8 +171,10 @@ def test_actor_critic_follows_any_exploration_rule():
     delta = 0.3 + 0.9 * 2.0 - -1.0
     # log(theta_2 / sum theta) has the gradient 1{b=2} / theta_2 - 1 / sum theta.
     score = np.array([0, 0, 1 / 2]) - 1 / 4
-    np.testing.assert_allclose(increment.theta.value, 0.1 * delta * score, rtol=1e-14)
-    np.testing.assert_allclose(increment.V.value, 0.2 * delta, rtol=1e-14)
+    expected = ex.learners.ActorCriticParams(
+        ex.At((1,), 0.1 * delta * score), ex.At((1,), 0.2 * delta)
+    )
+    chex.assert_trees_all_close(increment, expected, rtol=1e-14)
 
 
 def test_a_tied_maximum_has_the_mean_of_the_branches_as_its_derivative():

@@ -31,6 +31,8 @@ class RothErev(ex.AbstractLearner):
         ex.Sarsa(),
         ex.ActorCritic(),
         RothErev(),
+        ex.QLearning(exploration=ex.EpsilonGreedy(0.1)),
+        ex.ActorCritic(0.5, 0.5, 0.9, ex.EpsilonSoftmax(0.02, 0.1)),
     ],
     ids=lambda learner: type(learner).__name__,
 )
@@ -133,6 +135,71 @@ class PlainNumber(RothErev):
     rate: float = 0.1
 
 
+class NewTable(RothErev):
+    def update(self, params, transition, game, agent):
+        t = transition
+        return params.at[t.state, t.action].add(self.phi * (t.reward - params[t.state, t.action]))
+
+
+class NewRow(RothErev):
+    def update(self, params, transition, game, agent):
+        return ex.At(
+            (transition.state,),
+            NewTable.update(self, params, transition, game, agent)[transition.state],
+        )
+
+
+class Greedy(RothErev):
+    def policy(self, params, state):
+        return jax.nn.one_hot(params[state].argmax(), params.shape[1])
+
+
+class HandWritten(RothErev):
+    """Q-learning that does not say that it takes a maximum."""
+
+    exploration: ex.EpsilonSoftmax = eqx.field(default_factory=ex.EpsilonSoftmax)
+
+    def policy(self, params, state):
+        return self.exploration(params[state])
+
+    def update(self, params, transition, game, agent):
+        t = transition
+        target = t.reward + 0.9 * params[t.next_state].max()
+        return ex.At((t.state, t.action), 0.1 * (target - params[t.state, t.action]))
+
+
+class Sorting(HandWritten):
+    def update(self, params, transition, game, agent):
+        t = transition
+        target = t.reward + 0.9 * jnp.sort(params[t.next_state])[-1]
+        return ex.At((t.state, t.action), 0.1 * (target - params[t.state, t.action]))
+
+
+class Kinked(ex.Sarsa):
+    class Rule(ex.EpsilonSoftmax):
+        def __call__(self, values):
+            share = jnp.clip(values[0] - values[1], -0.5, 0.5) + 0.5
+            return jnp.stack([share, 1 - share])
+
+    exploration: Rule = eqx.field(default_factory=Rule)
+
+
+class Drifting(RothErev):
+    """Its policy is a distribution at the start only."""
+
+    def policy(self, params, state):
+        return params[state] / params.shape[1]
+
+
+class Moving(RothErev):
+    """Its index leaves the table when its parameters have grown."""
+
+    def update(self, params, transition, game, agent):
+        t = transition
+        state = t.state + 4 * (params[t.state, t.action] > 1).astype(int)
+        return ex.At((state, t.action), 0.1 * t.reward)
+
+
 @pytest.mark.parametrize(
     ("learner", "message"),
     [
@@ -153,6 +220,14 @@ class PlainNumber(RothErev):
         (InfiniteUpdate(), r"must be finite; found inf in state 2 after joint action \(0, 0\)"),
         (RandomUpdate(), r"RandomUpdate\.update is not pure"),
         (ForgottenNextAction(), r"must have shape \(\); .*set needs_next_action = True"),
+        (NewTable(), r"NewTable\.update: increment follows entries .* not touch"),
+        (NewRow(), r"NewRow\.update: increment follows entries .* not touch"),
+        (Greedy(), r"Greedy\.policy jumps .* `continuous` that returns False"),
+        (HandWritten(), r"HandWritten\.update has a kink, .* `maximised` returns None"),
+        (Sorting(), r"Sorting\.update has a kink, .* `maximised` returns None"),
+        (Kinked(), r"Kinked\.policy has a kink, but `smooth` is True"),
+        (Drifting(), r"Drifting\.policy, after some updates, in state . .* must sum to 1"),
+        (Moving(), r"Moving\.update, after some updates: increment index must fit the table"),
         (PlainNumber(), r"PlainNumber\.rate is the plain Python number 0\.1; .*ergodax\.hyper"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, eqx.Module) else "",

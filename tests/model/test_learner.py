@@ -1,5 +1,6 @@
 import re
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -71,17 +72,14 @@ def test_traced_hyper_values_are_not_checked():
 
 
 def test_hyper_parameters_do_not_retrace():
-    traces = []
-
     @eqx.filter_jit
+    @chex.assert_max_traces(n=1)
     def probabilities(rule, values):
-        traces.append(None)
         return rule(values)
 
     values = jnp.array([0.0, 1.0])
     for temperature, epsilon in [(1, 0), (0.5, 0.1), (np.float32(2), True)]:
         probabilities(ex.EpsilonSoftmax(temperature, epsilon), values)
-    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(
@@ -114,6 +112,18 @@ def test_epsilon_softmax_survives_huge_values():
     np.testing.assert_allclose(rule(jnp.array([1e6, 1e6 + 1, -1e6])), [0.1 / 3, 2.8 / 3, 0.1 / 3])
     slope = jax.jacobian(rule)(jnp.array([1e6, 1e6 + 1, -1e6]))
     assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_epsilon_softmax_is_compiled_rightly_for_tiny_temperatures(optimised, dtype):
+    rule = jax.tree.map(lambda leaf: leaf.astype(dtype), ex.EpsilonSoftmax(1e-9, 0.2))
+    size = 1.0 if dtype == np.float32 else 2.0**30
+    values = jnp.asarray(size * np.random.default_rng(0).uniform(10, 20, (512, 2)), dtype)
+    expected = np.where(values == values.max(axis=1, keepdims=True), 0.9, 0.1)
+    np.testing.assert_allclose(jax.jit(jax.vmap(rule))(values), expected, rtol=1e-6)
+    best = values.argmax(axis=1)
+    scores = jax.jit(jax.vmap(rule.score))(values, best)
+    np.testing.assert_array_equal(scores, 0)
 
 
 def test_epsilon_one_is_uniform_and_one_action_is_certain():

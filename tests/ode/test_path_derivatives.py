@@ -71,7 +71,7 @@ def test_derivatives_hold_over_long_horizons(golden, jacobians, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [4, 201])
+@pytest.mark.parametrize("count", [4, 201, 401])
 def test_gradients_of_losses_on_many_times_equal_sensitivities(golden, count):
     build, theta = golden_build(golden, "random")
     ts = jnp.linspace(0.0, 10.0, count)

@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
@@ -40,7 +41,7 @@ def path():
 @functools.cache
 def simulation(observed):
     wrapped = coordination()
-    observe = {"policies": wrapped.policies, "parameters": lambda params: params}[observed]
+    observe = {"observe": wrapped.policies} if observed == "policies" else {}
     return ex.simulate(
         wrapped,
         wrapped.init(),
@@ -48,8 +49,8 @@ def simulation(observed):
         scale=5,
         runs=6,
         key=jax.random.key(0),
-        observe=observe,
         keep_runs=True,
+        **observe,
     )
 
 
@@ -97,6 +98,19 @@ def test_a_solution_is_a_line_without_band():
     lines = drawn(plot.state_distribution(flow))
     assert list(lines) == [f"{name}, ODE" for name in ("LL", "LR", "RL", "RR")]
     np.testing.assert_array_equal(lines["RR, ODE"].get_ydata(), flow.state_distribution[:, 3])
+
+
+class Propensities(ex.Sarsa):
+    """A learner whose table has a letter of its own."""
+
+    symbol = "q"
+
+
+def test_the_letter_on_axes_is_the_learners():
+    learners = tuple(Propensities(*own) for own in [(0.1, 0.0)] * 2)
+    flow = eqx.tree_at(lambda flow: flow.wrapped.learners, solution(), learners)
+    assert plot.parameters(flow, 1, "LR").get_ylabel() == "$q(s, a)$"
+    assert plot.parameters(solution(), 1, "LR").get_ylabel() == "$Q(s, a)$"
 
 
 @pytest.mark.parametrize("observed", ["policies", "parameters"])

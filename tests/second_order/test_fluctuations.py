@@ -8,8 +8,9 @@ import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
-from ergodax.second_order import fluctuations as fluctuation
-from helpers import assert_close, flatten, flatten_times, unflatten
+from ergodax.second_order.limit_process import LimitProcess, curvature
+from ergodax.second_order.stationary_covariance import lyapunov
+from helpers import TURN, assert_close, flatten, flatten_times, turning, unflatten
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +50,25 @@ def test_golden_sources_of_bias(golden, wrapped_games, case):
     values, wrapped = golden[case], wrapped_games[case]
     point = "" if case == "actor_critic" else "1"
     x = jnp.asarray(values[f"x{point}"])
-    dynamics = fluctuation.Dynamics(wrapped, ravel_pytree(wrapped.init())[1])
+    process = LimitProcess(wrapped, wrapped.init())
 
     @jax.jit
     def sources(x, covariance):
-        slope, averaging = dynamics.linearise(x)
-        curvature = fluctuation._curvature(dynamics.drift, x, covariance)
-        return slope, averaging, -slope @ dynamics.drift(x) / 2, curvature
+        slope, averaging = process.averaging(x)
+        return (
+            slope,
+            averaging,
+            -slope @ process.drift(x) / 2,
+            curvature(process.drift, x, covariance),
+        )
 
     test = jnp.asarray(values.get("testC", np.eye(x.size)))
-    slope, averaging, euler, curvature = sources(x, test)
+    slope, averaging, euler, curved = sources(x, test)
     assert_close(slope, values[f"DF{point}"], 1e-10)
     assert_close(averaging, values[f"B{point}_averaging"], 1e-8)
     assert_close(euler, values[f"B{point}_euler"], 1e-8)
     if "testC" in values:
-        assert_close(curvature, values["D2F1_testC"], 1e-8)
+        assert_close(curved, values["D2F1_testC"], 1e-8)
 
 
 @pytest.mark.parametrize("case", ["random", "mixed"])
@@ -90,13 +95,13 @@ def test_lyapunov_equation_has_derivatives_and_batches():
     slopes = rng.normal(size=(3, 4, 4)) - 4 * np.eye(4)
     roots = rng.normal(size=(3, 4, 4))
     noises = roots @ roots.transpose(0, 2, 1)
-    found = jax.vmap(fluctuation.lyapunov)(slopes, noises)
+    found = jax.vmap(lyapunov)(slopes, noises)
     residual = slopes @ found + found @ slopes.transpose(0, 2, 1) + noises
     np.testing.assert_allclose(residual, 0, atol=1e-12)
     weights, moved = rng.normal(size=(2, 4, 4))
 
     def value(slope):
-        return jnp.sum(weights * fluctuation.lyapunov(slope, jnp.asarray(noises[0])))
+        return jnp.sum(weights * lyapunov(slope, jnp.asarray(noises[0])))
 
     slope, step = jnp.asarray(slopes[0]), 1e-5
     difference = (value(slope + step * moved) - value(slope - step * moved)) / (2 * step)
@@ -244,6 +249,22 @@ def test_kinks_beyond_those_tracked_are_an_error(golden, random):
     start = unflatten(random, values["x0"])
     with pytest.raises(RuntimeError, match="More kinks are crossed than tracked"):
         ex.fluctuations(random, start, values["times"], bias=True, max_kinks=4)
+
+
+def test_two_crossings_within_a_short_time_are_found():
+    """Both lie in the same of 2048 equal parts of the time."""
+    theta = {"alpha": jnp.asarray(0.5), "lead": jnp.asarray(-2e-5)}
+    wrapped, params0 = turning(theta)
+    found = ex.fluctuations(wrapped, params0, [400.0]).kinks
+    first, second = np.flatnonzero(np.asarray(found.agent) == 0)
+    assert (found.old[first], found.new[first]) == (0, 1)
+    assert (found.old[second], found.new[second]) == (1, 0)
+    begin, end = found.time[first], found.time[second]
+    assert np.floor(begin / 400 * 2048) == np.floor(end / 400 * 2048)
+    assert abs((begin + end) / 2 - TURN) < 1e-3
+    ts = np.array([begin - 0.01, (begin + end) / 2, end + 0.01])
+    table = np.asarray(ex.solve(wrapped, params0, ts, rtol=1e-12, atol=1e-12).params[0])[:, 0]
+    np.testing.assert_array_equal(np.sign(table[:, 0] - table[:, 1]), [1, -1, 1])
 
 
 @pytest.mark.slow

@@ -1,4 +1,3 @@
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,9 +42,9 @@ def test_learning_parameters_are_recovered_from_an_observed_mean():
     mean, covariance = values.mean(axis=0), np.cov(values.T) / runs
     weights = 1 / np.diag(covariance)
 
-    def predict(theta, adjoint=None):
+    def predict(theta):
         wrapped, params0 = dilemma(theta)
-        tables = ex.solve(wrapped, params0, ts, adjoint=adjoint).params
+        tables = ex.solve(wrapped, params0, ts).params
         return jnp.concatenate([table.ravel() for table in tables])
 
     found = ex.fit(
@@ -54,12 +53,7 @@ def test_learning_parameters_are_recovered_from_an_observed_mean():
         bounds={"alpha": (0, np.inf), "gamma": (0, 1), "tau": (0, np.inf)},
     )
     assert found.result == ex.RESULTS.successful
-    errors, covariance = ex.standard_errors(
-        lambda theta: predict(theta, diffrax.ForwardMode()),
-        found.theta,
-        covariance,
-        weights=weights,
-    )
+    errors, covariance = ex.standard_errors(predict, found.theta, covariance, weights=weights)
     assert covariance.shape == (3, 3)
     for name, value in truth.items():
         estimate, error = float(found.theta[name]), float(errors[name])

@@ -1,14 +1,12 @@
 """Sensitivities: how the averaged flow depends on any parametrisation of game, learners and start.
 
-With `dx/dt = F(x, theta)`, the derivative Y of x by theta solves `dY/dt = DF Y + dF/dtheta`. Both
-are solved together, with the error of every column of Y controlled beside that of x, so that steps
-become short where a kink makes DF jump.
+With `dx/dt = F(x, theta)`, the derivative Y of x by theta solves `dY/dt = DF Y + dF/dtheta`, here
+along the path of x, all columns together: see `ergodax.ode.path_derivatives`.
 """
 
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import diffrax
 import equinox as eqx
@@ -22,34 +20,33 @@ from ..base.checks import is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
+from ..model.build import check_build, check_theta
 from ..model.wrapped import WrappedGame
-from ..ode.path_derivatives import MAX_STEPS, NUDGE, once
+from ..ode.path_derivatives import once, solve_with_tangents
 from ..results.labels import (
+    OUTCOME,
     TIME_UNITS,
-    attributes,
-    batch_dimensions,
-    dataset,
-    outcome,
-    parts,
+    TIMES,
+    Entries,
+    Label,
+    labelled,
+    of_agents,
     plain_names,
-    precision,
-    tables,
-    time_coordinate,
 )
-from .drift import average
+from ..results.result import Result
+from .drift import flat_drift
 from .flow import check_reached, how_ended, warn_single_precision
 from .kinks import TOLERANCE, kinks
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 
-if TYPE_CHECKING:
-    import xarray
-
 _MOST_STOPS = 32  # crossings that steps end at
-_LEAST = 8.0  # the smallest tolerances, in units of the working precision
 
 
-class Sensitivities(eqx.Module):
+class Sensitivities(Result):
     """The averaged flow and its derivatives by theta.
+
+    In the data set the derivative by a leaf of theta is `by_` and its name, on the dimensions of
+    `parameters` and, if the leaf is an array, its axes before `agent`.
 
     Attributes:
         wrapped: the game and its learners, at theta.
@@ -63,12 +60,14 @@ class Sensitivities(eqx.Module):
     """
 
     wrapped: WrappedGame
-    ts: Float[Array, " K"]
-    params: tuple
+    ts: Float[Array, " K"] = eqx.field(metadata=labelled(TIMES))
+    params: tuple = eqx.field(
+        metadata=labelled("parameters along the ODE", ("time",), name="parameters", make=of_agents)
+    )
     derivatives: PyTree
     stats: dict
-    result: RESULTS
-    end_time: Float[Array, ""]
+    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
+    end_time: Float[Array, ""] = eqx.field(metadata=labelled("time reached", (), TIME_UNITS))
 
     @property
     def names(self) -> list[str]:
@@ -79,46 +78,25 @@ class Sensitivities(eqx.Module):
             for path, _ in jax.tree_util.tree_leaves_with_path(by_theta)
         ]
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """The solution and its derivatives as a labelled data set.
-
-        The derivative by a leaf of theta is `by_` and its name, on the dimensions of `parameters`
-        and, if the leaf is an array, its axes before `agent`.
-        """
-        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
-        along, structure = (*batch, "time"), jax.tree.structure(self.params)
-        found = parts(game, self.params, len(along))
-        variables = tables(
-            game, "parameters", "parameters along the ODE", found, along, "parameters"
-        )
-        per_leaf = zip(
-            *map(jax.tree.leaves, structure.flatten_up_to(self.derivatives)), strict=True
-        )
-        for name, plain, leaves in zip(self.names, plain_names(self.names), per_leaf, strict=True):
-            own = [p.values.ndim for p in found]
-            count = leaves[0].ndim - own[0]
+    def _derived(self) -> Entries:
+        """The derivative by each leaf of theta, whose axes come before those of the parameters."""
+        leaves, structure = jax.tree.flatten(self.params)
+        by_leaf = zip(*map(jax.tree.leaves, structure.flatten_up_to(self.derivatives)), strict=True)
+        entries, along = {}, self.ts.ndim
+        for name, plain, own in zip(self.names, plain_names(self.names), by_leaf, strict=True):
+            count = own[0].ndim - leaves[0].ndim
             moved = [
-                np.moveaxis(
-                    np.asarray(leaf), range(ndim, leaf.ndim), range(len(along), len(along) + count)
-                )
-                for leaf, ndim in zip(leaves, own, strict=True)
+                np.moveaxis(np.asarray(by), range(leaf.ndim, by.ndim), range(along, along + count))
+                for by, leaf in zip(own, leaves, strict=True)
             ]
-            leading = (*along, *(f"{plain}_axis{k}" for k in range(count)))
-            by = parts(game, structure.unflatten(moved), len(leading))
-            long_name = f"derivative of the parameters by {name}"
-            variables |= tables(game, f"by_{plain}", long_name, by, leading, f"by_{plain}")
-        variables["end_time"] = (
-            batch,
-            np.asarray(self.end_time),
-            attributes("time reached", TIME_UNITS),
-        )
-        return dataset(
-            self.wrapped,
-            "Sensitivities",
-            variables | outcome(self.result, batch),
-            time_coordinate(self.ts),
-            dtype=precision(self.params),
-        )
+            label = Label(
+                f"derivative of the parameters by {name}",
+                ("time", *(f"{plain}_axis{k}" for k in range(count))),
+                make=of_agents,
+                axes=f"by_{plain}",
+            )
+            entries[f"by_{plain}"] = structure.unflatten(moved), label
+        return entries
 
     def __repr__(self) -> str:
         by = ", ".join(self.names)
@@ -133,7 +111,7 @@ def sensitivities(
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-8,
     atol: float = 1e-8,
-    max_steps: int = MAX_STEPS,
+    max_steps: int | None = None,
     throw: bool = True,
 ) -> Sensitivities:
     """Solves the averaged ODE together with its derivatives by theta.
@@ -156,7 +134,7 @@ def sensitivities(
             every entry of theta, relative to its root mean square over the parameters. At least
             8 times the working precision, 1e-6 in float32.
         atol: absolute tolerance per step, of the solution; at least the same.
-        max_steps: largest number of solver steps.
+        max_steps: largest number of solver steps, 2048 by default: the solution's path is stored.
         throw: raise if the solve fails or a derivative is not finite. Under a JAX transformation
             nothing is raised: look at `result`.
 
@@ -175,21 +153,19 @@ def sensitivities(
             touches a tie of a maximum, rests on it, or crosses it so slowly that it is not known
             when; see `ergodax.kinks`. Not under a JAX transformation.
     """
-    theta = _check_theta(theta)
+    theta = check_theta(theta)
     check_times(ts)
-    wrapped, params0 = _check_build(build, theta)
+    wrapped, params0 = check_build(build, theta)
     check_ergodic(wrapped, params0)
     warn_single_precision()
-    # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
-    least = _LEAST * float(jnp.finfo(jnp.result_type(float)).eps)
     solve = functools.partial(
         _sensitivities,
         build,
         theta,
         jnp.asarray(ts, dtype=float),
         diffrax.Tsit5() if solver is None else solver,
-        jnp.maximum(jnp.asarray(rtol, dtype=float), least),
-        jnp.maximum(jnp.asarray(atol, dtype=float), least),
+        jnp.asarray(rtol, dtype=float),
+        jnp.asarray(atol, dtype=float),
         max_steps,
     )
     found = Sensitivities(wrapped, *solve(jnp.full(_MOST_STOPS, jnp.inf)))
@@ -198,9 +174,8 @@ def sensitivities(
         if any(tie.jump * tie.visit > TOLERANCE for tie in report.ties):
             stops = report.stops[:_MOST_STOPS]
             padded = np.pad(stops, (0, _MOST_STOPS - len(stops)), constant_values=np.inf)
-            again = Sensitivities(wrapped, *solve(jnp.asarray(padded)))
-            if again.result == RESULTS.successful:
-                found, report = again, report.stopped_at(stops)
+            found = Sensitivities(wrapped, *solve(jnp.asarray(padded)))
+            report = report.stopped_at(stops)
         if report.error > TOLERANCE:
             warnings.warn(f"derivatives are uncertain: {report!r}", stacklevel=2)
     if throw:
@@ -211,92 +186,39 @@ def sensitivities(
 
 @eqx.filter_jit
 def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
-    theta = once(theta)
     flat, unravel_theta = ravel_pytree(theta)
     wrapped, params0 = build(theta)
-    _, fixed = eqx.partition(preserve_rows(wrapped), eqx.is_inexact_array)
-    _, unravel = ravel_pytree(params0)
+    _, unravel, field = flat_drift(params0)
 
     def built(flat):
         wrapped, params0 = build(unravel_theta(flat))
-        arrays = eqx.filter(preserve_rows(wrapped), eqx.is_inexact_array)
-        return arrays, ravel_pytree(params0)[0]
+        return ravel_pytree(params0)[0], eqx.filter(preserve_rows(wrapped), eqx.is_inexact_array)
 
-    # The built game and its tangents are found once, not along the way.
-    (arrays, x0), push = jax.linearize(built, flat)
-    arrays_dot, x0_dot = jax.vmap(push)(jnp.eye(len(flat), dtype=flat.dtype))
-
-    def velocity(x, arrays):
-        return ravel_pytree(average(eqx.combine(arrays, fixed), unravel(x)).drift)[0]
-
-    def field(t, y, args):
-        x, tangents = y
-        velocity_at, push = jax.linearize(velocity, x, arrays)
-        return velocity_at, jax.vmap(push)(tangents, arrays_dot)
-
-    def excess(y0, y1, error):
-        scale = atol + rtol * jnp.maximum(jnp.abs(y0[0]), jnp.abs(y1[0]))
-        allowed = rtol * jnp.maximum(_rms(y0[1]), _rms(y1[1]))
-        of_tangents = _rms(error[1]) / jnp.where(allowed > 0, allowed, 1)
-        # A derivative that is not finite is reported at the end; it must not stop the solution.
-        of_tangents = jnp.where(jnp.isfinite(_rms(y0[1])), of_tangents, 0)
-        return jnp.maximum(_rms(error[0] / scale), jnp.max(of_tangents, initial=0.0))
-
-    # An exact tie at the start is broken by beginning a little later, on the side the flow enters.
-    later = NUDGE * ts[-1]
-    slope, slope_dot = field(later, (x0, x0_dot), None)
-    solved: Any = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        solver,
-        t0=later,
-        t1=ts[-1],
-        dt0=1e-4 * ts[-1],
-        y0=(x0 + later * slope, x0_dot + later * slope_dot),
-        saveat=diffrax.SaveAt(ts=jnp.maximum(ts, later)),
-        stepsize_controller=diffrax.ClipStepSizeController(_JointController(excess), step_ts=stops),
-        adjoint=diffrax.ForwardMode(),
+    (x0, _), push = jax.linearize(built, once(flat))
+    x0_dot, wrapped_dot = jax.vmap(push)(jnp.eye(len(flat), dtype=flat.dtype))
+    values, tangents, (saved, stats, ended) = solve_with_tangents(
+        x0,
+        preserve_rows(wrapped),
+        ts,
+        x0_dot,
+        wrapped_dot,
+        stops,
+        vector_field=field,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
         max_steps=max_steps,
-        throw=False,
     )
-    at_start = ts[:, None] == 0
-    values = jnp.where(at_start, x0, solved.ys[0])
-    tangents = jnp.where(at_start[..., None], x0_dot, solved.ys[1])
-
     by_entry = jax.vmap(jax.vmap(unravel))(tangents)  # like params, leaves [K, p, ...]
     derivatives = jax.tree.map(
         lambda leaf: _map_last(unravel_theta, jnp.moveaxis(leaf, 1, -1)), by_entry
     )
 
     def reducible(x):
-        return is_reducible(mixing_time(eqx.combine(arrays, fixed).frozen_chain(unravel(x))))
+        return is_reducible(mixing_time(wrapped.frozen_chain(unravel(x))))
 
-    result, end_time = how_ended(ts, solved.ts, solved.result, jax.vmap(reducible)(values))
-    return ts, jax.vmap(unravel)(values), derivatives, solved.stats, result, end_time
-
-
-class _JointController(diffrax.PIDController):
-    """Step sizes from one number: by how much the error of a step exceeds what is allowed."""
-
-    excess: Callable  # pyright: ignore[reportGeneralTypeIssues]
-
-    def __init__(self, excess: Callable):
-        # With a proportional part step sizes do not oscillate at a kink.
-        super().__init__(rtol=0.0, atol=1.0, pcoeff=0.4, icoeff=0.3, norm=jnp.abs)
-        self.excess = excess
-
-    def adapt_step_size(
-        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
-    ):
-        """As the parent's, for the error in units of what is allowed."""
-        zero = jnp.zeros(())
-        excess = self.excess(y0, y1_candidate, y_error)
-        return super().adapt_step_size(
-            t0, t1, zero, zero, args, excess, error_order, controller_state
-        )
-
-
-def _rms(x):
-    return jnp.sqrt(jnp.mean(x**2, axis=-1))
+    result, end_time = how_ended(ts, saved, ended, jax.vmap(reducible)(values))
+    return ts, jax.vmap(unravel)(values), derivatives, stats, result, end_time
 
 
 def _map_last(function, x):
@@ -304,69 +226,6 @@ def _map_last(function, x):
     for _ in range(x.ndim - 1):
         function = jax.vmap(function)
     return function(x)
-
-
-def _check_theta(theta):
-    """Theta with arrays for numbers; raises ValueError naming a leaf that is not of floats."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"theta{jax.tree_util.keystr(path)} must be floating-point; found {leaf!r}."
-            )
-    return jax.tree.map(jnp.asarray, theta)
-
-
-def _check_build(build, theta):
-    """What `build` returns at theta; raises ValueError if it is not the same when traced."""
-    built = build(theta)
-    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], WrappedGame)):
-        raise ValueError(
-            f"build(theta) must return (wrapped game, initial parameters); found {built!r}."
-        )
-    wrapped, params0 = built
-    wrapped.check_structure(params0)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(theta)
-    for k, (path, leaf) in enumerate(leaves):
-        if not is_concrete(leaf):
-            continue
-
-        def with_leaf(value, k=k):
-            # Values of the others stay known inside the trace, as NumPy arrays.
-            others = [np.asarray(x) if is_concrete(x) else x for _, x in leaves]
-            wrapped, params0 = build(structure.unflatten([*others[:k], value, *others[k + 1 :]]))
-            return eqx.filter((wrapped.learners, params0), eqx.is_array)
-
-        name = f"theta{jax.tree_util.keystr(path)}"
-        try:
-            traced = jax.eval_shape(with_leaf, leaf)
-        except jax.errors.ConcretizationTypeError as error:
-            raise ValueError(
-                f"build must return the same structure for every theta, but it decides on the "
-                f"value of {name}, which JAX cannot trace: {str(error).splitlines()[0]}"
-            ) from None
-        concrete = eqx.filter((wrapped.learners, params0), eqx.is_array)
-        if _shapes(traced) != _shapes(concrete):
-            raise ValueError(
-                f"what build returns changes its structure with {name}: "
-                f"{_difference(_shapes(concrete), _shapes(traced))}."
-            )
-    return built
-
-
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    """Shape of every leaf by its name."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        ("learners", "params0")[path[0].idx] + jax.tree_util.keystr(path[1:]): np.shape(leaf)
-        for path, leaf in leaves
-    }
-
-
-def _difference(concrete, traced) -> str:
-    for name in [*concrete, *traced]:
-        if concrete.get(name) != traced.get(name):
-            return f"{name} has shape {concrete.get(name)} here and {traced.get(name)} when traced"
-    return "the order of its leaves"
 
 
 def _check_finite(found: Sensitivities, theta) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base.files import prepare_folder, replacing
-from ..results.labels import versions
+from ..results.result import versions
 from .identity import bytes_of, identify
 
 _FORMAT = b"ergodax unfinished work, format "

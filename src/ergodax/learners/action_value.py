@@ -1,5 +1,7 @@
 """What all learners of a table of action values share."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -20,15 +22,12 @@ class AbstractActionValueLearner(AbstractLearner):
         initial: initial values, anything that broadcasts to `[S, A]`.
     """
 
+    symbol: ClassVar[str | None] = "Q"
+
     learning_rate: Scalar = hyper(0.1, within="[0, inf)")
     discount: Scalar = hyper(0.9, within="[0, 1]")
     exploration: AbstractExploration = eqx.field(default_factory=EpsilonSoftmax)
     initial: Float[Array, "..."] | float = hyper(0.0, scalar=False)
-
-    @property
-    def continuous(self) -> bool:
-        """Whether the exploration rule is continuous in the values."""
-        return self.exploration.continuous
 
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "S A"]:
         """Returns the table filled with `initial`.

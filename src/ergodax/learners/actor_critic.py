@@ -47,16 +47,6 @@ class ActorCritic(AbstractLearner):
     initial_preferences: Float[Array, "..."] | float = hyper(0.0, scalar=False)
     initial_values: Float[Array, "..."] | float = hyper(0.0, scalar=False)
 
-    @property
-    def continuous(self) -> bool:
-        """Whether the exploration rule is continuous in the preferences."""
-        return self.exploration.continuous
-
-    @property
-    def smooth(self) -> bool:
-        """Whether the exploration rule is smooth in the preferences."""
-        return self.exploration.smooth
-
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> ActorCriticParams:
         """Returns the initial preferences and values.
 

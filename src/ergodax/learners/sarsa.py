@@ -18,11 +18,6 @@ class Sarsa(AbstractActionValueLearner):
 
     needs_next_action: ClassVar[bool] = True
 
-    @property
-    def smooth(self) -> bool:
-        """Whether the exploration rule is smooth in the values."""
-        return self.exploration.smooth
-
     def update(
         self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int
     ) -> At:

@@ -10,15 +10,19 @@ from .learner import AbstractLearner, At, Transition
 from .wrapped import WrappedGame
 
 _PROBED_EVENTS = 3
+# Parameters that are looked at: along so many random histories, after 1, 2, 4, .. updates.
+_HISTORIES, _UPDATES = 4, 2 ** np.arange(9)
+_LINES, _PARTS = 16, 8  # lines between them that are searched for jumps, and their division
 
 
 def check_learner(learner: AbstractLearner, game: MarkovGame) -> None:
-    """Checks a learner in every agent's seat of a game, at its initial parameters.
+    """Checks a learner in every agent's seat of a game, at its first parameters and at later ones.
 
     Looked at: parameters are finite floating-point arrays; policies are probability vectors in
     every state; increments have the structure and shapes of the parameters, stay inside their
-    tables and are finite at every event of the game; and all three methods are pure, so that
-    calling them twice, or compiled, gives the same numbers.
+    tables, are finite at every event of the game, and are not the new parameters; policies do not
+    jump, and updates have no kinks, unless `continuous` and `maximised` say so; and all three
+    methods are pure, so that calling them twice, or compiled, gives the same numbers.
 
     Args:
         learner: the learner to check.
@@ -33,6 +37,11 @@ def check_learner(learner: AbstractLearner, game: MarkovGame) -> None:
         params = _check_init(f"{name}.init", learner, game, agent)
         _check_policy(f"{name}.policy", learner, game, agent, params)
         _check_update(f"{name}.update", wrapped, agent, params)
+        reached = _reach(wrapped, agent, params)
+        _check_reached(name, wrapped, agent, reached)
+        _check_adds(f"{name}.update", wrapped, agent, reached)
+        if learner.continuous:
+            _check_continuous(name, wrapped, agent, reached)
 
 
 def _check_init(name, learner, game, agent):
@@ -60,12 +69,16 @@ def _check_policy(name, learner, game, agent, params):
                 f"{name} must return {count} probabilities; found shape {jnp.shape(policy)}."
             )
         where = f"{name} in state {state} ({game.state_names[state]})"
-        if not np.all(np.isfinite(policy)) or np.min(policy) < 0:
-            raise ValueError(f"{where} must not be negative or NaN; found {policy}.")
-        if abs(float(jnp.sum(policy)) - 1) > 1e-5:
-            raise ValueError(f"{where} must sum to 1; found {policy}, sum {jnp.sum(policy)}.")
+        _check_probabilities(where, policy)
         _check_same(where, policy, learner.policy(params, jnp.asarray(state)))
         _check_same(where, policy, eqx.filter_jit(learner.policy)(params, jnp.asarray(state)))
+
+
+def _check_probabilities(where, policy):
+    if not np.all(np.isfinite(policy)) or np.min(policy) < 0:
+        raise ValueError(f"{where} must not be negative or NaN; found {policy}.")
+    if abs(float(jnp.sum(policy)) - 1) > 1e-5:
+        raise ValueError(f"{where} must sum to 1; found {policy}, sum {jnp.sum(policy)}.")
 
 
 def _check_update(name, wrapped, agent, params):
@@ -79,7 +92,16 @@ def _check_update(name, wrapped, agent, params):
 
     _check_structure(name, params, update(0))
     increments = eqx.filter_jit(wrapped.increments)(agent, params)
-    structure = jax.tree.structure(params)
+    _check_increments(name, transitions, params, increments)
+    for event in np.linspace(0, count - 1, _PROBED_EVENTS, dtype=int).tolist():
+        compiled = jax.tree.map(lambda leaf, e=event: leaf[e], increments)
+        _check_same(name, update(event), update(event))
+        _check_same(name, update(event), compiled)
+
+
+def _check_increments(name, transitions, params, increments):
+    """Checks the increments at all events."""
+    count, structure = transitions.state.shape[0], jax.tree.structure(params)
     for (path, table), increment in zip(
         jax.tree_util.tree_leaves_with_path(params),
         structure.flatten_up_to(increments),
@@ -92,10 +114,141 @@ def _check_update(name, wrapped, agent, params):
         for axis, index in enumerate(increment.index if isinstance(increment, At) else ()):
             bad = (np.asarray(index) < 0) | (np.asarray(index) >= table.shape[axis])
             _raise_at(label, bad, transitions, f"index must fit the table {table.shape}", index)
-    for event in np.linspace(0, count - 1, _PROBED_EVENTS, dtype=int).tolist():
-        compiled = jax.tree.map(lambda leaf, e=event: leaf[e], increments)
-        _check_same(name, update(event), update(event))
-        _check_same(name, update(event), compiled)
+
+
+def _reach(wrapped, agent, params):
+    """Parameters after some updates by events drawn at random, each leaf `[R, ...]`; all finite."""
+    learner, game = wrapped.learners[agent], wrapped.game
+    transitions = wrapped.transitions(agent)
+    repeats = transitions.state.size // game.probabilities.size
+    possible = np.flatnonzero(np.repeat(np.ravel(game.probabilities) > 0, repeats))
+    events = np.random.default_rng(0).choice(possible, (_HISTORIES, _UPDATES[-1]))
+
+    def add(table, increment):
+        if isinstance(increment, At):
+            return table.at[increment.index].add(increment.value)
+        return table + increment
+
+    def step(params, event):
+        one = jax.tree.map(lambda leaf: leaf[event], transitions)
+        params = jax.tree.map(add, params, learner.update(params, one, game, agent))
+        return params, params
+
+    _, histories = jax.jit(jax.vmap(lambda events: jax.lax.scan(step, params, events)))(events)
+    reached = jax.tree.map(
+        lambda start, leaf: jnp.concatenate(
+            [start[None], leaf[:, _UPDATES - 1].reshape(-1, *start.shape)]
+        ),
+        params,
+        histories,
+    )
+    finite = [np.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in jax.tree.leaves(reached)]
+    return jax.tree.map(lambda leaf: leaf[np.all(finite, axis=0)], reached)
+
+
+def _policies(learner, game):
+    """All policies of a learner as one function of its parameters."""
+    return lambda params: jax.vmap(learner.policy, (None, 0))(params, jnp.arange(game.num_states))
+
+
+def _check_reached(name, wrapped, agent, reached):
+    learner, game = wrapped.learners[agent], wrapped.game
+    found = jax.jit(jax.vmap(_policies(learner, game)))(reached)
+    increments = jax.jit(jax.vmap(lambda params: wrapped.increments(agent, params)))(reached)
+    transitions = wrapped.transitions(agent)
+    for k, policies in enumerate(found):
+        for state, policy in enumerate(policies):
+            _check_probabilities(
+                f"{name}.policy, after some updates, in state {state} ({game.state_names[state]})",
+                policy,
+            )
+        here, added = (jax.tree.map(lambda x, k=k: x[k], tree) for tree in (reached, increments))
+        _check_increments(f"{name}.update, after some updates", transitions, here, added)
+
+
+def _check_adds(name, wrapped, agent, reached):
+    """Raises ValueError if increments follow the parameters that their events do not touch."""
+    params = jax.tree.map(lambda leaf: leaf[-1], reached)
+    rng = np.random.default_rng(1)
+    move = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), params)
+    increments, moved = jax.jit(
+        lambda params: eqx.filter_jvp(lambda p: wrapped.increments(agent, p), (params,), (move,))
+    )(params)
+    structure = jax.tree.structure(params)
+    parts = (structure.flatten_up_to(tree) for tree in (move, increments, moved))
+    for (path, _), own, increment, change in zip(
+        jax.tree_util.tree_leaves_with_path(params), *parts, strict=True
+    ):
+        if isinstance(increment, At):
+            own, change = own[increment.index], change.value
+        follows = np.isclose(own, change, rtol=1e3 * jnp.finfo(own.dtype).eps, atol=0)
+        if follows.reshape(len(change), -1).any(axis=1).all():
+            raise ValueError(
+                f"{name}: increment{jax.tree_util.keystr(path)} follows entries of the parameters "
+                "that the event does not touch. It must be what is added, not the new parameters."
+            )
+
+
+def _check_continuous(name, wrapped, agent, reached):
+    learner = wrapped.learners[agent]
+    policies = _policies(learner, wrapped.game)
+    if _jumps(policies, reached):
+        raise ValueError(
+            f"{name}.policy jumps between parameters that the learner reaches, as the best action "
+            "does. Say so by a property `continuous` that returns False."
+        )
+    undeclared = learner.maximised(jax.tree.map(lambda leaf: leaf[0], reached)) is None
+    if undeclared and _jumps(lambda params: wrapped.increments(agent, params), reached, slope=True):
+        raise ValueError(
+            f"{name}.update has a kink, as a maximum makes, but `maximised` returns None. It must "
+            "return the values whose row maxima are taken."
+        )
+    if learner.smooth and _jumps(policies, reached, slope=True):
+        raise ValueError(f"{name}.policy has a kink, but `smooth` is True.")
+
+
+def _jumps(function, points, slope: bool = False) -> bool:
+    """Whether a function, or its slope, jumps on lines between points.
+
+    Every line is divided, and every part is halved again and again where the function changes more.
+    What is continuous changes less and less.
+
+    Args:
+        function: of parameters, returns floating-point arrays, or `At`s with such values.
+        points: parameters, each leaf `[R, ...]`.
+        slope: look at the derivative along the line.
+    """
+    ends = np.random.default_rng(2).integers(len(jax.tree.leaves(points)[0]), size=(2, _LINES))
+    first, last = (
+        jax.tree.map(lambda leaf, k=k: jnp.repeat(leaf[k], _PARTS, axis=0), points) for k in ends
+    )
+
+    def along(first, last, s):
+        found = function(jax.tree.map(lambda a, b: a + s * (b - a), first, last))
+        floats = jax.tree.leaves(eqx.filter(found, eqx.is_inexact_array))
+        return jnp.concatenate([leaf.ravel() for leaf in floats])
+
+    def value(first, last, s):
+        if not slope:
+            return along(first, last, s)
+        return jax.jvp(lambda s: along(first, last, s), (s,), (jnp.ones_like(s),))[1]
+
+    at = jax.jit(jax.vmap(value))
+    low = jnp.tile(jnp.arange(_PARTS) / _PARTS, _LINES)
+    high = low + 1 / _PARTS
+    left, right = at(first, last, low), at(first, last, high)
+    largest = jnp.max(jnp.where(jnp.isfinite(left), jnp.abs(left), 0), initial=0.0)
+    eps, sizes = float(jnp.finfo(low.dtype).eps), []
+    for _ in range(int(-np.log2(eps)) - 12):
+        middle = (low + high) / 2
+        here = at(first, last, middle)
+        before, after = (jnp.abs(x - here).max(axis=1, keepdims=True) for x in (left, right))
+        down = before >= after
+        left, right = jnp.where(down, left, here), jnp.where(down, here, right)
+        down = down[:, 0]
+        low, high = jnp.where(down, low, middle), jnp.where(down, middle, high)
+        sizes.append(jnp.maximum(before, after)[:, 0])
+    return bool(jnp.any((sizes[-1] > np.sqrt(eps) * largest) & (sizes[-1] > 0.5 * sizes[-5])))
 
 
 def _check_structure(name, params, increment):

@@ -51,8 +51,13 @@ class EpsilonSoftmax(AbstractExploration):
 
     def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
         """Returns the action probabilities for the action values `[A]`."""
-        softmax = jax.nn.softmax(values / self.temperature)
+        softmax = self._softmax(values)
         return (1 - self.epsilon) * softmax + self.epsilon / values.shape[-1]
+
+    def _softmax(self, values):
+        # Centred first: large values over a small temperature would lose their differences.
+        centred = values - jax.lax.stop_gradient(values.max(axis=-1, keepdims=True))
+        return jax.nn.softmax(centred / self.temperature)
 
     def score(self, values: Float[Array, " A"], action: Int[Array, ""] | int) -> Float[Array, " A"]:
         """Returns the score `w (1{b = action} - softmax_b) / temperature`, `[A]`.
@@ -60,7 +65,7 @@ class EpsilonSoftmax(AbstractExploration):
         `w` is the share of the softmax in the action's probability: 1 without epsilon, also where
         the probability itself underflows to zero.
         """
-        softmax = jax.nn.softmax(values / self.temperature)
+        softmax = self._softmax(values)
         explored = (1 - self.epsilon) * softmax[action]
         total = explored + self.epsilon / values.shape[-1]
         share = jnp.where(total > 0, explored / jnp.where(total > 0, total, 1), 1)

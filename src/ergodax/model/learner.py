@@ -95,23 +95,29 @@ class AbstractLearner(HyperModule):
 
     # True (as for SARSA): every agent draws its next action before the update, then executes it.
     needs_next_action: ClassVar[bool] = False
+    # The letter of a table of states and actions on axes; None where parameters have own names.
+    symbol: ClassVar[str | None] = None
 
     @property
     def continuous(self) -> bool:
-        """Whether the policy is continuous in the parameters.
+        """Whether the policy is continuous in the parameters: as the field `exploration` says.
 
-        Argmax policies say False: they can be simulated, but the averaged side refuses them, as
-        their drift is discontinuous.
+        Argmax policies without that field say False themselves: they can be simulated, but the
+        averaged side refuses them, as their drift is discontinuous.
         """
-        return True
+        exploration = getattr(self, "exploration", None)
+        return exploration is None or exploration.continuous
 
     @property
     def smooth(self) -> bool:
-        """Whether policy and update have no kinks, as a maximum would make.
+        """Whether policy and update have no kinks: nothing `maximised`, and smooth exploration.
 
-        Only asked for second derivatives of `solve`, which are refused unless all learners say so.
+        Learners without a field `exploration` say so themselves. Only asked for second derivatives
+        of `solve`, which are refused unless all learners say so.
         """
-        return False
+        exploration = getattr(self, "exploration", None)
+        takes_maximum = type(self).maximised is not AbstractLearner.maximised
+        return exploration is not None and exploration.smooth and not takes_maximum
 
     def maximised(self, params: Params) -> Float[Array, "*rows A"] | None:
         """The values whose row maxima `update` takes; None if it takes no maximum.

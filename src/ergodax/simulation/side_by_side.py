@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from ..base.times import check_scale, steps_at, steps_between
 from ..model.game import first_state_law
+from ..model.observable import parameters_and_policies
 from ..model.wrapped import WrappedGame
 from .capacity import bytes_of_run, check_memory, copies_fit, limits_of
 from .execution import Execution, plan_execution
@@ -23,7 +24,6 @@ from .inputs import Inputs, cast, check_inputs
 from .job import Job, Summary
 from .moments import GROUP
 from .recorders import Tally
-from .simulate import Observe
 from .streams import run_keys
 
 
@@ -181,4 +181,4 @@ def _of_runs(shared: bool, size: int, wrapped, params0, dtype):
 
     arrays, others = eqx.partition((wrapped, params0), eqx.is_array)
     wrapped, params0 = eqx.combine(jax.tree.map(of_runs, arrays), others)
-    return Observe(wrapped), *cast((wrapped, params0), dtype)
+    return parameters_and_policies(wrapped), *cast((wrapped, params0), dtype)

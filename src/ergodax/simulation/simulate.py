@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,18 +20,10 @@ from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
 from ..io.store import Store
+from ..model.observable import PARAMETERS, Observable
 from ..model.wrapped import WrappedGame
-from ..results.labels import (
-    PER_STEP,
-    arrays,
-    attributes,
-    dataset,
-    outcome,
-    parts,
-    precision,
-    tables,
-    time_coordinate,
-)
+from ..results.labels import OUTCOME, PER_STEP, SETTING, TIMES, Entries, Label, labelled, of_agents
+from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_memory
 from .execution import plan_execution
 from .inputs import Inputs, check_inputs, check_rows, take
@@ -40,37 +32,13 @@ from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .step import Ensemble
 from .streams import run_keys
 
-if TYPE_CHECKING:
-    import xarray
 
-
-def _parameters(params):
-    return params
-
-
-class Observe(eqx.Module):
-    """Observes parameters and policies: a module, so that one compiled simulation serves all."""
-
-    wrapped: WrappedGame
-
-    def __call__(self, params):
-        """Returns the parameters and the policies of all agents."""
-        return params, self.wrapped.policies(params)
-
-
-def _observed(observe) -> tuple[str, ...]:
-    """What an observable is, if that is known."""
-    if observe is _parameters:
-        return ("parameters",)
-    if isinstance(observe, Observe):
-        return ("parameters", "policy")
-    if getattr(observe, "__func__", None) is WrappedGame.policies:
-        return ("policy",)
-    return ("observable",)
-
-
-class Simulation(eqx.Module):
+class Simulation(Result):
     """An ensemble of simulated learning trajectories.
+
+    In the data set mean and variance over runs are `parameters` and `parameters_variance`, or
+    likewise `policy` or `observable`, as observed; with `keep_runs` there is `parameters_runs`
+    along `run`. Where the runs stand at the end are `final_parameters` and `final_state`.
 
     Attributes:
         wrapped: the game and its learners; or those of every run, with a leading axis of R runs.
@@ -101,23 +69,39 @@ class Simulation(eqx.Module):
     """
 
     wrapped: WrappedGame
-    ts: Float[np.ndarray, " K"]
-    steps: Int[np.ndarray, " K"]
-    mean: Any
-    variance: Any
-    values: Any
-    state_frequency: Float[np.ndarray, "K S"]
-    rewards: Float[np.ndarray, "K n"]
+    ts: Float[np.ndarray, " K"] = eqx.field(metadata=labelled(TIMES))
+    steps: Int[np.ndarray, " K"] = eqx.field(
+        metadata=labelled("step of the simulation", ("time",), name="step", coordinate=True)
+    )
+    mean: Any = eqx.field(metadata=labelled("mean over runs", ("time",), name="", observed=True))
+    variance: Any = eqx.field(
+        metadata=labelled("variance over runs", ("time",), name="_variance", observed=True)
+    )
+    values: Any = eqx.field(
+        metadata=labelled("each run", ("run", "time"), name="_runs", observed=True)
+    )
+    state_frequency: Float[np.ndarray, "K S"] = eqx.field(
+        metadata=labelled(
+            "share of steps since the previous time, mean over runs", ("time", "state"), "1"
+        )
+    )
+    rewards: Float[np.ndarray, "K n"] = eqx.field(
+        metadata=labelled(
+            "mean reward per step since the previous time, mean over runs",
+            ("time", "agent"),
+            PER_STEP,
+        )
+    )
     observed: tuple[str, ...] = eqx.field(static=True)
     final: Ensemble | None
-    scale: float
-    runs: int
-    compensated: bool
-    key_data: UInt32[np.ndarray, "..."]
+    scale: float = eqx.field(metadata=labelled(SETTING))
+    runs: int = eqx.field(metadata=labelled(SETTING))
+    compensated: bool = eqx.field(metadata=labelled(SETTING))
+    key_data: UInt32[np.ndarray, "..."] = eqx.field(metadata=labelled(SETTING))
     compile_seconds: float
     run_seconds: float
     steps_taken: int
-    result: RESULTS
+    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
     recorded: Recorded | None = None
 
     @property
@@ -130,61 +114,19 @@ class Simulation(eqx.Module):
         """Steps of single trajectories per second, compilation apart."""
         return self.steps_taken / self.run_seconds
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """The simulation as a labelled data set.
-
-        Mean and variance over runs are `parameters` and `parameters_variance` on `(time, agent,
-        state, action)`, or likewise `policy`, or `observable` with the places of its arrays. With
-        `keep_runs`, `parameters_runs` has the dimension `run` before them. Where the runs stand at
-        the end are `final_parameters` and `final_state`.
-        """
-        game = self.wrapped.game
-        coordinates = time_coordinate(self.ts) | {
-            "step": ("time", self.steps, attributes("step of the simulation")),
-            "run": ("run", np.arange(self.runs), attributes("run")),
+    def _derived(self) -> Entries:
+        """The runs' numbers, and where they stand at the end."""
+        run = np.arange(self.runs), Label("run", ("run",), coordinate=True)
+        if self.final is None:
+            return {"run": run, "dtype": (None, SETTING)}
+        parameters = Label("parameters after the last step", ("run",), make=of_agents)
+        state = Label("number of the state after the last step", ("run",))
+        return {
+            "run": run,
+            "dtype": (precision(self.final.params), SETTING),
+            "final_parameters": (self.final.params, parameters),
+            "final_state": (self.final.state, state),
         }
-        variables: dict[str, Any] = {}
-        for suffix, leading, values in (
-            ("", ("time",), self.mean),
-            ("_variance", ("time",), self.variance),
-            ("_runs", ("run", "time"), self.values),
-        ):
-            if values is None:
-                continue
-            over = {"": "mean over runs", "_variance": "variance over runs"}.get(suffix, "each run")
-            trees = values if len(self.observed) > 1 else (values,)
-            for quantity, tree in zip(self.observed, trees, strict=True):
-                name, long_name = quantity + suffix, f"{quantity}, {over}"
-                if quantity == "observable":
-                    variables |= arrays(name, long_name, tree, leading)
-                else:
-                    found = parts(game, tree, len(leading))
-                    variables |= tables(game, name, long_name, found, leading, quantity)
-        share = "share of steps since the previous time, mean over runs"
-        reward = "mean reward per step since the previous time, mean over runs"
-        variables |= {
-            "state_frequency": (("time", "state"), self.state_frequency, attributes(share, "1")),
-            "rewards": (("time", "agent"), self.rewards, attributes(reward, PER_STEP)),
-        }
-        dtype = None
-        if self.final is not None:
-            found = parts(game, self.final.params, 1)
-            dtype = precision(self.final.params)
-            named = "final_parameters", "parameters after the last step"
-            variables |= tables(game, *named, found, ("run",), "parameters")
-            described = attributes("number of the state after the last step")
-            variables["final_state"] = ("run", np.asarray(self.final.state), described)
-        return dataset(
-            self.wrapped,
-            "Simulation",
-            variables | outcome(self.result),
-            coordinates,
-            scale=self.scale,
-            runs=self.runs,
-            key_data=self.key_data.tolist(),
-            dtype=dtype,
-            compensated=self.compensated,
-        )
 
     def __repr__(self) -> str:
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
@@ -203,7 +145,7 @@ def simulate(
     runs: int | np.integer | None = None,
     key: Array,
     initial_state: int | np.integer | str | Int[ArrayLike, " R"] | Sequence | None = None,
-    observe: Callable[[Any], Any] = _parameters,
+    observe: Callable[[Any], Any] = PARAMETERS,
     recorder: AbstractRecorder | None = None,
     keep_runs: bool = False,
     dtype: Any = None,
@@ -270,6 +212,7 @@ def simulate(
         Simulation(64 runs at scale 10, t = 100: successful)
     """
     check_times(ts)
+    observe = Observable.of(observe)
     scale = check_scale(scale)
     steps, times = steps_at(ts, scale)
     begun = 0 if start is None else _check_start(start, key, scale, steps)
@@ -332,7 +275,7 @@ def simulate(
         values=observed.values,
         state_frequency=state_frequency,
         rewards=rewards,
-        observed=_observed(observe),
+        observed=observe.names,
         final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
         scale=scale,
         runs=job.done,

@@ -30,7 +30,8 @@ from jaxtyping import Array, Float, Real, UInt32
 from ..base.times import check_scale, check_times, steps_at
 from ..io.store import Store
 from ..model.wrapped import WrappedGame
-from ..results.labels import attributes, dataset, parameter_coordinates
+from ..results.labels import SETTING, Entries, Label, labelled, parameter_names
+from ..results.result import Result
 from ..second_order.fluctuations import fluctuations
 from ..second_order.required_scale import CELLS, Linearised, linearise, suprema
 from ..simulation.capacity import bytes_of_run
@@ -54,7 +55,14 @@ class Constant(NamedTuple):
         return f"{self.value:.4f} ({self.error:.4f})"
 
 
-class ConvergenceStudy(eqx.Module):
+# What the errors are called in data sets.
+_STRONG = "mean of the largest distance"
+_PLAIN = "mean error along the bias"
+_WEAK = f"{_PLAIN}, with control variate"
+_ERROR = "standard error of the "
+
+
+class ConvergenceStudy(Result):
     """Errors of the averaged ODE over a range of scales. Printing it gives a table.
 
     Attributes:
@@ -80,23 +88,29 @@ class ConvergenceStudy(eqx.Module):
     """
 
     wrapped: WrappedGame
-    scales: Float[np.ndarray, " L"]
-    runs: int
-    t1: float
-    strong: Float[np.ndarray, " L"]
-    strong_error: Float[np.ndarray, " L"]
-    weak: Float[np.ndarray, " L"]
-    weak_error: Float[np.ndarray, " L"]
-    plain: Float[np.ndarray, " L"]
-    plain_error: Float[np.ndarray, " L"]
+    scales: Float[np.ndarray, " L"] = eqx.field(
+        metadata=labelled("scale", ("scale",), name="scale", coordinate=True)
+    )
+    runs: int = eqx.field(metadata=labelled(SETTING))
+    t1: float = eqx.field(metadata=labelled(SETTING))
+    strong: Float[np.ndarray, " L"] = eqx.field(metadata=labelled(_STRONG, ("scale",)))
+    strong_error: Float[np.ndarray, " L"] = eqx.field(
+        metadata=labelled(_ERROR + _STRONG, ("scale",))
+    )
+    weak: Float[np.ndarray, " L"] = eqx.field(metadata=labelled(_WEAK, ("scale",)))
+    weak_error: Float[np.ndarray, " L"] = eqx.field(metadata=labelled(_ERROR + _WEAK, ("scale",)))
+    plain: Float[np.ndarray, " L"] = eqx.field(metadata=labelled(_PLAIN, ("scale",)))
+    plain_error: Float[np.ndarray, " L"] = eqx.field(metadata=labelled(_ERROR + _PLAIN, ("scale",)))
     strong_constant: Constant
     strong_theory: Constant
     weak_constant: Constant
     weak_theory: float
     strong_slope: Constant
     weak_slope: Constant
-    bias: Float[np.ndarray, " d"]
-    key_data: UInt32[np.ndarray, "..."]
+    bias: Float[np.ndarray, " d"] = eqx.field(
+        metadata=labelled("bias at the horizon", ("parameter",))
+    )
+    key_data: UInt32[np.ndarray, "..."] = eqx.field(metadata=labelled(SETTING))
     run_seconds: float
 
     def __repr__(self) -> str:
@@ -129,38 +143,26 @@ class ConvergenceStudy(eqx.Module):
         ]
         return f"{_align(rows)}\n\n{_align(constants)}"
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """The study as a labelled data set along `scale`; fitted constants are attributes."""
-        described = {
-            "strong": "mean of the largest distance",
-            "weak": "mean error along the bias, with control variate",
-            "plain": "mean error along the bias",
-        }
-        variables: dict[str, Any] = {}
-        for name, long_name in described.items():
-            for suffix, prefix in (("", ""), ("_error", "standard error of the ")):
-                values = getattr(self, name + suffix)
-                variables[name + suffix] = ("scale", values, attributes(prefix + long_name))
-        variables["bias"] = ("parameter", self.bias, attributes("bias at the horizon"))
+    def _derived(self) -> Entries:
+        """Names of the parameters."""
         params = jax.eval_shape(lambda: self.wrapped.init(jax.random.key(0)))
         params = jax.tree.map(lambda like: np.zeros(like.shape), params)
-        names = parameter_coordinates(self.wrapped.game, params, 0)["parameter"]
-        data = dataset(
-            self.wrapped,
-            "ConvergenceStudy",
-            variables,
-            {"scale": ("scale", self.scales, attributes("scale")), "parameter": names},
-            t1=self.t1,
-            runs=self.runs,
-            key_data=self.key_data.tolist(),
-        )
-        constants: dict[str, Any] = {"t1": self.t1, "runs": self.runs}
-        for name in ("strong_constant", "strong_theory", "weak_constant"):
+        names = parameter_names(self.wrapped.game, params, 0)
+        return {"parameter": (names, Label("parameter", ("parameter",), coordinate=True))}
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The study as a labelled data set along `scale`; fitted constants are attributes."""
+        constants: dict[str, Any] = {
+            "t1": self.t1,
+            "runs": self.runs,
+            "weak_theory": self.weak_theory,
+        }
+        for name in (
+            *("strong_constant", "strong_theory", "strong_slope"),
+            *("weak_constant", "weak_slope"),
+        ):
             constants[name], constants[f"{name}_error"] = getattr(self, name)
-        constants["weak_theory"] = self.weak_theory
-        for name in ("strong_slope", "weak_slope"):
-            constants[name], constants[f"{name}_error"] = getattr(self, name)
-        return data.assign_attrs(constants)
+        return super().to_xarray().assign_attrs(constants)
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:

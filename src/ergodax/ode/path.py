@@ -1,0 +1,142 @@
+"""The path of a solution: a quintic in every step of the solver, and where one takes a level.
+
+A quintic is held by its six Bezier points, which say more than coefficients: it lies between the
+least and the largest of them, so that one without a negative point is nowhere negative.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .integrate import integrate
+
+# Slopes are taken this share of the time span ahead: an exact tie is broken by where the flow goes.
+NUDGE = 1e-9
+_HALVINGS = 60
+
+
+class Path(NamedTuple):
+    """A solution at its solver's steps, with two derivatives by time; rows of no step are last."""
+
+    times: Float[Array, " M"]
+    values: Float[Array, "M d"]
+    velocities: Float[Array, "M d"]
+    accelerations: Float[Array, "M d"]
+    count: Any
+
+    def step(self, t: Float[Array, ""]) -> Int[Array, ""]:
+        """The step that contains time t."""
+        found = jnp.searchsorted(self.times, t, side="right") - 1
+        return jnp.clip(found, 0, jnp.maximum(self.count - 2, 0))
+
+    def ends(self, step: Int[Array, ""]):
+        """Length of a step, and the solution with its two derivatives at both ends, `[2, d]`."""
+        times, *ends = (jax.lax.dynamic_slice_in_dim(part, step, 2) for part in self[:4])
+        return times[1] - times[0], ends
+
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, " d"]:
+        """The solution at time t."""
+        step = self.step(t)
+        length, ends = self.ends(step)
+        return evaluate(quintic(length, *ends), (t - self.times[step]) / length)
+
+
+def follow(
+    field: Callable, start: Any, end: Any, args: Any = None, *, ts: Any = None, **options
+) -> tuple[Path, Any]:
+    """Solves dx/dt = field(x, args) and keeps its path, besides the solution at `ts` if given.
+
+    Args:
+        field: as for `integrate`.
+        start: the start, a flat vector `[d]`.
+        end: until when; from 0 on.
+        args: as for `integrate`.
+        ts: report times, `[K]`.
+        **options: as for `integrate`.
+
+    Returns:
+        The path, and what diffrax returns; of its lists `ts` and `ys` the first is that of `ts`.
+    """
+    reports = () if ts is None else (diffrax.SubSaveAt(ts=ts),)
+    saveat = diffrax.SaveAt(subs=(*reports, diffrax.SubSaveAt(t0=True, steps=True)))
+    solved: Any = integrate(field, start, end, args, saveat=saveat, **options)
+    times, values, count = solved.ts[-1], solved.ys[-1], solved.stats["num_accepted_steps"] + 1
+
+    def describe(k, slopes):
+        velocity = field(values[k], args)
+        side = values[k] + NUDGE * end * velocity
+        acceleration = jax.jvp(lambda x: field(x, args), (side,), (velocity,))[1]
+        return slopes[0].at[k].set(velocity), slopes[1].at[k].set(acceleration)
+
+    # After the solve: within it, the field would be compiled several times.
+    none = jnp.zeros_like(values)
+    velocities, accelerations = jax.lax.fori_loop(0, count, describe, (none, none))
+    return Path(times, values, velocities, accelerations, count), solved
+
+
+def quintic(length, values, velocities, accelerations) -> list:
+    """Bezier points of the quintic that fits value, slope and curvature at both ends of a step.
+
+    Args:
+        length: of the step.
+        values: at both ends, a pair of arrays of any shape.
+        velocities: derivatives by time, likewise.
+        accelerations: second derivatives, likewise.
+    """
+    (x0, x1), (v0, v1), (a0, a1) = values, velocities, accelerations
+    first, second = length / 5, length**2 / 20
+    return [
+        x0,
+        x0 + first * v0,
+        x0 + 2 * first * v0 + second * a0,
+        x1 - 2 * first * v1 + second * a1,
+        x1 - first * v1,
+        x1,
+    ]
+
+
+def evaluate(points, s) -> Any:
+    """A polynomial with the given Bezier points at s = 0..1, in NumPy or JAX."""
+    degree = len(points) - 1
+    return sum(
+        math.comb(degree, k) * s**k * (1 - s) ** (degree - k) * point
+        for k, point in enumerate(points)
+    )
+
+
+def monotone_pieces(points: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Divides 0..1 so that a polynomial is monotone in every piece: the ends of the pieces."""
+    if len(points) == 2:
+        return jnp.array([0.0, 1.0], points.dtype)
+    # An end that comes nearest to a turning point where there is none divides needlessly.
+    turns = level_times(jnp.diff(points), 0.0)
+    return jnp.concatenate([jnp.zeros_like(turns[:1]), turns, jnp.ones_like(turns[:1])])
+
+
+def level_times(points: Float[Array, " n"], level: Any) -> Float[Array, " n-1"]:
+    """When a polynomial takes a level in each of its monotone pieces, in order of time.
+
+    Where it does not, the end of the piece that comes nearer to it.
+    """
+    ends = monotone_pieces(points)
+    return bisect(lambda s: evaluate(points, s) - level, ends[:-1], ends[1:])
+
+
+def bisect(function: Callable, low: Float[Array, " n"], high: Float[Array, " n"]):
+    """Where a function, monotone from each `low` to `high`, is zero, or its end nearer to zero."""
+    left, right = function(low), function(high)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        before = function(middle) * left > 0
+        return jnp.where(before, middle, low), jnp.where(before, high, middle)
+
+    found = sum(jax.lax.fori_loop(0, _HALVINGS, halve, (low, high))) / 2
+    nearer = jnp.where(jnp.abs(left) <= jnp.abs(right), low, high)
+    return jnp.where(left * right < 0, found, nearer)

@@ -1,0 +1,207 @@
+"""A linear ODE solved along a given path, across jumps of its coefficients.
+
+A rejected step is searched for a jump; if there is one, the step ends before it and the next begins
+behind it, so that every step sees one smooth piece. Nothing needs to be known about where they are.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .integrate import MAX_STEPS
+
+# A jump is located by dividing a step into _PARTS parts _ROUNDS times.
+_PARTS, _ROUNDS = 8, 8
+# A step is searched for a jump if its error exceeds what is allowed by this factor.
+_SUSPECT = 4.0
+# The two parts that each part is compared with: those beside it, or the nearest two at an end.
+_BESIDE = np.stack([np.arange(_PARTS) - 1, np.arange(_PARTS) + 1])
+_BESIDE[0, 0], _BESIDE[1, -1] = 2, _PARTS - 3
+_STAGE_TIMES = np.append(0.0, diffrax.Tsit5.tableau.c)
+_STAGE_WEIGHTS = np.array(
+    [np.pad(row, (0, 7 - len(row))) for row in [np.zeros(0), *diffrax.Tsit5.tableau.a_lower]]
+)
+# Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told not to.
+_dot = functools.partial(jnp.tensordot, axes=1, precision="highest")
+
+
+class _State(NamedTuple):
+    """Where a walk stands.
+
+    Attributes:
+        t: time.
+        y: solution.
+        slope: dy/dt, unless `fresh`.
+        fresh: whether the slope has still to be found.
+        h: length of the next step.
+        stop: index of the next stop.
+        low: a jump lies between `low` and `high`: found ahead, or sought if `round` is positive.
+        high: see `low`.
+        found: whether a jump was found ahead.
+        round: how often the search for a jump has divided the step; 0 while none goes on.
+        searched: whether the step from t has been searched in vain.
+        count: number of steps tried and of divisions.
+    """
+
+    t: Any
+    y: Any
+    slope: Any
+    fresh: Any
+    h: Any
+    stop: Any
+    low: Any
+    high: Any
+    found: Any
+    round: Any
+    searched: Any
+    count: Any
+
+
+class Walk(NamedTuple):
+    """Solves a linear ODE forwards or backwards, from stop to stop and from jump to jump.
+
+    Forwards it begins at time 0, ends at the last stop, and stores y at the stops. Backwards it
+    begins at the last stop, ends at time 0, and adds given values to y at the stops.
+
+    Attributes:
+        along: the path, x at time t, `[d]`. It is evaluated outside the loops that use it: were it
+            compiled into several places, each with its own rounding, the maximum of a row could
+            equal none of its entries, and its derivative would be 0 / 0.
+        field: dy/dt, a function of x and y, `[n]`, or of several rows of y at once, `[p, n]`.
+        probe: a function of x and y, a vector, that jumps where the field does.
+        size: d; the error of these first entries of y is controlled, the rest is quadrature.
+        tol: error allowed per step, relative to the size of each y, or `floor` if that is larger.
+        floor: see `tol`.
+        stops: times to stop at, increasing, `[S]`.
+        count: how many of `stops` there are; the rest is padding.
+        direction: 1 or -1.
+    """
+
+    along: Callable
+    field: Callable
+    probe: Callable
+    size: int
+    tol: Any
+    floor: Any
+    stops: Any
+    count: Any
+    direction: int
+
+    def __call__(self, y, values, stop, step):
+        """Returns y at the end, and the values at the stops; NaN if there were too many steps."""
+        zero, last = jnp.zeros_like(self.stops[0]), self.stops[self.count - 1]
+        begin, end = (zero, last) if self.direction > 0 else (last, zero)
+        no = jnp.asarray(False)
+        start = _State(
+            t=begin,
+            y=y,
+            slope=jnp.zeros_like(y),
+            fresh=~no,
+            h=step,
+            stop=stop,
+            low=begin,
+            high=begin,
+            found=no,
+            round=jnp.asarray(0),
+            searched=no,
+            count=jnp.asarray(0),
+        )
+
+        def advance(standing):
+            s, stored = standing
+            new = jax.lax.cond(s.round > 0, self._divide, lambda s: self._step(s, end, values), s)
+            if self.direction > 0:  # outside of the branches, which would copy all of it
+                row = jnp.where(new.stop > s.stop, new.y, stored[s.stop])
+                stored = stored.at[s.stop].set(row)
+            return new, stored
+
+        state, stored = jax.lax.while_loop(
+            lambda standing: (standing[0].t != end) & (standing[0].count < MAX_STEPS),
+            advance,
+            (start, values),
+        )
+        reached = jnp.where(state.t == end, 1.0, jnp.nan)
+        return reached * state.y, reached * stored
+
+    def _step(self, s: _State, end, values) -> _State:
+        """Tries one step of Tsitouras' method, at most to the next stop or jump."""
+        inside = (s.stop >= 0) & (s.stop < self.count)
+        target = jnp.where(inside, self.stops[jnp.clip(s.stop, 0, len(self.stops) - 1)], end)
+        limit = jnp.where(s.found, s.low, target)
+        full = s.h >= jnp.abs(limit - s.t) * (1 - 1e-9)
+        h = jnp.where(full, limit - s.t, self.direction * s.h)
+        nodes, weights = jnp.asarray(_STAGE_TIMES), jnp.asarray(_STAGE_WEIGHTS)
+        path = jax.vmap(self.along)(jnp.where(full & (nodes == 1), limit, s.t + nodes * h))
+
+        def stage(j, k):
+            return k.at[j].set(self.field(path[j], s.y + h * _dot(weights[j], k)))
+
+        k = jnp.zeros((len(_STAGE_TIMES), *s.y.shape), s.y.dtype).at[0].set(s.slope)
+        k = jax.lax.fori_loop(jnp.where(s.fresh, 0, 1), len(_STAGE_TIMES), stage, k)
+        y = s.y + h * _dot(weights[-1], k)
+        error = rms((h * _dot(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[..., : self.size])
+        before = rms(s.y[..., : self.size])
+        largest = jnp.maximum(before, rms(y[..., : self.size]))
+        allowed = self.tol * jnp.maximum(self.floor, largest)
+        excess = error / jnp.where(allowed > 0, allowed, 1)
+        excess = jnp.where(jnp.isfinite(excess), excess, jnp.inf)
+        # Shorter steps cannot mend what is not finite to begin with, and it must not stop the rest.
+        sound = jnp.isfinite(before + rms(k[0][..., : self.size]))
+        excess = jnp.max(jnp.where(sound, excess, 0))
+
+        accepted = excess <= 1
+        at_jump, at_stop = accepted & full & s.found, accepted & full & ~s.found
+        search = (excess > _SUSPECT) & ~s.searched
+        if self.direction < 0:
+            added = jnp.where(at_stop & inside, values[s.stop], 0)
+            y = y.at[: self.size].add(added)
+        length = jnp.abs(h) * jnp.clip(0.9 * excess**-0.2, 0.2, 5.0)
+        # A step cut short says little about the next.
+        length = jnp.where(accepted & full, jnp.maximum(length, s.h), length)
+        return s._replace(
+            t=jnp.where(accepted, jnp.where(full, jnp.where(at_jump, s.high, limit), s.t + h), s.t),
+            y=jnp.where(accepted, y, s.y),
+            slope=jnp.where(accepted, k[-1], k[0]),
+            fresh=at_jump | at_stop,
+            h=length,
+            stop=jnp.where(at_stop, s.stop + self.direction, s.stop),
+            low=jnp.where(search, s.t, s.low),
+            high=jnp.where(search, s.t + h, s.high),
+            found=s.found & ~at_jump & ~search,
+            round=jnp.where(search, 1, 0),
+            searched=~accepted,
+            count=s.count + 1,
+        )
+
+    def _divide(self, s: _State) -> _State:
+        """Narrows the search for a jump to the part of the step where the probe jumps most."""
+        times = s.low + (s.high - s.low) * jnp.linspace(0, 1, _PARTS + 1)
+        probed = jax.lax.map(lambda x: self.probe(x, s.y), jax.vmap(self.along)(times))
+        changes = jnp.diff(probed, axis=0)
+        # A jump stands out against both parts beside it; what is smooth does not.
+        excess = jnp.min(jnp.linalg.norm(changes - changes[_BESIDE], axis=-1), axis=0)
+        part = jnp.argmax(excess)
+        done = s.round == _ROUNDS
+        largest = jnp.max(jnp.linalg.norm(probed, axis=1))
+        found = done & (jnp.linalg.norm(changes[part]) > 1e-5 * largest)
+        return s._replace(
+            low=times[part],
+            high=times[part + 1],
+            # The step that led here was cut; the whole of what lies before the jump is free again.
+            h=jnp.where(found, jnp.maximum(s.h, jnp.abs(times[part] - s.t)), s.h),
+            found=found,
+            round=jnp.where(done, 0, s.round + 1),
+            searched=~found,
+            count=s.count + 1,
+        )
+
+
+def rms(y: Float[Array, "*rows n"]) -> Float[Array, "*rows"]:
+    """Root mean square over the last axis."""
+    return jnp.sqrt(jnp.mean(y**2, axis=-1))

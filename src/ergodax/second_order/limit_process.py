@@ -1,0 +1,231 @@
+"""What the process tends to: its flow x, the covariance C of fluctuations, and the bias b.
+
+All are functions of the flat vector of parameters, pure and unchecked; `fluctuations` explains.
+"""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..averaged.drift import flat_drift
+from ..averaged.maxima import Crossings, Maxima
+from ..base.codes import RESULTS
+from ..model.wrapped import WrappedGame
+from ..ode.integrate import integrate
+from ..ode.path import follow
+from .noise import covariance
+from .poisson import Poisson, core_law, inflow, poisson
+
+
+class State(NamedTuple):
+    """Where the limit stands, or its velocity.
+
+    Attributes:
+        x: parameters, `[d]`.
+        covariance: C, `[d, d]`.
+        bias: b, `[d]`; None if not asked for.
+    """
+
+    x: Any
+    covariance: Any
+    bias: Any
+
+
+class LimitProcess:
+    """Drift, noise and sources of bias of a wrapped game whose parameters are one vector.
+
+    Attributes:
+        start: the parameters it was made with, `[d]`.
+        unravel: restores the structure of parameters.
+        maxima: those that the learners take.
+    """
+
+    def __init__(self, wrapped: WrappedGame, params):
+        self.wrapped = wrapped
+        self.start, self.unravel, self._field = flat_drift(params)
+        self.maxima = Maxima(wrapped, self.unravel)
+
+    def drift(self, x) -> Float[Array, " d"]:
+        """F."""
+        return self._field(x, self.wrapped)
+
+    def poisson(self, x) -> Poisson:
+        """The solution of Poisson's equation."""
+        return poisson(self.wrapped, self.unravel(x))
+
+    def noise(self, x) -> Float[Array, "d d"]:
+        """Sigma."""
+        return covariance(self.wrapped, self.poisson(x))
+
+    def linearised(self, x) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, "d d"]]:
+        """F, DF and Sigma."""
+        return self.drift(x), jax.jacfwd(self.drift)(x), self.noise(x)
+
+    def averaging(self, x) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
+        """DF, and the source of bias by averaging, `B = sum over c of D_x v(c) [G(c)]`."""
+
+        def both(x):
+            solved = self.poisson(x)
+            return solved.drift, solved.values
+
+        directions = jnp.eye(x.size, dtype=x.dtype)
+        directions = jnp.concatenate([directions, inflow(self.wrapped, self.poisson(x))])
+        drifts, values = jax.vmap(lambda w: jax.jvp(both, (x,), (w,))[1])(directions)
+        return drifts[: x.size].T, jnp.einsum("ccd->d", values[x.size :])
+
+    def velocity(self, state: State, scale: Any = None) -> State:
+        """dx/dt, dC/dt and db/dt; kinks are smoothed as they are at a scale, if given."""
+        x, drift = state.x, self.drift(state.x)
+        if state.bias is None:
+            slope = jax.jacfwd(self.drift)(x)
+            return State(drift, self._spreading(state, slope), None)
+        slope, averaging = self.averaging(x)
+        # The last term is the error of Euler's method with step 1 / N.
+        source = averaging + curvature(self.drift, x, state.covariance) / 2 - slope @ drift / 2
+        if scale is not None:
+            source = source + self.smoothing(state, scale)
+        return State(drift, self._spreading(state, slope), slope @ state.bias + source)
+
+    def _spreading(self, state: State, slope):
+        """dC/dt."""
+        spread = slope @ state.covariance
+        return spread + spread.T + self.noise(state.x)
+
+    def smoothing(self, state: State, scale) -> Float[Array, " d"]:
+        """Source of bias near kinks at finite scale, by the best two entries of every row."""
+        _, places = self.maxima.best_two(state.x)
+
+        def of_row(row, place):
+            kink = self.maxima.kink(self.drift, state.x, row, *place)
+            deviation = root(kink.normal @ state.covariance @ kink.normal)
+            distance = jnp.abs(kink.gap) * jnp.sqrt(scale) / jnp.where(deviation > 0, deviation, 1)
+            tail = jax.scipy.stats.norm.pdf(distance) - distance * jax.scipy.stats.norm.sf(distance)
+            return kink.change * jnp.sqrt(scale) * deviation * tail
+
+        return jax.vmap(of_row)(jnp.arange(len(places)), places).sum(axis=0)
+
+    def jump(self, state: State, crossing: Crossings) -> Float[Array, " d"]:
+        """The jump of b where one kink is crossed; zero for an unused place."""
+        row = jnp.maximum(crossing.maximum, 0)
+        kink = self.maxima.kink(self.drift, state.x, row, crossing.old, crossing.new)
+        speed = jnp.abs(kink.normal @ kink.drift)
+        size = kink.normal @ state.covariance @ kink.normal / (2 * jnp.where(speed > 0, speed, 1))
+        return jnp.where((crossing.maximum >= 0) & (speed > 0), size * kink.change, 0)
+
+    def margins(self, state: State) -> Float[Array, " M"]:
+        """Distance of every maximum from a change, in standard deviations of U."""
+        gaps, places = self.maxima.best_two(state.x)
+        if not len(gaps):
+            return gaps
+
+        def of_row(row, place):
+            difference = jax.value_and_grad(self.maxima.difference)
+            gap, normal = difference(state.x, row, *place)
+            variance = normal @ state.covariance @ normal
+            distance = jnp.abs(gap) / root(jnp.where(variance > 0, variance, 1))
+            return jnp.where(variance > 0, distance, jnp.inf)
+
+        return jax.vmap(of_row)(jnp.arange(len(places)), places)
+
+    def initial(self, law, with_bias: bool) -> State:
+        """The state at time 0, for a law of the first state of the game."""
+        size = self.start.size
+        solved = self.poisson(self.start)
+        bias = core_law(self.wrapped, law, solved) @ solved.values if with_bias else None
+        return State(self.start, jnp.zeros((size, size), self.start.dtype), bias)
+
+    def crossings(self, end, most: int, **options) -> tuple[Crossings, Any]:
+        """The kinks that the flow crosses, and whether they are more than `most`."""
+        if not most:
+            none = jnp.zeros(0, int)
+            return Crossings(jnp.zeros(0, self.start.dtype), none, none, none), jnp.asarray(False)
+        path, _ = follow(
+            self._field, self.start, end, self.wrapped, first_step=1e-3 * end, **options
+        )
+        return self.maxima.crossings(path, most)
+
+    def solve(
+        self, initial: State, ts, jumps: Crossings, scale: Any = None, **options
+    ) -> tuple[State, Any, RESULTS]:
+        """Solves for x, C and b.
+
+        Args:
+            initial: the state at time 0.
+            ts: report times, `[K]`.
+            jumps: the kinks where b jumps.
+            scale: as for `velocity`.
+            **options: as for `integrate`.
+
+        Returns:
+            The state at `ts`, every jump of b `[L, d]`, and how the solve ended.
+        """
+        start, end = self.start, ts[-1]
+        count = len(jumps.time)
+
+        def segment(carry, piece):
+            state, saved, result = carry
+            begin, until, crossing = piece
+            inside = jnp.clip(ts, begin, until)
+            solved = integrate(
+                lambda state, args: self.velocity(state, scale),
+                state,
+                until,
+                begin=begin,
+                saveat=diffrax.SaveAt(
+                    subs=[diffrax.SubSaveAt(ts=inside), diffrax.SubSaveAt(t1=True)]
+                ),
+                first_step=(until - begin) * 1e-3,
+                **options,
+            )
+            own, last = solved.ys  # pyright: ignore[reportGeneralTypeIssues]
+            belongs = (ts > begin) & (ts <= until)
+            saved = jax.tree.map(
+                lambda old, new: jnp.where(belongs.reshape(-1, *(1,) * (old.ndim - 1)), new, old),
+                saved,
+                own,
+            )
+            # A segment of no length ends where it began.
+            state = jax.tree.map(
+                lambda old, new: jnp.where(until > begin, new[0], old), state, last
+            )
+            jump = None
+            if count:
+                jump = self.jump(state, crossing)
+                state = state._replace(bias=state.bias + jump)
+            codes = RESULTS.promote(solved.result)
+            return (state, saved, RESULTS.where(result == RESULTS.successful, codes, result)), jump
+
+        # It starts just ahead, so that a tie takes the side that the flow enters.
+        ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end
+        entering = initial._replace(x=start + ahead * self.drift(start))
+        saved = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), initial)
+        times = jnp.concatenate([jnp.zeros_like(ts[:1]), jumps.time, ts[-1:]])
+        # The last segment ends without a kink: any pair of entries will do.
+        after = Crossings(end, *(jnp.asarray(k) for k in (-1, 0, 1)))
+        crossings = jax.tree.map(jnp.append, jumps, after)
+        successful: Any = RESULTS.successful
+        (_, saved, result), sizes = jax.lax.scan(
+            segment, (entering, saved, successful), (times[:-1], times[1:], crossings)
+        )
+        return saved, None if sizes is None else sizes[:-1], result
+
+
+def root(variance):
+    """Square root with derivative zero, not infinite, at zero."""
+    positive = variance > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
+
+
+def curvature(function, x, covariance):
+    """`D2 f : C`, the sum of second derivatives weighted by C."""
+
+    def along(direction, weighted):
+        def slope(x):
+            return jax.jvp(function, (x,), (direction,))[1]
+
+        return jax.jvp(slope, (x,), (weighted,))[1]
+
+    return jax.vmap(along)(jnp.eye(x.size, dtype=x.dtype), covariance).sum(axis=0)

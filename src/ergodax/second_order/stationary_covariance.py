@@ -1,0 +1,92 @@
+"""The stationary covariance of fluctuations around a rest point: `DF C + C DF^T = -Sigma`."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..averaged.stationary import check_ergodic, preserve_rows
+from ..base.checks import is_concrete
+from ..model.wrapped import WrappedGame
+from .limit_process import LimitProcess
+
+
+def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array, "d d"]:
+    """Covariance of `sqrt(N) (X^N - x)` around a stable rest point x, after long times.
+
+    Solves `DF C + C DF^T = -Sigma`. Differentiable with the rest point held fixed or made a
+    function of what is varied, and works under `jax.vmap`; the equation is solved by SciPy
+    (Bartels and Stewart 1972).
+
+    Args:
+        wrapped: a game and its learners.
+        rest_point: the parameters of all agents there, or an object that has them as `params`.
+
+    Returns:
+        C, `[d, d]`, in the order of `jax.flatten_util.ravel_pytree(params)`.
+
+    Raises:
+        ValueError: as `stationary_distribution`; where values are concrete also if the drift
+            does not vanish, the rest point is not stable (it names the eigenvalues), or a maximum
+            is tied there.
+    """
+    params = getattr(rest_point, "params", rest_point)
+    check_ergodic(wrapped, params)
+    drift, slope, noise, gaps = _at_rest(wrapped, params)
+    if is_concrete(slope):
+        _check_stable(*(np.asarray(part) for part in (drift, slope, gaps)))
+    return lyapunov(slope, noise)
+
+
+@eqx.filter_jit
+def _at_rest(wrapped, params):
+    """F, DF, Sigma and the margins of all maxima."""
+    process = LimitProcess(preserve_rows(wrapped), params)
+    return *process.linearised(process.start), process.maxima.best_two(process.start)[0]
+
+
+def _check_stable(drift, slope, gaps) -> None:
+    size = np.linalg.norm(slope, 2)
+    eigenvalues = np.linalg.eigvals(slope)
+    eigenvalues = eigenvalues[np.argsort(-eigenvalues.real)]
+    if not eigenvalues[0].real < -1e-10 * size:
+        listed = ", ".join(f"{value:.4g}" for value in eigenvalues[:4])
+        kind = "unstable" if eigenvalues[0].real > 1e-10 * size else "singular"
+        raise ValueError(
+            f"the rest point is {kind}: the eigenvalues of DF with the largest real parts are "
+            f"{listed}; fluctuations around it do not become stationary."
+        )
+    distance = np.abs(np.linalg.solve(slope, drift)).max()
+    if distance > 1e-4:
+        raise ValueError(
+            f"the drift does not vanish: it is up to {np.abs(drift).max():.3g}, and the rest point "
+            f"is about {distance:.3g} away."
+        )
+    if gaps.size and gaps.min() <= 10 * max(distance, 1e-10):
+        raise ValueError(
+            f"a maximum is tied at the rest point (margin {gaps.min():.3g}): on a kink the "
+            "fluctuations are not Gaussian."
+        )
+
+
+def lyapunov(slope: Float[Array, "d d"], noise: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """Solves `A C + C A^T = -Sigma` for C."""
+
+    def solver(slope):
+        def host(slope, right):
+            import scipy.linalg
+
+            solved = scipy.linalg.solve_continuous_lyapunov(np.asarray(slope), np.asarray(right))
+            return solved.astype(right.dtype)
+
+        def solve(_, right):
+            like = jax.ShapeDtypeStruct(right.shape, right.dtype)
+            return jax.pure_callback(host, like, slope, right, vmap_method="sequential")
+
+        return solve
+
+    return jax.lax.custom_linear_solve(
+        lambda C: slope @ C + C @ slope.T, -noise, solver(slope), solver(slope.T)
+    )

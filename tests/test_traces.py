@@ -1,0 +1,63 @@
+"""One compiled program serves all values of hyper-parameters, rewards, parameters and times."""
+
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ergodax as ex
+
+update = ex.QLearning.update
+
+
+class Watched(ex.QLearning):
+    """Q-learning whose update tests replace by one that must not be traced."""
+
+    def update(self, params, transition, game, agent):
+        return update(self, params, transition, game, agent)
+
+
+def averages(wrapped, params, ts, tol):
+    for function in (ex.drift, ex.jacobian, ex.occupation_measure):
+        function(wrapped, params)
+
+
+def solve(wrapped, params, ts, tol):
+    ex.solve(wrapped, params, ts, rtol=tol)
+
+
+def rest_point(wrapped, params, ts, tol):
+    ex.rest_point(wrapped, params, throw=False)
+
+
+def fluctuations(wrapped, params, ts, tol):
+    ex.fluctuations(wrapped, params, ts, rtol=tol)
+
+
+def simulate(wrapped, params, ts, tol):
+    ex.simulate(wrapped, params, ts, scale=1e7 * tol, runs=8, key=jax.random.key(0))
+
+
+def call(function, rate, discount, temperature, epsilon, reward, x, ts, tol):
+    learner = Watched(rate, discount, ex.EpsilonSoftmax(temperature, epsilon))
+    payoffs = jnp.stack([jnp.asarray(1.0), jnp.asarray(reward, dtype=float)])[:, None]
+    wrapped = ex.WrappedGame(ex.games.repeated(payoffs, memory=0), [learner])
+    function(wrapped, (jnp.array([[x, x + 1.0]]),), ts, tol)
+
+
+@pytest.mark.parametrize("function", [averages, solve, rest_point, fluctuations, simulate])
+def test_compiled_once_for_all_values(function, monkeypatch):
+    first = (0.1, 0.9, 1.0, 0.1, 1.5, 0.0, jnp.array([0.0, 1.0, 2.0]), 1e-7)
+    sealed = chex.assert_max_traces(ex.QLearning.update, n=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "update", sealed)
+        with pytest.raises(AssertionError, match="traced > 0 times"):
+            call(function, *first)
+    call(function, *first)
+    monkeypatch.setattr(sys.modules[__name__], "update", sealed)
+    call(function, 0.3, 0, 2, 0, 2.5, 1.0, jnp.array([0.5, 0.6, 9.0]), 1e-6)
+    ts = np.array([1.0, 7.0, 8.0])
+    call(function, np.float32(0.2), 0.5, jnp.asarray(0.5), 1, np.float64(1.1), -2.0, ts, 1e-8)
