@@ -75,7 +75,7 @@ def test_crossings_of_a_path_are_those_of_a_fine_grid(seed):
 
 
 def test_the_drift_jumps_by_what_is_said():
-    wrapped = of_actions(3, 2)
+    wrapped = of_actions(3, 2, num_states=1)
     rng = np.random.default_rng(1)
     x, unravel, field = flat_drift(wrapped.init())
     x = jnp.asarray(rng.normal(size=x.size)).at[:3].set(jnp.array([1.0, 1.0, 0.0]))

@@ -21,7 +21,7 @@ def test_levels_are_taken_at_the_roots(seed):
     rng = np.random.default_rng(seed)
     roots = np.sort(rng.uniform(-0.5, 1.5, size=5))
     value = np.polynomial.Polynomial.fromroots(roots) + 0.3
-    fitted = np.array(quintic(1.0, *([value.deriv(k)(t) for t in (0.0, 1.0)] for k in range(3))))
+    fitted = jnp.array(quintic(1.0, *([value.deriv(k)(t) for t in (0.0, 1.0)] for k in range(3))))
     found = np.asarray(jax.jit(level_times)(fitted, 0.3))
     assert np.all(np.diff(found) >= 0)
     inside = roots[(roots > 0) & (roots < 1)]

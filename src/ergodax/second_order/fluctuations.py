@@ -337,11 +337,11 @@ def fluctuations(
         max_steps=max_steps,
     )
     if is_concrete(solution.covariance):
-        _report(solution, max_kinks, throw)
+        _report(solution, throw)
     return solution
 
 
-def _report(solution: Fluctuations, max_kinks: int, throw: bool) -> None:
+def _report(solution: Fluctuations, throw: bool) -> None:
     """Raises and warns on the host."""
     if throw and solution.result != RESULTS.successful:
         raise RuntimeError(f"the fluctuations could not be solved: {RESULTS[solution.result]}")

@@ -117,7 +117,9 @@ class LimitProcess:
 
     def margins(self, state: State) -> Float[Array, " M"]:
         """Distance of every maximum from a change, in standard deviations of U."""
-        _, places = self.maxima.best_two(state.x)
+        gaps, places = self.maxima.best_two(state.x)
+        if not len(gaps):
+            return gaps
 
         def of_row(row, place):
             difference = jax.value_and_grad(self.maxima.difference)
