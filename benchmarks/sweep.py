@@ -21,7 +21,7 @@ from scipy.integrate import solve_ivp
 
 import ergodax as ex
 from _common import golden, machine, q_learners, table
-from ergodax.simulation.simulate import Observe
+from ergodax.model.observable import parameters_and_policies
 
 TOLERANCE = 1e-6
 TIMES = np.array([500.0, 1000.0])
@@ -182,7 +182,7 @@ def number_of_runs(numbers: tuple[int, ...], count: int) -> str:
         def loop(runs=runs):
             for k in range(count):
                 wrapped, params0 = build({name: values[k] for name, values in thetas.items()})
-                observe = Observe(wrapped)
+                observe = parameters_and_policies(wrapped)
                 own = jax.random.fold_in(key, k)
                 ex.simulate(wrapped, params0, times, runs=runs, key=own, observe=observe)
 

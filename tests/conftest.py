@@ -44,10 +44,13 @@ def bounded_mappings():
 
 @pytest.fixture(scope="module")
 def optimised():
-    """Compiles as users do: for modules about the simulator, where optimisation could do harm."""
+    """Compiles as users do: for modules where optimisation could do harm."""
+    # JAX would use a program again that was compiled the other way.
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

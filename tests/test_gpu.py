@@ -257,9 +257,10 @@ SINGLE = """
     import json, sys
     import jax, jax.numpy as jnp, numpy as np
     import ergodax as ex
-    from ergodax import block
-    from ergodax.kernel import words_of
-    from ergodax.streams import run_keys
+    from ergodax.simulation import block
+    from ergodax.simulation.recorders import Tally
+    from ergodax.simulation.step import words_of
+    from ergodax.simulation.streams import run_keys
     from jax.sharding import Mesh
 
     sys.path.insert(0, {tests!r})
@@ -274,7 +275,7 @@ SINGLE = """
     def simulate(case):
         wrapped, params0 = case
         setting = block.Setting(
-            wrapped, jnp.asarray(1.0), lambda x: x, True, False, True, 64,
+            wrapped, jnp.asarray(1.0), lambda x: x, (Tally(),), True, False, 1, 64,
             Mesh(np.array(jax.devices()), ("runs",)),
         )
         keys = run_keys(jax.random.key(0), jnp.arange(64, dtype=jnp.uint32))
@@ -283,9 +284,12 @@ SINGLE = """
             start = block.start(
                 setting, keys, jax.tree.map(every, params0), every(wrapped.game.initial)
             )
-            lengths = jnp.array([3, 4], jnp.int32)
+            runs = block.start_recorders(setting, start)
+            lengths, due = jnp.array([3, 4], jnp.int32), jnp.ones(2, bool)
             live = jnp.ones(64, bool)
-            return block.advance.__wrapped__(setting, keys, start, live, words_of(0), lengths)
+            return block.advance.__wrapped__(
+                setting, keys, runs, live, words_of(0), lengths, due
+            )
         return lower(program, keys)
 
     import warnings

@@ -18,7 +18,6 @@ from .base.version import __version__
 
 if TYPE_CHECKING:
     from .model.wrapped import WrappedGame
-    from .studies.compare import Comparison
 
 _EXAMPLES = """\
 examples:
@@ -233,27 +232,29 @@ def _per_agent(options: argparse.Namespace, name: str, agents: int) -> list[floa
     return values * (agents // len(values))
 
 
-def _start_jax() -> None:
-    """Float64, and all cores."""
+def _start(options: argparse.Namespace) -> "WrappedGame":
+    """Turns on float64 and all cores, makes the game, and tries the folder before any work."""
     import jax
 
     from .base.devices import use_all_cores
+    from .base.files import prepare_folder
 
     jax.config.update("jax_enable_x64", True)
     with contextlib.suppress(RuntimeError):  # JAX runs already where Python calls `main`
         use_all_cores()
+    wrapped = _GAMES[options.game](options)
+    prepare_folder(options.out)
+    return wrapped
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:
     import jax
     import numpy as np
 
-    from .base.files import prepare_folder
+    from . import plot
     from .studies.compare import compare
 
-    _start_jax()
-    wrapped = _GAMES[options.game](options)
-    prepare_folder(options.out)
+    wrapped = _start(options)
     comparison = compare(
         wrapped,
         wrapped.init(),
@@ -265,9 +266,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         dtype=options.dtype,
         progress=sys.stderr.isatty(),
     )
-    files = _write(comparison, options.out / options.game, command)
-    print(comparison)
-    print("\nwritten:", *files)
+    _write(comparison, plot.comparison(comparison), options.out / options.game, command)
     return 0 if np.isfinite(comparison.parameter_gap.largest) else 1
 
 
@@ -275,13 +274,10 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
     import jax
     import numpy as np
 
-    from . import io, plot
-    from .base.files import prepare_folder, replacing
+    from . import plot
     from .studies.convergence import convergence_study
 
-    _start_jax()
-    wrapped = _GAMES[options.game](options)
-    prepare_folder(options.out)
+    wrapped = _start(options)
     study = convergence_study(
         wrapped,
         wrapped.init(),
@@ -294,14 +290,21 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
         progress=sys.stderr.isatty(),
     )
     stem = options.out / f"{options.game}-convergence"
+    _write(study, plot.convergence(study).figure, stem, command)
+    return 0 if np.all(np.isfinite(study.weak)) else 1
+
+
+def _write(result: Any, figure: Any, stem: Path, command: str) -> None:
+    """Writes figure and data, prints the result and where it is."""
+    from . import io
+    from .base.files import replacing
+
     image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
-    figure: Any = plot.convergence(study).figure
     with replacing(image) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    io.save(study, data, attributes={"command": command})
-    print(study)
+    io.save(result, data, attributes={"command": command})
+    print(result)
     print("\nwritten:", image, data)
-    return 0 if np.all(np.isfinite(study.weak)) else 1
 
 
 def _info(options: argparse.Namespace, command: str) -> int:
@@ -332,15 +335,3 @@ _ENVIRONMENT = (
     *("JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_NUM_CPU_DEVICES"),
     *("XLA_FLAGS", "NPROC", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
 )
-
-
-def _write(comparison: "Comparison", stem: Path, command: str) -> list[Path]:
-    """Writes figure and data, and returns their paths."""
-    from . import io, plot
-    from .base.files import replacing
-
-    image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
-    with replacing(image) as temporary:
-        plot.comparison(comparison).savefig(temporary, format="png", dpi=150)
-    io.save(comparison, data, attributes={"command": command})
-    return [image, data]

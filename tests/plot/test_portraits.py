@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
@@ -40,7 +41,7 @@ def path():
 @functools.cache
 def simulation(observed):
     wrapped = coordination()
-    observe = {"policies": wrapped.policies, "parameters": lambda params: params}[observed]
+    observe = {"observe": wrapped.policies} if observed == "policies" else {}
     return ex.simulate(
         wrapped,
         wrapped.init(),
@@ -48,8 +49,8 @@ def simulation(observed):
         scale=5,
         runs=6,
         key=jax.random.key(0),
-        observe=observe,
         keep_runs=True,
+        **observe,
     )
 
 
@@ -97,6 +98,19 @@ def test_a_solution_is_a_line_without_band():
     lines = drawn(plot.state_distribution(flow))
     assert list(lines) == [f"{name}, ODE" for name in ("LL", "LR", "RL", "RR")]
     np.testing.assert_array_equal(lines["RR, ODE"].get_ydata(), flow.state_distribution[:, 3])
+
+
+class Propensities(ex.Sarsa):
+    """A learner whose table has a letter of its own."""
+
+    symbol = "q"
+
+
+def test_the_letter_on_axes_is_the_learners():
+    learners = tuple(Propensities(*own) for own in [(0.1, 0.0)] * 2)
+    flow = eqx.tree_at(lambda flow: flow.wrapped.learners, solution(), learners)
+    assert plot.parameters(flow, 1, "LR").get_ylabel() == "$q(s, a)$"
+    assert plot.parameters(solution(), 1, "LR").get_ylabel() == "$Q(s, a)$"
 
 
 @pytest.mark.parametrize("observed", ["policies", "parameters"])
@@ -169,23 +183,24 @@ def test_fluctuations_have_a_band_at_a_scale():
 # The flow
 
 
-def field_of(monkeypatch):
-    """What streamplot and quiver were given."""
-    given = {}
+class Recording(matplotlib.axes.Axes):
+    """Axes that remember the field whose streamlines they draw."""
 
     def streamplot(self, x, y, u, v, **style):
-        given.update(x=x, y=y, u=u, v=v)
-
-    monkeypatch.setattr("matplotlib.axes.Axes.streamplot", streamplot)
-    return given
+        self.field = {"x": x, "y": y, "u": u, "v": v}
+        return super().streamplot(x, y, u, v, **style)
 
 
-def test_streamlines_are_those_of_the_drift_on_the_slice(monkeypatch):
-    given = field_of(monkeypatch)
+def recording():
+    return matplotlib.figure.Figure().add_subplot(axes_class=Recording)
+
+
+def test_streamlines_are_those_of_the_drift_on_the_slice():
     wrapped, at = triples(), triples().init()
     limits = ((-1.0, 1.0), (0.0, 2.0))
     coordinates = ((0, "down", "y"), 6 + 8 + 1)  # the critic's value of the second state
-    ax = plot.phase_portrait(wrapped, coordinates, limits=limits)
+    ax = plot.phase_portrait(wrapped, coordinates, limits=limits, ax=recording())
+    given = ax.field
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("agent 0, $Q$(down, y)", "agent 1, V[1]")
     assert (ax.get_xlim(), ax.get_ylim()) == limits
     j, i = 3, 20
@@ -196,10 +211,10 @@ def test_streamlines_are_those_of_the_drift_on_the_slice(monkeypatch):
     assert given["v"][j, i] == pytest.approx(float(drift[1].V[1]), rel=1e-9)
 
 
-def test_velocity_of_policies_on_the_slice(monkeypatch):
-    given = field_of(monkeypatch)
+def test_velocity_of_policies_on_the_slice():
     flow = path()
-    ax = plot.phase_portrait(flow, LEFT, policy=True)
+    ax = plot.phase_portrait(flow, LEFT, policy=True, ax=recording())
+    given = ax.field
     assert (ax.get_xlim(), ax.get_ylim()) == ((0.0, 1.0), (0.0, 1.0))
     assert ax.get_xlabel() == r"agent 0, $\pi$(L)"
     j, i = 5, 17
@@ -216,9 +231,9 @@ def test_velocity_of_policies_on_the_slice(monkeypatch):
         assert found[j, i] == pytest.approx(velocity, rel=1e-9)
 
 
-def test_policies_that_cannot_be_are_left_out(monkeypatch):
-    given = field_of(monkeypatch)
-    plot.phase_portrait(triples(), ((0, 0, "x"), (0, 0, "z")), policy=True)
+def test_policies_that_cannot_be_are_left_out():
+    coordinates = ((0, 0, "x"), (0, 0, "z"))
+    given = plot.phase_portrait(triples(), coordinates, policy=True, ax=recording()).field
     x, y = np.meshgrid(given["x"], given["y"])
     least = 0.2 / 3
     possible = (x > least) & (y > least) & (x + y < 1 - least)

@@ -64,7 +64,7 @@ def _shared(table, state, key):
 
 
 def _kept(table, state, key):
-    value, flag = lanes.once((table[state] ** 2, state > 1))
+    value, flag = lanes.reused((table[state] ** 2, state > 1))
     return value + 1, flag
 
 
@@ -94,7 +94,7 @@ def test_lanes_give_what_vmap_gives(function, shape):
 
     @jax.jit
     def batched(*arguments):
-        return lanes.from_lanes(lanes.batch(function, *lanes.to_lanes(arguments)))
+        return lanes.from_lanes(lanes.over_lanes(function, *lanes.to_lanes(arguments)))
 
     found = batched(table, state, key)
     expected = jax.vmap(function)(table, state, key)

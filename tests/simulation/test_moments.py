@@ -72,7 +72,7 @@ def test_an_unfinished_merger_goes_on_from_its_parts():
     for batch in batches[:5]:
         first.add(batch)
     assert first.sizes == [4, 1]
-    second = Merger(first.sizes, first.parts)
+    second = Merger(first.sizes, first.merged)
     for batch in batches[5:]:
         second.add(batch)
     for found, expected in zip(

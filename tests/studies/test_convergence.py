@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ergodax as ex
+from ergodax.simulation import job
 from ergodax.studies import convergence
 from helpers import unflatten
 
@@ -73,30 +74,53 @@ def test_runs_are_those_of_simulate(example):
 
 
 @near
-def test_interrupted_studies_continue(example, tmp_path, monkeypatch):
-    path = tmp_path / "study.npz"
-    options = dict(scales=(8, 16, 32), runs=48, t1=2.0, batch_size=16)
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_interrupted_studies_continue(example, tmp_path, monkeypatch, blocks):
+    """Three scales of three batches each, of which the first ones are done."""
+    path = tmp_path / "study"
+    options = dict(scales=(8, 16, 32), runs=160, t1=2.0, batch_size=64)
     whole = study(example, **options)
-    finish, left = convergence._finish, [5]
+    run, done = job.Job.run, []
 
-    def interrupt(*arguments):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return finish(*arguments)
+    def interrupted(self):
+        for taken in run(self):
+            yield taken
+            done.append(taken)
+            if len(done) == blocks:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(convergence, "_finish", interrupt)
-    monkeypatch.setattr(convergence, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(job.Job, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         study(example, **options, checkpoint=path)
-    left[0] = 4  # nine batches in all: five are done
     continued = study(example, **options, checkpoint=path)
-    assert left[0] == 0
-    np.testing.assert_array_equal(continued.weak, whole.weak)
-    np.testing.assert_array_equal(continued.strong, whole.strong)
-    assert [p.name for p in tmp_path.iterdir()] == ["study.npz"]
-    with pytest.raises(ValueError, match="is of another study"):
+    assert len(done) == 9
+    for name in ("weak", "strong", "plain", "weak_error", "strong_error"):
+        np.testing.assert_array_equal(getattr(continued, name), getattr(whole, name))
+    assert [p.name for p in tmp_path.iterdir()] == ["study"]
+    with pytest.raises(ValueError, match="belongs to another"):
         study(example, **options, key=jax.random.key(1), checkpoint=path)
+
+
+@near
+def test_studies_run_on_the_default_device(example):
+    """The numbers do not depend on where and in which batches they are found."""
+    options = dict(scales=(8, 16, 32), runs=160, t1=2.0)
+    whole = study(example, **options)
+    with jax.default_device(jax.devices()[0]):
+        found = study(example, **options, batch_size=64)
+    np.testing.assert_array_equal(found.weak, whole.weak)
+    np.testing.assert_array_equal(found.strong, whole.strong)
+
+
+def test_lines_without_errors_are_not_fitted():
+    x, y = np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 9.0])
+    for line in (convergence._line(x, y, 0 * y), [convergence._log_slope(x, -y, y)]):
+        assert np.isnan(line).all()
+    slope, intercept = convergence._line(x, y, np.array([0.1, 0.2, 0.1]))
+    np.testing.assert_allclose([slope.value, intercept.value], [2, 1], rtol=1e-12)
+    design = np.stack([x, np.ones(3)], axis=1) / np.array([[0.1], [0.2], [0.1]])
+    errors = np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
+    np.testing.assert_allclose([slope.error, intercept.error], errors, rtol=1e-12)
 
 
 def test_sarsa_has_a_control_variate_too():

@@ -14,9 +14,9 @@ import pytest
 import xarray
 
 import ergodax as ex
+from ergodax.model.observable import parameters_and_policies
 from ergodax.simulation.capacity import PROCESSOR, copies_fit
 from ergodax.simulation.side_by_side import simulate_ensembles
-from ergodax.simulation.simulate import Observe
 from helpers import assert_close
 
 sweep_module = importlib.import_module("ergodax.studies.sweep")
@@ -115,7 +115,9 @@ def assert_sets_equal_simulations(data, build, names, ts, *, key, **options):
     for k in range(data.sizes[names[0]]):
         wrapped, params0 = build({name: jnp.asarray(float(data[name][k])) for name in names})
         own = jax.random.fold_in(key, k)
-        expected = ex.simulate(wrapped, params0, ts, key=own, observe=Observe(wrapped), **options)
+        expected = ex.simulate(
+            wrapped, params0, ts, key=own, observe=parameters_and_policies(wrapped), **options
+        )
         moments = zip(expected.mean, expected.variance, ("parameters", "policy"), strict=True)
         for mean, variance, name in moments:
             for agent in range(2):
@@ -404,11 +406,110 @@ def test_another_sweeps_folder_is_left_untouched(tmp_path):
             ex.sweep(build, changed, ts, folder=folder, **options)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and holds no sweep"):
+    with pytest.raises(ValueError, match="is not empty and holds no unfinished work"):
         ex.sweep(dilemma, thetas, TS, folder=tmp_path)
 
 
+def with_function(function):
+    """A learner that holds a function."""
+
+    class Bent(ex.QLearning):
+        bend: object = None
+
+        def policy(self, params, state):
+            return jax.nn.softmax(self.bend(params[state]))
+
+    def build(theta):
+        learner = Bent(0.1, 0.9, ex.EpsilonSoftmax(theta["tau"]), 1.0, bend=function)
+        wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(), [learner, learner])
+        return wrapped, wrapped.init()
+
+    return build
+
+
+def test_another_function_is_another_sweep(tmp_path):
+    thetas, folder = {"tau": [0.5]}, tmp_path / "sweep"
+    found = ex.sweep(with_function(jnp.tanh), thetas, TS, folder=folder)
+    # The same class and function, defined anew as another process would.
+    again = ex.sweep(with_function(jnp.tanh), thetas, TS, folder=folder)
+    xarray.testing.assert_identical(again, found)
+    with pytest.raises(ValueError, match="differs in games, learners and initial parameters"):
+        ex.sweep(with_function(jnp.sin), thetas, TS, folder=folder)
+
+
+def test_processes_that_share_a_folder_spoil_nothing(tmp_path):
+    """Two processes with batches of other sizes do the same sets twice."""
+    thetas, folder = {"tau": np.linspace(0.4, 2, 7)}, tmp_path / "sweep"
+    expected = ex.sweep(dilemma, thetas, TS, batch_size=3, folder=folder)
+    ex.sweep(dilemma, thetas, TS, batch_size=2, folder=tmp_path / "other")
+    for path in (tmp_path / "other").iterdir():
+        path.replace(folder / path.name)
+    assert len(list(folder.iterdir())) > 4
+    found = ex.sweep(dilemma, thetas, TS, folder=folder)
+    xarray.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_what_a_killed_process_left_behind_does_not_block(tmp_path):
+    (tmp_path / ".piece-00000000.0123.tmp").write_bytes(b"cut off")
+    data = ex.sweep(dilemma, {"tau": [0.5]}, TS, folder=tmp_path)
+    assert data.result == 0
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "text", "folder"])
+def test_damaged_pieces_are_named_and_left_alone(tmp_path, damage):
+    thetas = {"tau": [0.5]}
+    ex.sweep(dilemma, thetas, TS, folder=tmp_path)
+    (piece,) = tmp_path.iterdir()
+    content = {"cut short": piece.read_bytes()[:-9], "empty": b"", "text": b"mine"}.get(damage)
+    piece.unlink()
+    if content is None:
+        piece.mkdir()
+    else:
+        piece.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{piece.name}.*it was left as it is"):
+        ex.sweep(dilemma, thetas, TS, folder=tmp_path)
+    assert piece.is_dir() or piece.read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(sweep_module, "_solve_batch", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(OSError, match="cannot write in the folder"):
+        ex.sweep(dilemma, {"tau": [0.5]}, TS, folder=tmp_path / "file" / "sweep")
+
+
+def test_a_full_disk_loses_no_set(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(UserWarning, match=r"No space left on device.*the sweep goes on"):
+        data = ex.sweep(dilemma, {"tau": [0.5]}, TS, folder=tmp_path)
+    assert data.result == 0
+
+
 # Bad input
+
+
+def test_names_of_the_data_set_are_refused_before_the_work():
+    def unequal(theta):
+        game = ex.MarkovGame.deterministic(np.zeros((1, 2, 3), int), np.ones((1, 2, 3, 2)))
+        learners = [ex.ActorCritic(theta["alpha"], 0.1), ex.QLearning(theta["alpha"])]
+        wrapped = ex.WrappedGame(game, learners)
+        return wrapped, wrapped.init()
+
+    simulation = {"key": jax.random.key(0)}
+    taken = {"set", "policy_noise/2"}
+    for build in (dilemma, unequal):
+        for how in (None, simulation):
+            taken |= set(ex.sweep(build, {"alpha": [0.1]}, [1.0], simulation=how).variables)
+    taken.remove("alpha")
+    assert len(taken) > 20
+    for name in taken:
+        with pytest.raises(ValueError, match=f"thetas: the name '{name}'"):
+            ex.sweep(lambda theta: pytest.fail("it has begun"), {name: [0.1]}, TS)
+    free = ex.sweep(dilemma, {"policy_noise": [0.1]}, [1.0])
+    assert free.policy_noise.dims == ("policy_noise",)
 
 
 def test_a_structure_that_changes_names_the_leaf():
@@ -418,7 +519,7 @@ def test_a_structure_that_changes_names_the_leaf():
         return wrapped, wrapped.init()
 
     with pytest.raises(
-        ValueError, match=r"changes with the parameters: .*critic_rate is .*tau = 2"
+        ValueError, match=r"structure with theta: .*critic_rate .* at tau = 0\.5 and .* at tau = 2"
     ):
         ex.sweep(build, {"tau": [0.5, 2.0]}, TS)
 
@@ -454,7 +555,7 @@ def test_invalid_sets_are_named():
         ({"tau": [[1.0]]}, {}, r"thetas\['tau'\] must be a list of values"),
         ({"tau": [1.0, np.nan]}, {}, r"thetas\['tau'\] must be finite; found nan"),
         ({"tau": [1.0, 1.0]}, {}, "must be distinct on a grid"),
-        ({"time": [1.0]}, {}, "name 'time' is that of another dimension"),
+        ({"time": [1.0]}, {}, "name 'time' is taken by the data set"),
         ({"tau": [1.0], "g": [1.0, 2.0]}, {"design": "paired"}, "same length; found tau: 1, g: 2"),
         ({"tau": [1.0]}, {"simulation": {"runs": 2}}, "at least a random key"),
         (
@@ -479,12 +580,12 @@ def test_build_must_return_one_game():
     def build(theta):
         return jax.vmap(dilemma)({"tau": theta["tau"] * jnp.ones(4)})
 
-    with pytest.raises(ValueError, match="the game of one set, without an axis of runs"):
+    with pytest.raises(ValueError, match="one game, without an axis of runs"):
         ex.sweep(build, {"tau": [1.0]}, TS)
 
 
 def test_build_must_return_a_game_and_parameters():
-    with pytest.raises(ValueError, match="must return a wrapped game and the parameters"):
+    with pytest.raises(ValueError, match="must return a wrapped game and the parameters at time 0"):
         ex.sweep(lambda theta: dilemma(theta)[0], {"tau": [1.0]}, TS)
 
 

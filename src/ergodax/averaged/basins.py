@@ -6,7 +6,7 @@ other end x0 the flow is followed further until it comes back through the plane 
 """
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -21,14 +21,12 @@ from ..base.codes import RESULTS
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import integrate
-from ..results.labels import TIME_UNITS, attributes, dataset, parts, precision, tables
+from ..results.labels import SETTING, TIME_UNITS, Entries, Label, labelled, of_agents
+from ..results.result import Result
 from .drift import flat_drift
 from .flow import solve
 from .rest_points import RestPoint, count_batch, rest_point
 from .stationary import check_ergodic, preserve_rows
-
-if TYPE_CHECKING:
-    import xarray
 
 _BATCH = 128
 _SAMPLES = 512
@@ -65,8 +63,10 @@ class Attractor(eqx.Module):
         return f"Attractor({self.rest.stability} rest point)"
 
 
-class Basins(eqx.Module):
+class Basins(Result):
     """The attractors reached from a sample of B starts, most frequent first.
+
+    In the data set the orbit of attractor k is `orbit{k}` along `point{k}`.
 
     Attributes:
         wrapped: the game and its learners.
@@ -80,53 +80,42 @@ class Basins(eqx.Module):
 
     wrapped: WrappedGame
     attractors: tuple[Attractor, ...]
-    labels: Int[np.ndarray, " B"]
-    shares: Float[np.ndarray, " A"]
-    intervals: Float[np.ndarray, "A 2"]
-    ends: tuple
+    labels: Int[np.ndarray, " B"] = eqx.field(
+        metadata=labelled(
+            "number of the attractor; -1 if unidentified", ("start",), name="attractor_of"
+        )
+    )
+    shares: Float[np.ndarray, " A"] = eqx.field(
+        metadata=labelled("share of the starts", ("attractor",), name="share")
+    )
+    intervals: Float[np.ndarray, "A 2"] = eqx.field(
+        metadata=labelled("interval of it", ("attractor", "bound"), name="share_interval")
+    )
+    ends: tuple = eqx.field(metadata=labelled("where a start ended", ("start",), make=of_agents))
 
     @property
     def unidentified(self) -> float:
         """Share of the starts whose attractor was not identified."""
         return float(np.mean(self.labels < 0))
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """The basins as a labelled data set along `attractor` and `start`.
-
-        The orbit of attractor k is `orbit{k}`, along `point{k}`: one point if it is a rest point.
-        """
-        game = self.wrapped.game
-        found = parts(game, self.ends, 1)
-        variables = tables(game, "ends", "where a start ended", found, ("start",), "parameters")
-        for k, attractor in enumerate(self.attractors):
-            points = parts(game, attractor.orbit, 1)
-            long_name = f"orbit of attractor {k}"
-            variables |= tables(game, f"orbit{k}", long_name, points, (f"point{k}",), "parameters")
-        kinds = [attractor.kind for attractor in self.attractors]
-        stabilities = [a.rest.stability if a.rest else "" for a in self.attractors]
-        periods = [float(attractor.period) for attractor in self.attractors]
-        along = ("attractor",)
-        labels = "number of the attractor; -1 if unidentified"
-        variables |= {
-            "attractor_of": (("start",), self.labels, attributes(labels)),
-            "share": (along, self.shares, attributes("share of the starts")),
-            "share_interval": ((*along, "bound"), self.intervals, attributes("interval of it")),
-            "kind": (along, np.array(kinds, dtype=str), attributes("kind of attractor")),
-            "stability": (
-                along,
-                np.array(stabilities, dtype=str),
-                attributes("stability of a rest point"),
-            ),
-            "period": (along, np.array(periods), attributes("period; 0 at rest", TIME_UNITS)),
+    def _derived(self) -> Entries:
+        """What is known of each attractor."""
+        along, found = ("attractor",), self.attractors
+        stabilities = [one.rest.stability if one.rest else "" for one in found]
+        periods = [float(one.period) for one in found]
+        return {
+            f"orbit{k}": (
+                one.orbit,
+                Label(f"orbit of attractor {k}", (f"point{k}",), make=of_agents),
+            )
+            for k, one in enumerate(found)
+        } | {
+            "kind": (np.array([one.kind for one in found], str), Label("kind of attractor", along)),
+            "stability": (np.array(stabilities, str), Label("stability of a rest point", along)),
+            "period": (np.array(periods), Label("period; 0 at rest", along, TIME_UNITS)),
+            "bound": (["low", "high"], Label("end of an interval", ("bound",), coordinate=True)),
+            "starts": (len(self.labels), SETTING),
         }
-        return dataset(
-            self.wrapped,
-            "Basins",
-            variables,
-            {"bound": ("bound", ["low", "high"], attributes("end of an interval"))},
-            starts=len(self.labels),
-            dtype=precision(self.ends),
-        )
 
     def __repr__(self) -> str:
         shares = [

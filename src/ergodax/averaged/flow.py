@@ -2,13 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import is_concrete
@@ -19,26 +18,22 @@ from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS, integrate
 from ..ode.path_derivatives import differentiable_once, solve_differentiably
 from ..results.labels import (
+    OUTCOME,
     PER_STEP,
+    SETTING,
     TIME_UNITS,
-    attributes,
-    batch_dimensions,
-    dataset,
-    outcome,
-    parts,
-    policies,
-    precision,
-    tables,
-    time_coordinate,
+    TIMES,
+    Entries,
+    Label,
+    labelled,
+    of_agents,
 )
+from ..results.result import Result, policies
 from .drift import average, expected_rewards, flat_drift
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 
-if TYPE_CHECKING:
-    import xarray
 
-
-class Solution(eqx.Module):
+class Solution(Result):
     """A solution of the averaged ODE.
 
     Attributes:
@@ -55,50 +50,31 @@ class Solution(eqx.Module):
     """
 
     wrapped: WrappedGame
-    ts: Float[Array, " K"]
-    params: tuple
-    state_distribution: Float[Array, "K S"]
-    rewards: Float[Array, "K n"]
-    stats: dict
-    result: RESULTS
-    end_time: Float[Array, ""]
-    rtol: Float[Array, ""]
-    atol: Float[Array, ""]
-
-    def to_xarray(self) -> "xarray.Dataset":
-        """The solution as a labelled data set: `parameters`, `policy`, `rewards` and so on.
-
-        A batch, as `jax.vmap` returns it, has the dimension `batch` before all others.
-        """
-        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
-        along = (*batch, "time")
-        variables: dict[str, Any] = {}
-        for name, values in (
-            ("parameters", self.params),
-            ("policy", policies(self.wrapped, self.params, len(batch), True)),
-        ):
-            found = parts(game, values, len(along))
-            variables |= tables(game, name, f"{name} along the ODE", found, along, name)
-        distribution = "stationary distribution of the states along the ODE"
-        reward = "expected reward per step along the ODE"
-        end = "time reached"
-        for name, axes, described in (
-            ("state_distribution", (*along, "state"), attributes(distribution, "1")),
-            ("rewards", (*along, "agent"), attributes(reward, PER_STEP)),
-            ("end_time", batch, attributes(end, TIME_UNITS)),
-        ):
-            variables[name] = (axes, np.asarray(getattr(self, name)), described)
-        steps = np.asarray(self.stats["num_steps"])
-        variables["steps"] = (batch, steps, attributes("steps of the solver"))
-        return dataset(
-            self.wrapped,
-            "Solution",
-            variables | outcome(self.result, batch),
-            time_coordinate(self.ts),
-            rtol=np.asarray(self.rtol).tolist(),
-            atol=np.asarray(self.atol).tolist(),
-            dtype=precision(self.params),
+    ts: Float[Array, " K"] = eqx.field(metadata=labelled(TIMES))
+    params: tuple = eqx.field(
+        metadata=labelled("parameters along the ODE", ("time",), name="parameters", make=of_agents)
+    )
+    state_distribution: Float[Array, "K S"] = eqx.field(
+        metadata=labelled(
+            "stationary distribution of the states along the ODE", ("time", "state"), "1"
         )
+    )
+    rewards: Float[Array, "K n"] = eqx.field(
+        metadata=labelled("expected reward per step along the ODE", ("time", "agent"), PER_STEP)
+    )
+    stats: dict
+    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
+    end_time: Float[Array, ""] = eqx.field(metadata=labelled("time reached", (), TIME_UNITS))
+    rtol: Float[Array, ""] = eqx.field(metadata=labelled(SETTING))
+    atol: Float[Array, ""] = eqx.field(metadata=labelled(SETTING))
+
+    def _derived(self) -> Entries:
+        """Policies along the ODE, and the number of steps."""
+        policy = policies(self.wrapped, self.params, self.ts.ndim - 1, True)
+        return {
+            "policy": (policy, Label("policy along the ODE", ("time",), make=of_agents)),
+            "steps": (self.stats["num_steps"], Label("steps of the solver")),
+        }
 
     def __repr__(self) -> str:
         return f"Solution({describe_times(self.ts)}: {describe_end(self)})"

@@ -6,7 +6,7 @@ theorem a rest point moves with a hyper-parameter theta as `dx*/dtheta = -DF(x*)
 which is what `jax.grad` through `rest_point` computes.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -22,22 +22,10 @@ from ..base.codes import RESULTS
 from ..base.text import describe_result
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import integrate
-from ..results.labels import (
-    attributes,
-    batch_dimensions,
-    dataset,
-    outcome,
-    parameter_coordinates,
-    parts,
-    policies,
-    precision,
-    tables,
-)
+from ..results.labels import OUTCOME, Entries, Label, labelled, of_agents
+from ..results.result import Result, policies
 from .drift import flat_drift
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
-
-if TYPE_CHECKING:
-    import xarray
 
 Stability = Literal["stable", "unstable", "centre", "singular"]
 
@@ -48,10 +36,14 @@ _SAME = 1e-6
 _FLOW_TOLERANCE = 1e-6
 _AT_REST = 1e-7
 _MOST_FLOW_STEPS = 4096
+_PER_STEP = "per unscaled step"
 
 
-class RestPoint(eqx.Module):
+class RestPoint(Result):
     """A rest point of the averaged flow.
+
+    The data sets of many go side by side: `xarray.concat([p.to_xarray() for p in points],
+    "rest_point")`.
 
     Attributes:
         wrapped: the game and its learners.
@@ -63,11 +55,15 @@ class RestPoint(eqx.Module):
     """
 
     wrapped: WrappedGame
-    params: tuple
-    residual: Float[Array, ""]
-    step: Float[Array, ""]
-    jacobian: Float[Array, "d d"]
-    result: RESULTS
+    params: tuple = eqx.field(
+        metadata=labelled("parameters at rest", name="parameters", make=of_agents)
+    )
+    residual: Float[Array, ""] = eqx.field(metadata=labelled("largest entry of |F|", (), _PER_STEP))
+    step: Float[Array, ""] = eqx.field(metadata=labelled("largest entry of the next Newton step"))
+    jacobian: Float[Array, "d d"] = eqx.field(
+        metadata=labelled("Jacobian of the drift", ("parameter", "other_parameter"), _PER_STEP)
+    )
+    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
 
     @property
     def eigenvalues(self) -> Complex[np.ndarray, " d"]:
@@ -99,59 +95,26 @@ class RestPoint(eqx.Module):
             return "singular"
         return "stable" if rate < -tolerance else "centre"
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """The rest point as a labelled data set: `parameters`, `policy`, `eigenvalues_real`, ..
-
-        A batch, as `jax.vmap` returns it, has the dimension `batch` before all others. Many rest
-        points go side by side: `xarray.concat([p.to_xarray() for p in points], "rest_point")`.
-        """
-        game, batch = self.wrapped.game, batch_dimensions(self.jacobian.ndim - 2)
-        variables: dict[str, Any] = {}
-        for name, values in (
-            ("parameters", self.params),
-            ("policy", policies(self.wrapped, self.params, len(batch), False)),
-        ):
-            found = parts(game, values, len(batch))
-            variables |= tables(game, name, f"{name} at rest", found, batch, name)
+    def _derived(self) -> Entries:
+        """Policies, eigenvalues and stability."""
         shape = self.residual.shape
+        policy = policies(self.wrapped, self.params, len(shape), False)
         eigenvalues: Any = np.full(self.jacobian.shape[:-1], np.nan, complex)
         stabilities = np.full(shape, "", dtype="<U8")
         for k in np.ndindex(shape):
             if np.all(np.isfinite(self.jacobian[k])):
                 one = eqx.tree_at(lambda rest: rest.jacobian, self, self.jacobian[k])
                 eigenvalues[k], stabilities[k] = one.eigenvalues, one.stability
-        per_step = "per unscaled step"
-        for name, axes, values, described in (
-            ("residual", (), self.residual, attributes("largest entry of |F|", per_step)),
-            ("step", (), self.step, attributes("largest entry of the next Newton step")),
-            (
-                "jacobian",
-                ("parameter", "other_parameter"),
-                self.jacobian,
-                attributes("Jacobian of the drift", per_step),
-            ),
-            (
-                "eigenvalues_real",
-                ("eigenvalue",),
-                eigenvalues.real,
-                attributes("real parts of the eigenvalues", per_step),
-            ),
-            (
-                "eigenvalues_imag",
-                ("eigenvalue",),
-                eigenvalues.imag,
-                attributes("imaginary parts of the eigenvalues", per_step),
-            ),
-            ("stability", (), stabilities, attributes("what the linearisation says")),
-        ):
-            variables[name] = ((*batch, *axes), np.asarray(values), described)
-        return dataset(
-            self.wrapped,
-            "RestPoint",
-            variables | outcome(self.result, batch),
-            parameter_coordinates(game, self.params, len(batch)),
-            dtype=precision(self.params),
+        real, imaginary = (
+            Label(f"{part} parts of the eigenvalues", ("eigenvalue",), _PER_STEP)
+            for part in ("real", "imaginary")
         )
+        return {
+            "policy": (policy, Label("policy at rest", make=of_agents)),
+            "eigenvalues_real": (eigenvalues.real, real),
+            "eigenvalues_imag": (eigenvalues.imag, imaginary),
+            "stability": (stabilities, Label("what the linearisation says")),
+        }
 
     def __repr__(self) -> str:
         size = self.jacobian.shape[-1]

@@ -7,7 +7,6 @@ along the path of x, all columns together: see `ergodax.ode.path_derivatives`.
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import diffrax
 import equinox as eqx
@@ -21,33 +20,33 @@ from ..base.checks import is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
+from ..model.build import check_build, check_theta
 from ..model.wrapped import WrappedGame
 from ..ode.path_derivatives import once, solve_with_tangents
 from ..results.labels import (
+    OUTCOME,
     TIME_UNITS,
-    attributes,
-    batch_dimensions,
-    dataset,
-    outcome,
-    parts,
+    TIMES,
+    Entries,
+    Label,
+    labelled,
+    of_agents,
     plain_names,
-    precision,
-    tables,
-    time_coordinate,
 )
+from ..results.result import Result
 from .drift import flat_drift
 from .flow import check_reached, how_ended, warn_single_precision
 from .kinks import TOLERANCE, kinks
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 
-if TYPE_CHECKING:
-    import xarray
-
 _MOST_STOPS = 32  # crossings that steps end at
 
 
-class Sensitivities(eqx.Module):
+class Sensitivities(Result):
     """The averaged flow and its derivatives by theta.
+
+    In the data set the derivative by a leaf of theta is `by_` and its name, on the dimensions of
+    `parameters` and, if the leaf is an array, its axes before `agent`.
 
     Attributes:
         wrapped: the game and its learners, at theta.
@@ -61,12 +60,14 @@ class Sensitivities(eqx.Module):
     """
 
     wrapped: WrappedGame
-    ts: Float[Array, " K"]
-    params: tuple
+    ts: Float[Array, " K"] = eqx.field(metadata=labelled(TIMES))
+    params: tuple = eqx.field(
+        metadata=labelled("parameters along the ODE", ("time",), name="parameters", make=of_agents)
+    )
     derivatives: PyTree
     stats: dict
-    result: RESULTS
-    end_time: Float[Array, ""]
+    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
+    end_time: Float[Array, ""] = eqx.field(metadata=labelled("time reached", (), TIME_UNITS))
 
     @property
     def names(self) -> list[str]:
@@ -77,46 +78,25 @@ class Sensitivities(eqx.Module):
             for path, _ in jax.tree_util.tree_leaves_with_path(by_theta)
         ]
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """The solution and its derivatives as a labelled data set.
-
-        The derivative by a leaf of theta is `by_` and its name, on the dimensions of `parameters`
-        and, if the leaf is an array, its axes before `agent`.
-        """
-        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
-        along, structure = (*batch, "time"), jax.tree.structure(self.params)
-        found = parts(game, self.params, len(along))
-        variables = tables(
-            game, "parameters", "parameters along the ODE", found, along, "parameters"
-        )
-        per_leaf = zip(
-            *map(jax.tree.leaves, structure.flatten_up_to(self.derivatives)), strict=True
-        )
-        for name, plain, leaves in zip(self.names, plain_names(self.names), per_leaf, strict=True):
-            own = [p.values.ndim for p in found]
-            count = leaves[0].ndim - own[0]
+    def _derived(self) -> Entries:
+        """The derivative by each leaf of theta, whose axes come before those of the parameters."""
+        leaves, structure = jax.tree.flatten(self.params)
+        by_leaf = zip(*map(jax.tree.leaves, structure.flatten_up_to(self.derivatives)), strict=True)
+        entries, along = {}, self.ts.ndim
+        for name, plain, own in zip(self.names, plain_names(self.names), by_leaf, strict=True):
+            count = own[0].ndim - leaves[0].ndim
             moved = [
-                np.moveaxis(
-                    np.asarray(leaf), range(ndim, leaf.ndim), range(len(along), len(along) + count)
-                )
-                for leaf, ndim in zip(leaves, own, strict=True)
+                np.moveaxis(np.asarray(by), range(leaf.ndim, by.ndim), range(along, along + count))
+                for by, leaf in zip(own, leaves, strict=True)
             ]
-            leading = (*along, *(f"{plain}_axis{k}" for k in range(count)))
-            by = parts(game, structure.unflatten(moved), len(leading))
-            long_name = f"derivative of the parameters by {name}"
-            variables |= tables(game, f"by_{plain}", long_name, by, leading, f"by_{plain}")
-        variables["end_time"] = (
-            batch,
-            np.asarray(self.end_time),
-            attributes("time reached", TIME_UNITS),
-        )
-        return dataset(
-            self.wrapped,
-            "Sensitivities",
-            variables | outcome(self.result, batch),
-            time_coordinate(self.ts),
-            dtype=precision(self.params),
-        )
+            label = Label(
+                f"derivative of the parameters by {name}",
+                ("time", *(f"{plain}_axis{k}" for k in range(count))),
+                make=of_agents,
+                axes=f"by_{plain}",
+            )
+            entries[f"by_{plain}"] = structure.unflatten(moved), label
+        return entries
 
     def __repr__(self) -> str:
         by = ", ".join(self.names)
@@ -173,9 +153,9 @@ def sensitivities(
             touches a tie of a maximum, rests on it, or crosses it so slowly that it is not known
             when; see `ergodax.kinks`. Not under a JAX transformation.
     """
-    theta = _check_theta(theta)
+    theta = check_theta(theta)
     check_times(ts)
-    wrapped, params0 = _check_build(build, theta)
+    wrapped, params0 = check_build(build, theta)
     check_ergodic(wrapped, params0)
     warn_single_precision()
     solve = functools.partial(
@@ -246,69 +226,6 @@ def _map_last(function, x):
     for _ in range(x.ndim - 1):
         function = jax.vmap(function)
     return function(x)
-
-
-def _check_theta(theta):
-    """Theta with arrays for numbers; raises ValueError naming a leaf that is not of floats."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"theta{jax.tree_util.keystr(path)} must be floating-point; found {leaf!r}."
-            )
-    return jax.tree.map(jnp.asarray, theta)
-
-
-def _check_build(build, theta):
-    """What `build` returns at theta; raises ValueError if it is not the same when traced."""
-    built = build(theta)
-    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], WrappedGame)):
-        raise ValueError(
-            f"build(theta) must return (wrapped game, initial parameters); found {built!r}."
-        )
-    wrapped, params0 = built
-    wrapped.check_structure(params0)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(theta)
-    for k, (path, leaf) in enumerate(leaves):
-        if not is_concrete(leaf):
-            continue
-
-        def with_leaf(value, k=k):
-            # Values of the others stay known inside the trace, as NumPy arrays.
-            others = [np.asarray(x) if is_concrete(x) else x for _, x in leaves]
-            wrapped, params0 = build(structure.unflatten([*others[:k], value, *others[k + 1 :]]))
-            return eqx.filter((wrapped.learners, params0), eqx.is_array)
-
-        name = f"theta{jax.tree_util.keystr(path)}"
-        try:
-            traced = jax.eval_shape(with_leaf, leaf)
-        except jax.errors.ConcretizationTypeError as error:
-            raise ValueError(
-                f"build must return the same structure for every theta, but it decides on the "
-                f"value of {name}, which JAX cannot trace: {str(error).splitlines()[0]}"
-            ) from None
-        concrete = eqx.filter((wrapped.learners, params0), eqx.is_array)
-        if _shapes(traced) != _shapes(concrete):
-            raise ValueError(
-                f"what build returns changes its structure with {name}: "
-                f"{_difference(_shapes(concrete), _shapes(traced))}."
-            )
-    return built
-
-
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    """Shape of every leaf by its name."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        ("learners", "params0")[path[0].idx] + jax.tree_util.keystr(path[1:]): np.shape(leaf)
-        for path, leaf in leaves
-    }
-
-
-def _difference(concrete, traced) -> str:
-    for name in [*concrete, *traced]:
-        if concrete.get(name) != traced.get(name):
-            return f"{name} has shape {concrete.get(name)} here and {traced.get(name)} when traced"
-    return "the order of its leaves"
 
 
 def _check_finite(found: Sensitivities, theta) -> None:

@@ -1,68 +1,67 @@
-"""Unfinished work on disk: saved completely or not at all, and refused unless it fits."""
+"""Unfinished work on disk: saved completely or not at all, and refused unless it fits.
+
+A file begins with the format's name and version and a digest of all that follows: a table, as JSON,
+of what the work depends on and of the arrays, and the arrays themselves, byte by byte.
+"""
 
 import hashlib
-import io
+import json
+import math
 import os
-import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..base.files import replacing
+from ..base.files import prepare_folder, replacing
+from ..results.result import versions
+from .identity import bytes_of, identify
 
-_HEADER = b"ergodax checkpoint 1\n"
+_FORMAT = b"ergodax unfinished work, format "
+_VERSION = b"2\n"
 # Saving may take this share of the time.
 _SHARE = 0.02
+_PIECE = "piece-"
+
+Arrays = dict[str, np.ndarray]
 
 
-class Checkpoint:
-    """A file to which an unfinished simulation is saved now and then."""
+class Store:
+    """A file to which an unfinished work is saved now and then."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, *inputs: Any):
-        """Names the file and what the work is about.
+    def __init__(self, path: str | os.PathLike[str] | None, work: str, inputs: Mapping[str, Any]):
+        """Names the file and what the work is about, and checks that files can be written there.
 
         Args:
-            path: the file; None saves nothing.
-            inputs: pytrees of all that the results depend on.
+            path: the file; its folder is made if there is none. None saves nothing.
+            work: what is done, in one word.
+            inputs: all that the results depend on, by names for messages.
+
+        Raises:
+            ValueError: if an input cannot be identified.
+            OSError: if the folder cannot be made or written.
         """
         self.path = None if path is None else Path(path)
-        self._identity = b"" if path is None else _identify(inputs)
         self._next_save = 0.0
+        if self.path is not None:
+            self._identity = _identify(work, inputs)
+            prepare_folder(self.path.parent)
 
-    def load(self) -> dict[str, np.ndarray] | None:
-        """Returns what was saved, or None if there is no file.
+    def load(self) -> Arrays | None:
+        """Returns what was saved, or None if there is nothing.
 
         Raises:
             ValueError: if the file is damaged or belongs to other work; it is left untouched.
         """
         if self.path is None or not self.path.exists():
             return None
-        content = self.path.read_bytes()
-        if not content.startswith(_HEADER):
-            raise ValueError(
-                f"{str(self.path)!r} is not a checkpoint of this version; it was left as it is."
-            )
-        identity, digest, payload = _split(content[len(_HEADER) :])
-        if hashlib.sha256(payload).digest() != digest:
-            raise ValueError(
-                f"the checkpoint {str(self.path)!r} is damaged or cut short; it was left as it is."
-            )
-        if identity != self._identity:
-            raise ValueError(
-                f"the checkpoint {str(self.path)!r} belongs to another simulation (another key, "
-                "game, learners, parameters, times, scale, number of runs or observable); it was "
-                "left as it is. Give the same arguments, or another path."
-            )
-        with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-            return dict(archive)
+        return _read(self.path, self._identity)
 
-    def save(self, arrays: Callable[[], dict[str, np.ndarray]], *, now: bool = False) -> None:
+    def save(self, arrays: Callable[[], Arrays], *, now: bool = False) -> None:
         """Replaces what was saved, unless the last time was only just now.
 
         Args:
@@ -75,36 +74,126 @@ class Checkpoint:
         if self.path is None or (not now and time.monotonic() < self._next_save):
             return
         before = time.monotonic()
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays())
-        payload = buffer.getvalue()
-        try:
-            with replacing(self.path) as temporary, open(temporary, "wb") as file:
-                file.write(_HEADER + self._identity + hashlib.sha256(payload).digest() + payload)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            warnings.warn(
-                f"the checkpoint {str(self.path)!r} could not be written ({error}); what it held "
-                "before remains, and the simulation goes on.",
-                stacklevel=3,
-            )
+        _write(self.path, self._identity, arrays())
         done = time.monotonic()
         self._next_save = done + (done - before) / _SHARE
 
 
-def _split(content: bytes) -> tuple[bytes, bytes, bytes]:
-    return content[:32], content[32:64], content[64:]
+class Folder:
+    """A folder to which a work is saved piece by piece, each in a file of its own."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, work: str, inputs: Mapping[str, Any]):
+        """Names the folder and what the work is about, as `Store` does."""
+        self.path = None if path is None else Path(path)
+        self._identity = {} if path is None else _identify(work, inputs)
+
+    def load(self) -> list[Arrays]:
+        """Returns all pieces, in the order of their numbers.
+
+        Raises:
+            ValueError: if the folder holds anything else, or a piece that is damaged or belongs to
+                other work; all is left untouched.
+        """
+        if self.path is None or not self.path.exists():
+            return []
+        if not self.path.is_dir():
+            raise ValueError(f"{str(self.path)!r} is no folder; it was left as it is.")
+        # Hidden files are what a process left behind that was killed while it wrote.
+        found = sorted(path for path in self.path.iterdir() if not path.name.startswith("."))
+        pieces = [path for path in found if path.name.startswith(_PIECE)]
+        if found and not pieces:
+            raise ValueError(
+                f"the folder {str(self.path)!r} is not empty and holds no unfinished work; it was "
+                "left untouched."
+            )
+        return [_read(path, self._identity) for path in pieces]
+
+    def prepare(self) -> None:
+        """Makes the folder if there is none; raises OSError if it cannot be written."""
+        if self.path is not None:
+            prepare_folder(self.path)
+
+    def add(self, number: int, arrays: Arrays) -> None:
+        """Saves one piece; warns if it cannot be written."""
+        if self.path is not None:
+            _write(self.path / f"{_PIECE}{number:08d}", self._identity, arrays)
 
 
-def _identify(inputs: Any) -> bytes:
-    """A digest of all arrays and of the structure that holds them."""
-    arrays, rest = eqx.partition(inputs, eqx.is_array_like)
+def _identify(work: str, inputs: Mapping[str, Any]) -> dict[str, str]:
+    common = {"versions": (versions(), jnp.result_type(float).name)}
+    return {"work": work} | {
+        name: identify(value, name) for name, value in {**common, **inputs}.items()
+    }
+
+
+def _write(path: Path, identity: dict[str, str], arrays: Arrays) -> None:
+    """Replaces a file; a failure is a warning, for it must not end the work."""
+    named = {name: np.asarray(array) for name, array in arrays.items()}
+    table = {name: [array.dtype.str, array.shape] for name, array in named.items()}
+    text = json.dumps({"identity": identity, "arrays": table}).encode()
+    parts = [len(text).to_bytes(8, "little"), text, *map(bytes_of, named.values())]
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(arrays):
-        value = np.asarray(leaf)
-        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-    # Functions are known by their names: their addresses differ from process to process.
-    structure = f"{jax.tree.structure(arrays)}{jax.tree.leaves(rest)}"
-    digest.update(re.sub(r" at 0x[0-9a-f]+", "", structure).encode())
-    return digest.digest()
+    for part in parts:
+        digest.update(part)
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            file.writelines([_FORMAT, _VERSION, digest.digest(), *parts])
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        warnings.warn(
+            f"{str(path)!r} could not be written ({error}); what it held before remains, and the "
+            f"{identity['work']} goes on.",
+            stacklevel=4,
+        )
+
+
+def _read(path: Path, identity: dict[str, str]) -> Arrays:
+    """Returns the arrays of a file; raises ValueError unless it is whole and of this work."""
+
+    def refuse(why: str) -> ValueError:
+        return ValueError(f"{str(path)!r} {why}; it was left as it is.")
+
+    if not path.is_file():
+        raise refuse("is no file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise refuse(f"cannot be read ({error.strerror})") from None
+    if not content.startswith(_FORMAT):
+        raise refuse("holds no unfinished work of ergodax")
+    content = memoryview(content)[len(_FORMAT) :]
+    if content[: len(_VERSION)] != _VERSION:
+        raise refuse("was written by another version of ergodax")
+    digest, content = content[len(_VERSION) :][:32], content[len(_VERSION) + 32 :]
+    damaged = "is damaged or cut short"
+    if hashlib.sha256(content).digest() != digest:
+        raise refuse(damaged)
+    size = int.from_bytes(content[:8], "little")
+    try:
+        table = json.loads(bytes(content[8 : 8 + size]))
+        found, arrays = dict(table["identity"]), _arrays(table["arrays"], content[8 + size :])
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        raise refuse(damaged) from None
+    differing = [k for k in {**identity, **found} if identity.get(k) != found.get(k)]
+    if differing:
+        raise refuse(
+            f"belongs to another {found.get('work')}, which differs in {', '.join(differing)}; "
+            "give the same arguments, or another path"
+        )
+    return arrays
+
+
+def _arrays(table: Mapping[str, Any], content: memoryview) -> Arrays:
+    """The arrays of a table, after a check that they fill the content; raises ValueError."""
+    arrays, start = {}, 0
+    for name, (kind, shape) in table.items():
+        dtype = np.dtype(kind)
+        size = dtype.itemsize * math.prod(shape)
+        if dtype.kind not in "biufcSU" or min(shape, default=0) < 0 or start + size > len(content):
+            raise ValueError
+        arrays[name] = np.ndarray(shape, dtype, content, start).copy()
+        start += size
+    if start != len(content):
+        raise ValueError
+    return arrays

@@ -1,5 +1,7 @@
 """What all learners of a table of action values share."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -19,6 +21,8 @@ class AbstractActionValueLearner(AbstractLearner):
         exploration: turns the values of a state into action probabilities.
         initial: initial values, anything that broadcasts to `[S, A]`.
     """
+
+    symbol: ClassVar[str | None] = "Q"
 
     learning_rate: Scalar = hyper(0.1, within="[0, inf)")
     discount: Scalar = hyper(0.9, within="[0, 1]")

@@ -95,6 +95,8 @@ class AbstractLearner(HyperModule):
 
     # True (as for SARSA): every agent draws its next action before the update, then executes it.
     needs_next_action: ClassVar[bool] = False
+    # The letter of a table of states and actions on axes; None where parameters have own names.
+    symbol: ClassVar[str | None] = None
 
     @property
     def continuous(self) -> bool:

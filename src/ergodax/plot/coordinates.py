@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from ..learners.action_value import AbstractActionValueLearner
 from ..model.game import MarkovGame
 from ..model.wrapped import WrappedGame
+from ..results.labels import parts
 from .trajectories import Quantity, policies_along
 
 # A parameter by its number in `jax.flatten_util.ravel_pytree(params)`, or by agent, state, action.
@@ -45,8 +45,8 @@ class Plane(NamedTuple):
 
     def project(self, wrapped: WrappedGame, params: Any) -> Float[np.ndarray, "M 2"]:
         """Where points of parameter space, leaves `[M, ...]`, are shown."""
-        policies = self.quantity == "policies"
-        return self.read(policies_along(wrapped, params) if policies else params)
+        policy = self.quantity == "policy"
+        return self.read(policies_along(wrapped, params) if policy else params)
 
 
 def check_agent(game: MarkovGame, agent: int) -> int:
@@ -92,13 +92,11 @@ def find_table(wrapped: WrappedGame, agent: int, params: Any) -> Table | None:
         agent: the agent.
         params: parameters of all agents with a leading axis, leaves `[K, ...]`.
     """
-    shape = (wrapped.game.num_states, wrapped.game.num_actions[agent])
-    first = sum(np.size(leaf[0]) for own in params[:agent] for leaf in jax.tree.leaves(own))
-    for k, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params[agent])):
-        if np.shape(leaf)[1:] == shape:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            return Table(name, lambda params, k=k: jax.tree.leaves(params[agent])[k], first)
-        first += np.size(leaf[0])
+    first = 0
+    for k, part in enumerate(parts(wrapped.game, params, 1)):
+        if part.agent == agent and part.is_table:
+            return Table(part.name, lambda params, k=k: jax.tree.leaves(params)[k], first)
+        first += part.values[0].size
     return None
 
 
@@ -127,17 +125,14 @@ def parameter_index(wrapped: WrappedGame, params: Any, coordinate: Coordinate) -
 def parameter_name(wrapped: WrappedGame, params: Any, index: int) -> str:
     """What a parameter is called, by its number."""
     k, place = _locate(params, index)
-    path = jax.tree_util.tree_leaves_with_path(params)[k][0]
-    agent, game = path[0].idx, wrapped.game
-    name = jax.tree_util.keystr(path[1:], simple=True, separator=".")
-    if isinstance(wrapped.learners[agent], AbstractActionValueLearner):
-        name = "$Q$"
-    if np.shape(jax.tree.leaves(params)[k]) == (game.num_states, game.num_actions[agent]):
-        names = [game.state_names[place[0]], game.action_names[agent][place[1]]]
+    game, part = wrapped.game, parts(wrapped.game, params, 0)[k]
+    symbol = wrapped.learners[part.agent].symbol
+    if part.is_table:
+        names = [game.state_names[place[0]], game.action_names[part.agent][place[1]]]
         entry = f"({', '.join(names[game.num_states == 1 :])})"
     else:
         entry = f"[{', '.join(map(str, place))}]" if place else ""
-    return f"agent {agent}, {name}{entry}"
+    return f"agent {part.agent}, {f'${symbol}$' if symbol else part.name}{entry}"
 
 
 def parameter_plane(
@@ -170,7 +165,7 @@ def policy_plane(
     for i, s, a in found:
         given = "" if game.num_states == 1 else f" | {game.state_names[s]}"
         labels.append(f"agent {i}, $\\pi$({game.action_names[i][a]}{given})")
-    return Plane(labels, "policies", read), found
+    return Plane(labels, "policy", read), found
 
 
 def _locate(params: Any, index: int) -> tuple[int, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """The averaged flow on a plane or a simplex, and which start leads where."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -15,6 +15,7 @@ from ..averaged.drift import average
 from ..averaged.flow import Solution
 from ..averaged.rest_points import RestPoint
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..model.observable import PARAMETERS
 from ..model.wrapped import WrappedGame
 from ..simulation.simulate import Simulation
 from .coordinates import (
@@ -163,12 +164,12 @@ def simplex(
     for (x, y), name, (dx, dy) in zip(_CORNERS, names, ((0, -5), (0, -5), (0, 5)), strict=True):
         side = "bottom" if dy > 0 else "top"
         ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha="center", va=side)
-    _draw_over(ax, Plane(names, "policies", read), wrapped, paths, rest_points, runs)
+    _draw_over(ax, Plane(names, "policy", read), wrapped, paths, rest_points, runs)
     least = least_probability(wrapped, agent)
     policies = least + (1 - 3 * least) * _lattice(_ARROWS_PER_SIDE)
     batch = _repeated(at, len(policies))
     batch = with_policy(wrapped, batch, agent, s, policies, embed)
-    velocity = _policy_velocity(wrapped, batch)[agent][:, s] @ _CORNERS
+    velocity = _velocity(wrapped, wrapped.policies, batch)[agent][:, s] @ _CORNERS
     speed = np.linalg.norm(velocity, axis=1)
     moving = speed > 0
     heading = velocity[moving] / speed[moving, None] / (1.4 * _ARROWS_PER_SIDE)
@@ -240,10 +241,10 @@ def basins(
         text = f"{stability}{attractor.kind}: {result.shares[k]:.0%} ({low:.0%} to {high:.0%})"
         chosen, orbit = starts[result.labels == k], plane.project(wrapped, attractor.orbit)
         style: dict[str, Any] = own.point | {"markersize": 3.0}
-        ax.plot(chosen[:, 0], chosen[:, 1], label=text, **style)
+        ax.plot(*chosen.T, label=text, **style)
         if attractor.rest is None:
             closed = np.concatenate([orbit, orbit[:1]])
-            ax.plot(closed[:, 0], closed[:, 1], **own.line)
+            ax.plot(*closed.T, **own.line)
             style |= own.line
         else:
             _mark(ax, orbit[0], attractor.rest, own.colour, None)
@@ -252,7 +253,7 @@ def basins(
     if len(lost):
         text, style = f"not identified: {result.unidentified:.0%}", {"color": GREY, "marker": "x"}
         style |= {"linestyle": "none", "markersize": 3.0}
-        ax.plot(lost[:, 0], lost[:, 1], label=text, **style)
+        ax.plot(*lost.T, label=text, **style)
         handles.append(Line2D([], [], label=text, **style))
     ax.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
     legend(ax, handles, where="above")
@@ -280,12 +281,12 @@ def _draw_over(ax, plane: Plane, wrapped, paths, rest_points, runs) -> list[np.n
         drawn += list(plane.read(runs_of(runs, plane.quantity)))
         for k, points in enumerate(drawn):
             label = f"{len(drawn)} runs at scale {runs.scale:g}" if k == 0 else None
-            ax.plot(points[:, 0], points[:, 1], label=label, zorder=2, **look(1).run)
+            ax.plot(*points.T, label=label, zorder=2, **look(1).run)
     for k, path in enumerate(paths):
         points = plane.project(wrapped, path.params)
         drawn.append(points)
         label = "averaged ODE" if k == 0 else None
-        ax.plot(points[:, 0], points[:, 1], label=label, zorder=3, **look(0).line)
+        ax.plot(*points.T, label=label, zorder=3, **look(0).line)
         ax.plot(*points[0], ".", color=look(0).colour, markersize=5, zorder=3)
     marked: set[str] = set()
     for rest in rest_points:
@@ -347,7 +348,7 @@ def _parameter_slice(wrapped: WrappedGame, at: Any, coordinates, embed):
     def velocity(points):
         vectors = np.repeat(np.asarray(start)[None], len(points), axis=0)
         vectors[:, numbers] = points
-        return plane.read(jax.device_get(_drifts(wrapped, jax.vmap(unravel)(jnp.asarray(vectors)))))
+        return plane.read(_velocity(wrapped, PARAMETERS, jax.vmap(unravel)(jnp.asarray(vectors))))
 
     return plane, velocity
 
@@ -379,7 +380,7 @@ def _policy_slice(wrapped: WrappedGame, at: Any, coordinates, embed):
         for (i, s), policies in zip(rows, wanted, strict=True):
             batch = with_policy(wrapped, batch, i, s, policies[inside], embed)
         field = np.full(points.shape, np.nan)
-        field[inside] = plane.read(_policy_velocity(wrapped, batch))
+        field[inside] = plane.read(_velocity(wrapped, wrapped.policies, batch))
         return field
 
     return plane, velocity
@@ -390,23 +391,16 @@ def _repeated(params: Any, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.repeat(leaf, count, axis=0), one(params))
 
 
-@eqx.filter_jit
-def _drifts(wrapped, batch):
-    wrapped = preserve_rows(wrapped)
-    return jax.lax.map(lambda x: average(wrapped, x).drift, batch, batch_size=_BATCH)
-
-
-def _policy_velocity(wrapped: WrappedGame, batch: Any) -> tuple[np.ndarray, ...]:
-    """Derivative of all agents' policies along the drift, `[M, S, A_i]` each."""
-    return jax.device_get(_policy_velocities(wrapped, jax.tree.map(jnp.asarray, batch)))
+def _velocity(wrapped: WrappedGame, observe: Callable[[Any], Any], batch: Any) -> Any:
+    """Derivative of an observable along the drift, leaves `[M, ...]`."""
+    return jax.device_get(_velocities(wrapped, observe, jax.tree.map(jnp.asarray, batch)))
 
 
 @eqx.filter_jit
-def _policy_velocities(wrapped, batch):
+def _velocities(wrapped, observe, batch):
     wrapped = preserve_rows(wrapped)
 
     def velocity(params):
-        drift = average(wrapped, params).drift
-        return jax.jvp(wrapped.policies, (params,), (drift,))[1]
+        return jax.jvp(observe, (params,), (average(wrapped, params).drift,))[1]
 
     return jax.lax.map(velocity, batch, batch_size=_BATCH)

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
-from ..learners.action_value import AbstractActionValueLearner
 from ..model.wrapped import WrappedGame
-from ..studies.compare import Comparison
+from ..studies.comparison import Comparison
 from .coordinates import check_agent, find_state, find_table, row_name
 from .style import NEUTRAL, Look, axes_or_new, legend, look, title
-from .trajectories import Course, Result, course, state_courses
+from .trajectories import TimedResult, Trajectory, state_trajectories, trajectory
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -22,7 +21,7 @@ _TIME = "time (unscaled steps)"
 
 
 def parameters(
-    result: Result,
+    result: TimedResult,
     agent: int,
     state: int | str,
     *,
@@ -58,7 +57,7 @@ def parameters(
 
 
 def policies(
-    result: Result,
+    result: TimedResult,
     agent: int,
     state: int | str,
     *,
@@ -91,7 +90,7 @@ def policies(
 
 
 def state_distribution(
-    result: Result,
+    result: TimedResult,
     state: int | str | None = None,
     *,
     scale: Real[ArrayLike, ""] | None = None,
@@ -178,27 +177,23 @@ def _parameters(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any
     """Draws parameters; returns what a legend shows."""
     wrapped = result.wrapped
     check_agent(wrapped.game, agent)
-    courses = course(result, "parameters", scale)
-    held = courses.mean if courses.line is None else courses.line
+    everyone = trajectory(result, "parameters", scale)
+    held = everyone.mean if everyone.line is None else everyone.line
     table = find_table(wrapped, agent, held)
     if table is None:
         raise ValueError(f"the parameters of agent {agent} hold no table of states and actions.")
-    shown = courses.pick(table.of)
-    ax.set_ylabel(_symbol(wrapped, agent, table.name))
-    return _draw_actions(ax, wrapped, shown, agent, state, sample_runs)
+    symbol = wrapped.learners[agent].symbol
+    ax.set_ylabel(f"${symbol}(s, a)$" if symbol else table.name or "parameter")
+    return _draw_actions(ax, wrapped, everyone.pick(table.of), agent, state, sample_runs)
 
 
 def _policies(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
     wrapped = result.wrapped
     check_agent(wrapped.game, agent)
-    shown = course(result, "policies", scale).pick(lambda tree: tree[agent])
+    shown = trajectory(result, "policy", scale).pick(lambda tree: tree[agent])
     handles = _draw_actions(ax, wrapped, shown, agent, state, sample_runs)
     ax.set_ylabel(r"$\pi(a \mid s)$")
-    tops = [shown.line, shown.mean]
-    if shown.band is not None:
-        tops.append(shown.band[0] + 2 * np.nan_to_num(shown.band[1]))
-    highest = max(np.max(np.nan_to_num(top)) for top in tops if top is not None)
-    most = min(1.0, 1.1 * float(highest))
+    most = min(1.0, 1.1 * shown.highest)
     ax.set_ylim(-0.04 * most, 1.04 * most)
     ax.locator_params(axis="y", nbins=3)
     return handles
@@ -207,22 +202,22 @@ def _policies(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
 def _states(ax, result, state=None, scale=None) -> list[Any]:
     game = result.wrapped.game
     states = range(game.num_states) if state is None else [find_state(game, state)]
-    courses, handles, most = state_courses(result, scale), {}, 0.0
+    trajectories, handles = state_trajectories(result, scale), {}
     for k in states:
         own, name = look(k) if state is None else NEUTRAL, game.state_names[k]
-        for part in courses:
+        for part in trajectories:
             shown = part.pick(lambda tree, k=k: tree[:, k])
-            handle = _draw(ax, shown, own, name, "simulated", 0, alone=len(courses) == 1)
+            handle = _draw(ax, shown, own, name, "simulated", 0, alone=len(trajectories) == 1)
             handles[name] = _both(handles.get(name), handle)
-    for part in courses:
-        for values in (part.line, part.mean, part.band and part.band[0] + 2 * part.band[1]):
-            most = max(most, np.nanmax(values, initial=0.0) if values is not None else 0.0)
+    most = max(part.highest for part in trajectories)
     ax.set(xlabel=_TIME, ylabel="share of steps", ylim=(0.0, 1.08 * most))
     title(ax, "states" if state is None else f"state {game.state_names[find_state(game, state)]}")
     return list(handles.values())
 
 
-def _draw_actions(ax, wrapped: WrappedGame, shown: Course, agent, state, sample_runs) -> list[Any]:
+def _draw_actions(
+    ax, wrapped: WrappedGame, shown: Trajectory, agent, state, sample_runs
+) -> list[Any]:
     """One row of a table over time."""
     game = wrapped.game
     s = find_state(game, state)
@@ -241,7 +236,9 @@ def _draw_actions(ax, wrapped: WrappedGame, shown: Course, agent, state, sample_
     return handles
 
 
-def _draw(ax, shown: Course, own: Look, name: str, mean: str, sample_runs: int, alone: bool) -> Any:
+def _draw(
+    ax, shown: Trajectory, own: Look, name: str, mean: str, sample_runs: int, alone: bool
+) -> Any:
     """One number over time; returns what a legend shows."""
     from matplotlib.lines import Line2D
 
@@ -298,12 +295,6 @@ def _figure_legend(comparison: Comparison) -> list[Any]:
             both = look(action).point | look(action).line
             handles.append(Line2D([], [], label=f"{owner}action {name}", **both))
     return handles
-
-
-def _symbol(wrapped: WrappedGame, agent: int, name: str) -> str:
-    if isinstance(wrapped.learners[agent], AbstractActionValueLearner):
-        return "$Q(s, a)$"
-    return name or "parameter"
 
 
 def _most_frequent(comparison: Comparison) -> list[int]:

@@ -9,16 +9,18 @@ import numpy as np
 
 from ..averaged.flow import Solution
 from ..averaged.stationary import stationary_distribution
+from ..model.observable import PARAMETERS, named
 from ..model.wrapped import WrappedGame
 from ..second_order.fluctuations import Fluctuations
 from ..simulation.simulate import Simulation
-from ..studies.compare import Comparison
+from ..studies.comparison import Comparison
 
-Result = Comparison | Solution | Simulation | Fluctuations
-Quantity = Literal["parameters", "policies"]
+TimedResult = Comparison | Solution | Simulation | Fluctuations
+# What of it, as an observable names it.
+Quantity = Literal["parameters", "policy"]
 
 
-class Course(NamedTuple):
+class Trajectory(NamedTuple):
     """A quantity over time as far as a result holds it: None, an array or a tree of arrays.
 
     Attributes:
@@ -37,8 +39,14 @@ class Course(NamedTuple):
     edge: tuple[Any, Any] | None = None
     runs: Any = None
 
-    def pick(self, choose: Callable[[Any], Any]) -> "Course":
-        """The course of a part of the quantity."""
+    @property
+    def highest(self) -> float:
+        """The largest number of lines, means and bands, but no less than zero."""
+        tops = self.line, self.mean, self.band and self.band[0] + 2 * self.band[1]
+        return max(float(np.nanmax(top, initial=0.0)) for top in tops if top is not None)
+
+    def pick(self, choose: Callable[[Any], Any]) -> "Trajectory":
+        """The trajectory of a part of the quantity."""
 
         def part(tree):
             return None if tree is None else np.asarray(choose(tree))
@@ -46,7 +54,7 @@ class Course(NamedTuple):
         def both(pair):
             return None if pair is None else (part(pair[0]), part(pair[1]))
 
-        return Course(
+        return Trajectory(
             self.times,
             part(self.line),
             part(self.mean),
@@ -56,7 +64,7 @@ class Course(NamedTuple):
         )
 
 
-def course(result: Result, quantity: Quantity, scale: Any = None) -> Course:
+def trajectory(result: TimedResult, quantity: Quantity, scale: Any = None) -> Trajectory:
     """Parameters or policies of all agents over time.
 
     Raises:
@@ -64,45 +72,40 @@ def course(result: Result, quantity: Quantity, scale: Any = None) -> Course:
             quantity.
     """
     _check_scale(result, scale)
-    if isinstance(result, Comparison):
-        part = ("parameters", "policies").index(quantity)
-        simulation = result.simulation
-        mean, variance = simulation.mean[part], simulation.variance[part]
-        return Course(
-            np.asarray(simulation.ts),
-            line=(result.solution.params, result.policies)[part],
-            mean=mean,
-            band=(mean, jax.tree.map(np.sqrt, variance)),
-            edge=_predicted(result) if quantity == "parameters" else None,
-        )
-    if isinstance(result, Simulation):
-        mean, variance, runs = _observed(result, quantity)
-        deviation = jax.tree.map(np.sqrt, variance)
-        return Course(np.asarray(result.ts), mean=mean, band=(mean, deviation), runs=runs)
-    observe = _Parameters() if quantity == "parameters" else _Policies(result.wrapped)
-    return _along(result, observe, scale)
+    if isinstance(result, Comparison | Simulation):
+        simulation = result if isinstance(result, Simulation) else result.simulation
+        mean, variance, runs = _observed(simulation, quantity)
+        band = mean, jax.tree.map(np.sqrt, variance)
+        shown = Trajectory(np.asarray(simulation.ts), mean=mean, band=band, runs=runs)
+        if isinstance(result, Simulation):
+            return shown
+        if quantity == "policy":
+            return shown._replace(line=result.policies)
+        return shown._replace(line=result.solution.params, edge=_predicted(result))
+    wrapped = result.wrapped
+    return _along(result, PARAMETERS if quantity == "parameters" else wrapped.policies, scale)
 
 
-def state_courses(result: Result, scale: Any = None) -> list[Course]:
+def state_trajectories(result: TimedResult, scale: Any = None) -> list[Trajectory]:
     """How often states occur, `[K, S]`: stationary distribution, simulated frequencies, or both.
 
     Frequencies, means over the steps between two report times, stand at their midpoints.
     """
     _check_scale(result, scale)
     if isinstance(result, Fluctuations):
-        return [_along(result, _States(result.wrapped), scale)]
-    courses = []
+        return [_along(result, eqx.Partial(stationary_distribution, result.wrapped), scale)]
+    trajectories = []
     if isinstance(result, Comparison | Solution):
         solution = result if isinstance(result, Solution) else result.solution
         line = np.asarray(solution.state_distribution)
-        courses.append(Course(np.asarray(solution.ts), line=line))
+        trajectories.append(Trajectory(np.asarray(solution.ts), line=line))
     if isinstance(result, Comparison | Simulation):
         simulation = result if isinstance(result, Simulation) else result.simulation
         midpoints = simulation.ts - np.diff(simulation.ts, prepend=0.0) / 2
         taken = np.isfinite(simulation.state_frequency).all(axis=1)
         frequency = simulation.state_frequency[taken]
-        courses.append(Course(midpoints[taken], mean=frequency))
-    return courses
+        trajectories.append(Trajectory(midpoints[taken], mean=frequency))
+    return trajectories
 
 
 def runs_of(simulation: Simulation, quantity: Quantity) -> Any:
@@ -118,28 +121,7 @@ def runs_of(simulation: Simulation, quantity: Quantity) -> Any:
 
 def policies_along(wrapped: WrappedGame, params: Any) -> tuple:
     """Policies for a batch of parameters: one array `[K, S, A_i]` per agent."""
-    return jax.device_get(_mapped(_Policies(wrapped), params))
-
-
-class _Parameters(eqx.Module):
-    """Observables are modules, so that compiled programs serve again."""
-
-    def __call__(self, params):
-        return params
-
-
-class _Policies(eqx.Module):
-    wrapped: WrappedGame
-
-    def __call__(self, params):
-        return self.wrapped.policies(params)
-
-
-class _States(eqx.Module):
-    wrapped: WrappedGame
-
-    def __call__(self, params):
-        return stationary_distribution(self.wrapped, params)
+    return jax.device_get(_mapped(wrapped.policies, params))
 
 
 @eqx.filter_jit
@@ -162,7 +144,7 @@ def _mapped_runs(wrapped, params, own: bool):
     )(wrapped, params)
 
 
-def _along(result: Solution | Fluctuations, observe: Any, scale) -> Course:
+def _along(result: Solution | Fluctuations, observe: Any, scale) -> Trajectory:
     """An observable on the averaged ODE, with its fluctuations where they are known."""
     line = jax.device_get(_mapped(observe, result.params))
     times, band = np.asarray(result.ts), None
@@ -172,7 +154,7 @@ def _along(result: Solution | Fluctuations, observe: Any, scale) -> Course:
             jax.tree.map(lambda leaf: _hidden(leaf, near), moment)
             for moment in result.band(observe, scale=scale)
         )
-    return Course(times, line=line, band=band)
+    return Trajectory(times, line=line, band=band)
 
 
 def _hidden(leaf: Any, near: np.ndarray) -> np.ndarray:
@@ -187,7 +169,7 @@ def _predicted(comparison: Comparison) -> tuple[Any, Any] | None:
     return mean, jax.tree.map(lambda leaf: np.sqrt(np.maximum(leaf, 0)), variance)
 
 
-def _check_scale(result: Result, scale) -> None:
+def _check_scale(result: TimedResult, scale) -> None:
     if isinstance(result, Fluctuations) != (scale is not None):
         raise ValueError(
             "fluctuations are drawn at a scale: give scale."
@@ -198,48 +180,15 @@ def _check_scale(result: Result, scale) -> None:
 
 def _observed(simulation: Simulation, quantity: Quantity) -> tuple[Any, Any, Any]:
     """Mean, variance and, if kept, single runs of a quantity."""
-    held = _holds(simulation, quantity)
-    if held is not None:
-        runs = None if simulation.values is None else held(simulation.values)
-        return held(simulation.mean), held(simulation.variance), runs
-    if quantity == "policies" and simulation.values is not None:
-        kept = _holds(simulation, "parameters")
-        if kept is not None:
-            policies = _policies_of_runs(simulation.wrapped, kept(simulation.values))
-            variance = (np.var(p, axis=0, ddof=min(1, len(p) - 1)) for p in policies)
-            return tuple(np.mean(p, axis=0) for p in policies), tuple(variance), policies
-    also = ", or parameters with keep_runs" if quantity == "policies" else ""
-    raise ValueError(
-        f"the simulation did not observe {quantity}{also}, or was interrupted before its end."
+    moments = simulation.mean, simulation.variance, simulation.values
+    mean, variance, runs = (
+        {} if values is None else named(simulation.observed, values) for values in moments
     )
-
-
-def _holds(simulation: Simulation, quantity: Quantity) -> Callable[[Any], Any] | None:
-    """How to pick a quantity from what was observed; None if it is not there.
-
-    A simulation does not say what it observed, and parameters and policies may have the same
-    shapes: the runs' last parameters tell.
-    """
-    if simulation.final is None:
-        return None
-    values = simulation.final.params
-    if quantity == "policies":
-        last = jax.tree.map(lambda leaf: leaf[:, None], values)
-        policies = _policies_of_runs(simulation.wrapped, last)
-        values = tuple(policy[:, 0] for policy in policies)
-    expected = jax.tree.map(lambda leaf: np.mean(leaf, axis=0, dtype=np.float64), values)
-
-    def fits(part) -> bool:
-        if jax.tree.structure(part) != jax.tree.structure(expected):
-            return False
-        pairs = zip(jax.tree.leaves(part), jax.tree.leaves(expected), strict=True)
-        return all(
-            found.shape[1:] == np.shape(mean)
-            and np.allclose(found[-1], mean, rtol=1e-4, atol=1e-6, equal_nan=True)
-            for found, mean in pairs
-        )
-
-    choices: list[Callable[[Any], Any]] = [lambda observed: observed]
-    if isinstance(simulation.mean, tuple) and len(simulation.mean) == 2:
-        choices += [lambda observed: observed[0], lambda observed: observed[1]]
-    return next((choose for choose in choices if fits(choose(simulation.mean))), None)
+    if quantity in mean:
+        return mean[quantity], variance[quantity], runs.get(quantity)
+    if quantity == "policy" and "parameters" in runs:
+        policies = _policies_of_runs(simulation.wrapped, runs["parameters"])
+        spread = (np.var(p, axis=0, ddof=min(1, len(p) - 1)) for p in policies)
+        return tuple(np.mean(p, axis=0) for p in policies), tuple(spread), policies
+    also = "policies, or parameters with keep_runs" if quantity == "policy" else quantity
+    raise ValueError(f"the simulation did not observe {also}.")

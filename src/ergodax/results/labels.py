@@ -1,95 +1,82 @@
-"""Labels: results as xarray data sets, with the game's own names of states and actions.
+"""Labels: what the fields of results are called in xarray data sets, with the game's own names.
 
-Every result's `to_xarray` is put together from what stands here. Where agents have unequal numbers
-of actions, or parameters that are not one table, each array is a variable of its own: nothing is
-padded. The attribute `settings` of a data set says in JSON how it was made.
+A field says what it holds where it is declared: `labelled(long name, dims, units)`. Where agents
+have unequal numbers of actions, or parameters that are not one table, each array is a variable of
+its own: nothing is padded.
 """
 
-import dataclasses
-import json
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..base.codes import RESULTS
-from ..base.version import __version__
 from ..model.game import MarkovGame
-from ..model.wrapped import WrappedGame
-
-if TYPE_CHECKING:
-    import xarray
 
 TIME_UNITS = "unscaled steps"
 PER_STEP = "reward per step"
 
+# What `xarray.Dataset` takes as variables.
+Variables = dict[str, Any]
 
-def dataset(
-    wrapped: WrappedGame,
-    kind: str,
-    variables: dict[str, Any],
-    coordinates: dict[str, Any],
-    **settings: Any,
-) -> "xarray.Dataset":
-    """A labelled data set about a wrapped game.
 
-    Args:
-        wrapped: names agents, states and actions.
-        kind: the name of the result.
-        variables: what `xarray.Dataset` takes as variables.
-        coordinates: coordinates besides those of the game.
-        settings: what else there is to say about how it was made.
+def as_array(
+    game: MarkovGame | None, name: str, value: Any, label: "Label", batch: tuple[str, ...]
+) -> Variables:
+    """One variable."""
+    described = attributes(label.long_name, label.units)
+    return {name: ((*batch, *label.dims), np.asarray(value), described)}
+
+
+class Label(NamedTuple):
+    """What a number of a result is, in its data set.
+
+    Attributes:
+        long_name: its description.
+        dims: its dimensions, after those of a batch.
+        units: its unit, if it has one.
+        name: its variable, if not called like the field.
+        make: turns `(game, name, value, label, dimensions of the batch)` into variables; None for a
+            setting, which is told in the attributes.
+        coordinate: whether it is a coordinate.
+        observed: whether it is an observable, or a moment of one: it is called by the observable's
+            names, then its own.
+        axes: names the axes of parameters that are neither states nor actions.
     """
-    import xarray
 
-    made = {"result": kind} | versions() | settings | describe_game(wrapped)
-    return xarray.Dataset(
-        variables,
-        coordinates | game_coordinates(wrapped.game),
-        attrs={"settings": json.dumps(made)},
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of JAX."""
-    return {"ergodax": __version__, "jax": jax.__version__}
+    long_name: str
+    dims: tuple[str, ...] = ()
+    units: str | None = None
+    name: str | None = None
+    make: Callable[..., Variables] | None = as_array
+    coordinate: bool = False
+    observed: bool = False
+    axes: str = "parameters"
 
 
-def describe_game(wrapped: WrappedGame) -> dict[str, Any]:
-    """Sizes of the game and all that its learners hold, in plain Python values."""
-    game = wrapped.game
-    sizes = {
-        "agents": game.num_agents,
-        "states": game.num_states,
-        "actions": list(game.num_actions),
-        "successors": game.num_successors,
-        "state_names": list(game.state_names),
-        "action_names": [list(names) for names in game.action_names],
-    }
-    return {"game": sizes, "learners": [describe(learner) for learner in wrapped.learners]}
+# Numbers with their labels, by the names of their variables.
+Entries = dict[str, tuple[Any, Label]]
 
 
-def describe(value: Any) -> Any:
-    """A learner and all it holds, in plain Python values."""
-    if isinstance(value, eqx.Module) and dataclasses.is_dataclass(value):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return np.asarray(value).tolist()
-    if isinstance(value, tuple | list):
-        return [describe(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): describe(item) for key, item in value.items()}
-    return value if isinstance(value, bool | int | float | str | None) else repr(value)
+def labelled(*what: Any, **options: Any) -> dict[str, Label]:
+    """What `equinox.field(metadata=..)` takes, from a `Label` or the arguments of one."""
+    return {"label": what[0] if isinstance(what[0], Label) else Label(*what, **options)}
 
 
-def precision(tree: Any) -> str:
-    """The name of the common type of all arrays."""
-    return str(np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree))))
+def make_variables(
+    game: MarkovGame | None, entries: Mapping[str, tuple[Any, Label]], batch: tuple[str, ...]
+) -> tuple[Variables, Variables]:
+    """Variables and coordinates of all numbers that are not None."""
+    variables: Variables = {}
+    coordinates: Variables = {}
+    for name, (value, label) in entries.items():
+        if label.make is not None and value is not None:
+            kind = coordinates if label.coordinate else variables
+            kind |= label.make(game, name, value, label, batch)
+    return variables, coordinates
 
 
 def attributes(long_name: str, units: str | None = None) -> dict[str, Any]:
@@ -100,17 +87,12 @@ def attributes(long_name: str, units: str | None = None) -> dict[str, Any]:
 # Coordinates
 
 
-def game_coordinates(game: MarkovGame) -> dict[str, Any]:
-    """Coordinates of agents, states and actions."""
-    return {
+def game_coordinates(game: MarkovGame) -> Variables:
+    """Coordinates of agents, states and actions: one of actions if all have the same names."""
+    coordinates = {
         "agent": ("agent", np.arange(game.num_agents), attributes("agent")),
         "state": ("state", list(game.state_names), attributes("state of the game")),
-    } | action_coordinates(game)
-
-
-def action_coordinates(game: MarkovGame) -> dict[str, Any]:
-    """Coordinates of the actions: one for all agents where their actions have the same names."""
-    coordinates = {}
+    }
     for agent, names in enumerate(game.action_names):
         dimension = _action_dimension(game, agent)
         owner = "" if dimension == "action" else f" of agent {agent}"
@@ -122,23 +104,13 @@ def _action_dimension(game: MarkovGame, agent: int) -> str:
     return "action" if len(set(game.action_names)) == 1 else f"action_agent{agent}"
 
 
-def time_coordinate(ts: Any) -> dict[str, Any]:
-    """Times `[..., K]` as a coordinate; of a batch that does not share them, along its axes too."""
-    ts = np.asarray(ts)
-    described = attributes("time", TIME_UNITS)
-    rows = ts.reshape(-1, ts.shape[-1])
-    if np.all(rows == rows[0]):
-        return {"time": ("time", rows[0], described)}
-    return {"times": ((*batch_dimensions(ts.ndim - 1), "time"), ts, described)}
-
-
 def batch_dimensions(count: int) -> tuple[str, ...]:
     """Names of the leading axes of a batched result."""
     return ("batch",) if count == 1 else tuple(f"batch_axis{k}" for k in range(count))
 
 
-def parameter_coordinates(game: MarkovGame, params: tuple, leading: int) -> dict[str, Any]:
-    """Coordinates of a flat vector of all parameters, and of the other side of a matrix of them.
+def parameter_names(game: MarkovGame, params: tuple, leading: int) -> list[str]:
+    """Names of all entries of the flat vector of parameters.
 
     Args:
         game: names states and actions.
@@ -147,17 +119,13 @@ def parameter_coordinates(game: MarkovGame, params: tuple, leading: int) -> dict
     """
     names = []
     for part in parts(game, params, leading):
-        owner = f"agent {part.agent} {part.name}".rstrip()
         for index in np.ndindex(part.values.shape[leading:]):
             place: tuple = index
             if part.is_table:
                 action_names = game.action_names[part.agent]
                 place = game.state_names[index[0]], action_names[index[1]]
-            names.append(", ".join([owner, *map(str, place)]))
-    return {
-        "parameter": ("parameter", names, attributes("parameter")),
-        "other_parameter": ("other_parameter", names, attributes("parameter")),
-    }
+            names.append(", ".join([part.owner, *map(str, place)]))
+    return names
 
 
 # Variables
@@ -178,6 +146,11 @@ class Part(NamedTuple):
     is_table: bool
     values: Any
 
+    @property
+    def owner(self) -> str:
+        """Agent and name."""
+        return f"agent {self.agent} {self.name}".rstrip()
+
 
 def parts(game: MarkovGame, params: tuple, leading: int) -> list[Part]:
     """The arrays of all agents, with `leading` axes before their own."""
@@ -190,73 +163,81 @@ def parts(game: MarkovGame, params: tuple, leading: int) -> list[Part]:
     return found
 
 
-def tables(
-    game: MarkovGame,
-    variable: str,
-    long_name: str,
-    parts: Sequence[Part],
-    leading: tuple[str, ...],
-    quantity: str,
-) -> dict[str, Any]:
+def of_agents(
+    game: MarkovGame, name: str, value: tuple, label: Label, batch: tuple[str, ...]
+) -> Variables:
     """Variables of parameters or policies: in one block where they fit, else one by one.
 
-    Args:
-        game: names states and actions.
-        variable: the variable's name, to which a suffix is added for single arrays.
-        long_name: its description.
-        parts: the arrays of all agents.
-        leading: the dimensions before an array's own.
-        quantity: names the axes that are neither states nor actions.
-
-    Returns:
-        What `xarray.Dataset` takes as variables. A single array of one agent has the attributes
-        `agent` and `column`: what it is named beside those of the others in a table.
+    A single array of one agent has the attributes `agent` and `column`: what it is named beside
+    those of the others in a table.
     """
+    leading = (*batch, *label.dims)
+    found = parts(game, value, len(leading))
     one_block = (
-        all(part.is_table for part in parts)
-        and [part.agent for part in parts] == list(range(game.num_agents))
+        all(part.is_table for part in found)
+        and [part.agent for part in found] == list(range(game.num_agents))
         and _action_dimension(game, 0) == "action"
     )
     if one_block:
-        values = np.stack([part.values for part in parts], axis=len(leading))
-        return {variable: ((*leading, "agent", "state", "action"), values, attributes(long_name))}
+        values = np.stack([part.values for part in found], axis=len(leading))
+        return {name: ((*leading, "agent", "state", "action"), values, attributes(label.long_name))}
     variables = {}
-    suffixes = plain_names([f"_agent{p.agent}" + (f"_{p.name}" if p.name else "") for p in parts])
-    for part, suffix in zip(parts, suffixes, strict=True):
+    suffixes = plain_names([f"_agent{p.agent}" + (f"_{p.name}" if p.name else "") for p in found])
+    for part, suffix in zip(found, suffixes, strict=True):
         count = part.values.ndim - len(leading)
-        axes = [f"{quantity}{suffix}_axis{k}" for k in range(count)]
+        axes = [f"{label.axes}{suffix}_axis{k}" for k in range(count)]
         if part.is_table:
             axes = ["state", _action_dimension(game, part.agent)]
-        owner = f"agent {part.agent} {part.name}".rstrip()
-        described = attributes(f"{long_name}, {owner}") | {
+        described = attributes(f"{label.long_name}, {part.owner}") | {
             "agent": part.agent,
-            "column": variable + suffix.removeprefix(f"_agent{part.agent}"),
+            "column": name + suffix.removeprefix(f"_agent{part.agent}"),
         }
-        variables[variable + suffix] = ((*leading, *axes), part.values, described)
+        variables[name + suffix] = ((*leading, *axes), part.values, described)
     return variables
 
 
-def arrays(variable: str, long_name: str, tree: Any, leading: tuple[str, ...]) -> dict[str, Any]:
+def of_places(
+    game: MarkovGame | None, name: str, value: Any, label: Label, batch: tuple[str, ...]
+) -> Variables:
     """Variables of all arrays of any pytree, named after their places."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leading = (*batch, *label.dims)
+    leaves = jax.tree_util.tree_leaves_with_path(value)
     places = [_place(path) for path, _ in leaves]
     variables = {}
-    for place, name, (_, leaf) in zip(
-        places, plain_names([variable + f"_{p}" * bool(p) for p in places]), leaves, strict=True
+    for place, own, (_, leaf) in zip(
+        places, plain_names([name + f"_{p}" * bool(p) for p in places]), leaves, strict=True
     ):
-        axes = [f"{name}_axis{k}" for k in range(np.ndim(leaf) - len(leading))]
-        described = attributes(f"{long_name} {place}".rstrip())
-        variables[name] = ((*leading, *axes), np.asarray(leaf), described)
+        axes = [f"{own}_axis{k}" for k in range(np.ndim(leaf) - len(leading))]
+        described = attributes(f"{label.long_name} {place}".rstrip())
+        variables[own] = ((*leading, *axes), np.asarray(leaf), described)
     return variables
 
 
-def outcome(result: Any, leading: tuple[str, ...] = ()) -> dict[str, Any]:
+def _as_times(
+    game: MarkovGame | None, name: str, value: Any, label: Label, batch: tuple[str, ...]
+) -> Variables:
+    """Times `[..., K]`; of a batch that does not share them, along its axes too."""
+    ts = np.asarray(value)
+    rows = ts.reshape(-1, ts.shape[-1])
+    if np.all(rows == rows[0]):
+        return as_array(game, "time", rows[0], label, ())
+    return as_array(game, "times", ts, label, batch)
+
+
+def _as_outcome(
+    game: MarkovGame | None, name: str, value: Any, label: Label, batch: tuple[str, ...]
+) -> Variables:
     """How a computation, or each of a batch, ended: as a number and in words."""
-    codes, messages = decode(result)
+    codes, messages = decode(value)
     return {
-        "result": (leading, codes, attributes("result code, 0 for success")),
-        "message": (leading, messages, attributes("how the computation ended")),
+        "result": (batch, codes, attributes("result code, 0 for success")),
+        "message": (batch, messages, attributes("how the computation ended")),
     }
+
+
+TIMES = Label("time", ("time",), TIME_UNITS, make=_as_times, coordinate=True)
+OUTCOME = Label("how the computation ended", make=_as_outcome)
+SETTING = Label("", make=None)
 
 
 def decode(result: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -266,25 +247,6 @@ def decode(result: Any) -> tuple[np.ndarray, np.ndarray]:
     texts = [RESULTS[jax.tree.map(lambda _, c=c: jnp.asarray(c), result)] for c in distinct]
     messages = np.array([text or "successful" for text in texts])
     return codes, np.asarray(messages[place]).reshape(codes.shape)
-
-
-@eqx.filter_jit
-def policies(wrapped: WrappedGame, params: Any, batch: int, times: bool) -> tuple:
-    """Policies of all agents at parameters with leading axes.
-
-    Args:
-        wrapped: the wrapped game, with the axes of the batch.
-        params: parameters of all agents.
-        batch: axes of the batch.
-        times: whether an axis of times follows them.
-    """
-
-    def along(wrapped, params):
-        return jax.vmap(wrapped.policies)(params) if times else wrapped.policies(params)
-
-    for _ in range(batch):
-        along = eqx.filter_vmap(along)
-    return along(wrapped, params)
 
 
 def _place(path: tuple) -> str:

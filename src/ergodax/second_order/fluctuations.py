@@ -22,7 +22,7 @@ and simulation.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -41,22 +41,18 @@ from ..base.times import check_scale, check_times
 from ..model.game import first_state_law
 from ..model.wrapped import WrappedGame
 from ..results.labels import (
+    OUTCOME,
+    SETTING,
     TIME_UNITS,
-    attributes,
-    batch_dimensions,
-    dataset,
-    outcome,
-    parameter_coordinates,
-    parts,
-    precision,
-    tables,
-    time_coordinate,
+    TIMES,
+    Entries,
+    Label,
+    labelled,
+    of_agents,
 )
+from ..results.result import Result
 from .limit_process import LimitProcess, curvature, root
 from .poisson import core_law, poisson
-
-if TYPE_CHECKING:
-    import xarray
 
 _NEAR = 3.0  # standard deviations from a kink within which nothing is Gaussian
 
@@ -93,8 +89,11 @@ class Band(NamedTuple):
     standard_deviation: Any
 
 
-class Fluctuations(eqx.Module):
+class Fluctuations(Result):
     """The averaged flow with its fluctuations and bias.
+
+    In the data set covariance and bias are along `parameter`, with the names of all parameters;
+    crossed kinks along `kink`, unless there is a batch of flows.
 
     Attributes:
         ts: times in unscaled steps, `[K]`.
@@ -111,16 +110,28 @@ class Fluctuations(eqx.Module):
         result: how the solve ended, one of `RESULTS`.
     """
 
-    ts: Float[Array, " K"]
-    params: Any
-    covariance: Float[Array, "K d d"]
-    bias: Float[Array, "K d"] | None
-    initial: Float[Array, " S"]
+    ts: Float[Array, " K"] = eqx.field(metadata=labelled(TIMES))
+    params: Any = eqx.field(
+        metadata=labelled("parameters on the flow", ("time",), name="parameters", make=of_agents)
+    )
+    covariance: Float[Array, "K d d"] = eqx.field(
+        metadata=labelled("scale times covariance", ("time", "parameter", "other_parameter"))
+    )
+    bias: Float[Array, "K d"] | None = eqx.field(
+        metadata=labelled("scale times bias of the mean", ("time", "parameter"))
+    )
+    initial: Float[Array, " S"] = eqx.field(
+        metadata=labelled("law of the first state", ("state",), name="first_state")
+    )
     kinks: Kinks
-    margin: Float[Array, "K M"]
+    margin: Float[Array, "K M"] = eqx.field(
+        metadata=labelled(
+            "distance from a kink", ("time", "maximum"), "standard deviations at scale 1"
+        )
+    )
     wrapped: WrappedGame
-    scale: Float[Array, ""] | None
-    result: RESULTS
+    scale: Float[Array, ""] | None = eqx.field(metadata=labelled(SETTING))
+    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
 
     def __repr__(self) -> str:
         parts = "covariance" if self.bias is None else "covariance and bias"
@@ -130,53 +141,24 @@ class Fluctuations(eqx.Module):
             f"{describe_result(self.result)})"
         )
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """Flow, covariance and bias as a labelled data set.
-
-        The covariance is on `(time, parameter, other_parameter)`, the bias on `(time, parameter)`,
-        with the names of all parameters; the kinks that were crossed have the dimension `kink`,
-        unless there is a batch of flows.
-        """
-        game, batch = self.wrapped.game, batch_dimensions(self.ts.ndim - 1)
-        along = (*batch, "time")
-        found = parts(game, self.params, len(along))
-        variables = tables(game, "parameters", "parameters on the flow", found, along, "parameters")
-        sides = "parameter", "other_parameter"
-        rest: dict[str, tuple[tuple[str, ...], Any, dict]] = {
-            "covariance": ((*along, *sides), self.covariance, attributes("scale times covariance")),
-            "bias": ((*along, sides[0]), self.bias, attributes("scale times bias of the mean")),
-            "first_state": ((*batch, "state"), self.initial, attributes("law of the first state")),
-            "margin": (
-                (*along, "maximum"),
-                self.margin,
-                attributes("distance from a kink", "standard deviations at scale 1"),
-            ),
+    def _derived(self) -> Entries:
+        """The kinks that were crossed."""
+        if self.ts.ndim > 1:
+            return {}
+        crossed = np.asarray(self.kinks.row) >= 0
+        return {
+            f"kink_{name}": (
+                np.asarray(getattr(self.kinks, name))[crossed],
+                Label(long_name, ("kink",), units),
+            )
+            for name, long_name, units in (
+                ("time", "when a kink was crossed", TIME_UNITS),
+                ("agent", "whose maximum changed", None),
+                ("row", "row of the maximum: for Q-learning the state", None),
+                ("old", "maximising entry before", None),
+                ("new", "maximising entry after", None),
+            )
         }
-        if not batch:
-            used = np.asarray(self.kinks.row) >= 0
-            for name, text in (
-                ("time", "when a kink was crossed"),
-                ("agent", "whose maximum changed"),
-                ("row", "row of the maximum: for Q-learning the state"),
-                ("old", "maximising entry before"),
-                ("new", "maximising entry after"),
-            ):
-                described = attributes(text, *[TIME_UNITS] * (name == "time"))
-                values = np.asarray(getattr(self.kinks, name))[used]
-                rest[f"kink_{name}"] = (("kink",), values, described)
-        variables |= {
-            name: (axes, np.asarray(values), described)
-            for name, (axes, values, described) in rest.items()
-            if values is not None
-        }
-        return dataset(
-            self.wrapped,
-            "Fluctuations",
-            variables | outcome(self.result, batch),
-            time_coordinate(self.ts) | parameter_coordinates(game, self.params, len(along)),
-            scale=None if self.scale is None else np.asarray(self.scale).tolist(),
-            dtype=precision(self.params),
-        )
 
     def near_kink(self, scale: Real[ArrayLike, ""]) -> Bool[Array, " K"]:
         """Times at which x is within three standard deviations of a kink at this scale, `[K]`.

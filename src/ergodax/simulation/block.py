@@ -14,8 +14,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ..model.wrapped import WrappedGame
-from .lanes import batch, from_lanes, to_lanes
+from .lanes import from_lanes, over_lanes, to_lanes
 from .moments import Moments, of_groups
+from .recorders import AbstractRecorder
 from .step import Ensemble, Run, cumulative_law, draw, draw_actions, step, words_of
 from .streams import uniforms
 
@@ -28,42 +29,44 @@ class Setting(eqx.Module):
     Attributes:
         wrapped: the game and its learners; with a leading axis of runs on every array if
             `per_run`.
-        inverse_scale: 1/N.
+        scale: N.
         observe: what to report, a function of one run's parameters; its arrays, if it holds any,
             have a leading axis of runs too if `per_run`.
+        recorders: what is summed up of every run and reported; their arrays likewise.
         compensated: whether additions to the parameters are compensated.
         per_run: whether every run has a wrapped game of its own.
-        keep_runs: whether the observable of every run is reported.
+        kept: how many of the observable and the reports are kept of every run, in this order.
         group: runs whose moments are taken together.
         mesh: the devices.
     """
 
     wrapped: WrappedGame
-    inverse_scale: Float[Array, ""]
+    scale: Float[Array, ""]
     observe: Callable[[Any], Any]
+    recorders: tuple[AbstractRecorder, ...]
     compensated: bool = eqx.field(static=True)
     per_run: bool = eqx.field(static=True)
-    keep_runs: bool = eqx.field(static=True)
+    kept: int = eqx.field(static=True)
     group: int = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
 
 
-class Record(NamedTuple):
-    """What is reported of a stretch of steps.
+class Report(NamedTuple):
+    """What is reported after an interval of steps.
 
     Attributes:
-        moments: moments of the observable, one entry per group of runs; `total` holds the visits
-            of states `[S]`, the summed rewards `[n]` and the number of runs no longer finite.
-        values: the observable of every run, each leaf `[R, ...]`; None unless kept.
+        moments: moments of the observable and of what every recorder reports, one entry per group
+            of runs; `total` is the number of runs no longer finite.
+        values: those of every run that are kept, each leaf `[R, ...]`.
     """
 
     moments: Moments
-    values: Any
+    values: tuple
 
 
 @eqx.filter_jit
 def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float[Array, "R S"]):
-    """The runs before their first step; their random numbers are those of step 0.
+    """Where the runs stand before their first step; their random numbers are those of step 0.
 
     Args:
         setting: what is simulated.
@@ -83,7 +86,23 @@ def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float
         return Ensemble(params, compensation, state, joint_action)
 
     own = setting.wrapped if setting.per_run else ()
-    return from_lanes(batch(of_run, *to_lanes((keys, params0, law, own))))
+    return from_lanes(over_lanes(of_run, *to_lanes((keys, params0, law, own))))
+
+
+@eqx.filter_jit
+def start_recorders(setting: Setting, standing: Ensemble) -> Run:
+    """The runs with nothing recorded yet, each leaf `[R, ...]`."""
+
+    def of_run(params, own):
+        wrapped, recorders = own
+        states = tuple(recorder.init(wrapped, params) for recorder in recorders)
+        return jax.tree.map(jnp.asarray, states)
+
+    axis = eqx.if_array(0) if setting.per_run else None
+    recorded = eqx.filter_vmap(of_run, in_axes=(0, axis), axis_size=standing.state.shape[0])(
+        standing.params, (setting.wrapped, setting.recorders)
+    )
+    return Run(standing, recorded)
 
 
 # On processors with AVX-512 the compiler would use only half of every vector register.
@@ -94,32 +113,37 @@ _COMPILER: dict[str, Any] = {"compiler_options": {"xla_cpu_prefer_vector_width":
 def advance(
     setting: Setting,
     keys: UInt32[Array, "R 2"],
-    ensemble: Ensemble,
+    runs: Run,
     live: Bool[Array, " R"],
     counter: tuple[UInt32[Array, ""], UInt32[Array, ""]],
     lengths: Int[Array, " B"],
-) -> tuple[Ensemble, Record]:
-    """Advances all runs over consecutive stretches of steps, reporting at the end of each.
+    due: Bool[Array, " B"],
+) -> tuple[Run, Report]:
+    """Advances all runs over consecutive intervals of steps.
 
     Args:
         setting: what is simulated.
         keys: key words of the runs.
-        ensemble: where the runs stand.
+        runs: the runs, each leaf `[R, ...]`.
         live: `[R]`, which runs count.
         counter: words of the number of steps already taken.
-        lengths: steps of each stretch.
+        lengths: steps of each interval.
+        due: whether a report is due after it. If not, what the report holds is of no use, and the
+            recorders go on.
 
     Returns:
-        Where the runs stand at the end, and the records with a leading axis `[B]`.
+        The runs at the end, and the reports with a leading axis `[B]`.
     """
-    wrapped, static = eqx.partition(setting.wrapped, eqx.is_array)
     cumulative = cumulative_law(setting.wrapped.game.probabilities)
-    observed, unobserved = eqx.partition(setting.observe, eqx.is_array)
+    data, static = eqx.partition(
+        (setting.wrapped, cumulative, setting.observe, setting.recorders), eqx.is_array
+    )
     by_run, everywhere = PartitionSpec(AXIS), PartitionSpec()
+    of_data = by_run if setting.per_run else everywhere
 
-    def of_device(keys, ensemble, live, tables, observed, counter, lengths, inverse_scale):
-        keys, ensemble = to_lanes((keys, ensemble))
-        own = to_lanes(tables) if setting.per_run else ()
+    def of_device(keys, runs, live, data, counter, lengths, due, scale):
+        keys, runs = to_lanes((keys, runs))
+        own = to_lanes(data) if setting.per_run else ()
 
         def one_step(_, carry):
             (low, high), run = carry
@@ -127,62 +151,45 @@ def advance(
             words = low, high + (low == 0)
 
             def of_run(key, run, own):
-                wrapped, cumulative = own if setting.per_run else tables
-                wrapped = eqx.combine(wrapped, static)
-                return step(wrapped, cumulative, inverse_scale, key, words, run)
+                of_all = own if setting.per_run else data
+                wrapped, cumulative, _, recorders = eqx.combine(of_all, static)
+                return step(wrapped, cumulative, recorders, scale, key, words, run)
 
-            return words, batch(of_run, keys, run, own)
+            return words, over_lanes(of_run, keys, run, own)
 
-        def stretch(carry, steps):
-            words, ensemble = carry
-            run = _before_first_sum(setting, ensemble, live.shape[0])
-            words, run = jax.lax.fori_loop(0, steps, one_step, (words, run))
-            return (words, run.standing), report(from_lanes(run))
+        def interval(carry, length_and_due):
+            length, due = length_and_due
+            words, run = jax.lax.fori_loop(0, length, one_step, carry)
+            run = from_lanes(run)
+            report, started = report_of(run)
+            recorded = jax.tree.map(lambda a, b: jnp.where(due, a, b), started, run.recorded)
+            return (words, to_lanes(run._replace(recorded=recorded))), report
 
-        def report(run):
-            def observe(observed, params):
-                return eqx.combine(observed, unobserved)(params)
+        def report_of(run):
+            def of_run(params, recorded, data):
+                _, _, observe, recorders = eqx.combine(data, static)
+                reports = [r.report(state) for r, state in zip(recorders, recorded, strict=True)]
+                values = observe(params), *(reported for reported, _ in reports)
+                return values, tuple(state for _, state in reports)
 
-            axes = (0 if setting.per_run else None, 0)
-            values = jax.vmap(observe, in_axes=axes)(observed, run.standing.params)
-            dtype = jnp.result_type(float)
+            axes = (0, 0, 0 if setting.per_run else None)
+            values, started = jax.vmap(of_run, axes)(run.standing.params, run.recorded, data)
             leaves = jax.tree.leaves(run.standing.params)
             finite = [jnp.isfinite(leaf).reshape(live.shape[0], -1).all(axis=1) for leaf in leaves]
             lost = ~jnp.stack(finite).all(axis=0)
-            total = (run.visits.astype(dtype), run.rewards.astype(dtype), lost.astype(dtype))
-            floats = jax.tree.map(lambda v: v.astype(jnp.result_type(v, inverse_scale)), values)
+            total = lost.astype(jnp.result_type(float))
+            least = leaves[0].dtype
+            floats = jax.tree.map(lambda v: v.astype(jnp.result_type(v, least)), values)
             moments = of_groups(floats, total, live, setting.group)
-            return Record(moments, values if setting.keep_runs else None)
+            return Report(moments, values[: setting.kept]), started
 
-        (_, ensemble), records = jax.lax.scan(stretch, (counter, ensemble), lengths)
-        return from_lanes(ensemble), records
+        (_, runs), reports = jax.lax.scan(interval, (counter, runs), (lengths, due))
+        return from_lanes(runs), reports
 
     return jax.shard_map(
         of_device,
         mesh=setting.mesh,
-        in_specs=(
-            *(by_run,) * 3,
-            *(by_run if setting.per_run else everywhere,) * 2,
-            *(everywhere,) * 3,
-        ),
+        in_specs=(*(by_run,) * 3, of_data, *(everywhere,) * 4),
         out_specs=(by_run, PartitionSpec(None, AXIS)),
         check_vma=False,
-    )(
-        keys,
-        ensemble,
-        live,
-        (wrapped, cumulative),
-        observed,
-        counter,
-        lengths,
-        setting.inverse_scale,
-    )
-
-
-def _before_first_sum(setting: Setting, ensemble, runs: int):
-    """The runs with nothing summed yet, as lanes; sums are in float64 where there is any."""
-    dtype, game = jnp.result_type(float), setting.wrapped.game
-    rewards = jnp.zeros((runs, game.num_agents), dtype)
-    lost = rewards if dtype == jnp.float32 else None
-    visits, rewards, lost = to_lanes((jnp.zeros((runs, game.num_states), jnp.int32), rewards, lost))
-    return Run(ensemble, visits, rewards, lost)
+    )(keys, runs, live, data, counter, lengths, due, setting.scale)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..base.checks import check_count
-from .inputs import Inputs, take
+from .inputs import Inputs
 from .moments import GROUP
 
 
@@ -16,9 +16,9 @@ class Limits(NamedTuple):
     """What suits a kind of device.
 
     Attributes:
-        widest: runs of a batch, at most.
+        widest: runs of a batch on one device, at most.
         cache: bytes of what they alone use, at most.
-        block: steps of all runs of a batch in one block, at most.
+        block: steps of all of them in one block, at most.
         longest: steps of a block, at most.
     """
 
@@ -46,10 +46,10 @@ def limits_of(device: Any) -> Limits:
     return ACCELERATOR._replace(cache=int(_SHARE * memory))
 
 
-def bytes_of_run(inputs: Inputs) -> int:
-    """Bytes of the arrays that a run has for itself: its parameters, its game if it has one."""
+def bytes_of_run(inputs: Inputs, recorded: Any = ()) -> int:
+    """Bytes of what a run has for itself: parameters, records, its game if it has one."""
     game = _size(inputs.wrapped) // inputs.runs if inputs.own_game else 0
-    return _size(inputs.like) + game
+    return _size((inputs.like, recorded)) + game
 
 
 def _size(tree: Any) -> int:
@@ -92,13 +92,13 @@ def copies_fit(size: int, limits: Limits) -> bool:
     return GROUP * size <= max(_COPIES, limits.cache)
 
 
-def check_memory(inputs: Inputs, observe: Any, kept_times: int = 0) -> None:
+def check_memory(inputs: Inputs, kept: Any = (), times: int = 0) -> None:
     """Checks that the results fit into memory.
 
     Args:
         inputs: what the runs start from.
-        observe: what is kept of every run.
-        kept_times: at how many times.
+        kept: shapes and dtypes of what is kept of a run at a report time.
+        times: number of these times.
 
     Raises:
         ValueError: if they do not.
@@ -106,19 +106,13 @@ def check_memory(inputs: Inputs, observe: Any, kept_times: int = 0) -> None:
     available = _available_memory()
     if available is None:
         return
-    final = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs.like))
-    kept = 0
-    if kept_times:
-        one = take(observe, 0) if inputs.own_game else observe
-        observed = jax.eval_shape(one, inputs.like)
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(observed))
-        kept = kept_times * size
-    needed = inputs.runs * (final + kept)
+    final, values = 2 * _size(inputs.like), times * _size(kept)
+    needed = inputs.runs * (final + values)
     if needed > available:
         what = (
-            f"of {inputs.runs} runs at {kept_times} times; report fewer times, observe less, or "
+            f"of {inputs.runs} runs at {times} times; report fewer times, observe less, or "
             "leave keep_runs out"
-            if kept > final
+            if values > final
             else f"of {inputs.runs} runs at the end; simulate fewer runs at once"
         )
         raise ValueError(

@@ -20,7 +20,7 @@ class Inputs(NamedTuple):
         wrapped: the wrapped game; or those of all runs, with a leading axis on every array.
         params0: initial parameters, the same in all runs or with a leading axis.
         law: law of the first state, `[S]` or `[R, S]`.
-        ensemble: where the runs stand, if they have begun already; else None.
+        standing: where the runs stand, if they have begun already; else None.
         runs: number of runs R.
         own_game: whether every run has its own game.
         own_params: whether every run has its own parameters.
@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
     wrapped: WrappedGame
     params0: Any
     law: Any
-    ensemble: Ensemble | None
+    standing: Ensemble | None
     runs: int
     own_game: bool
     own_params: bool
@@ -40,6 +40,13 @@ class Inputs(NamedTuple):
     def dtype(self) -> np.dtype:
         """Precision of the parameters."""
         return np.dtype(jnp.result_type(*jax.tree.leaves(self.like)))
+
+    @property
+    def compensated(self) -> bool:
+        """Whether additions to the parameters are: in float32, and as they were before."""
+        if self.standing is not None:
+            return self.standing.compensation is not None
+        return self.dtype == np.float32
 
     def rows(self, first: int, count: int, observe: Any) -> "tuple[Inputs, Any]":
         """The inputs of consecutive runs, of which the last fills up what is missing.
@@ -62,7 +69,7 @@ class Inputs(NamedTuple):
             wrapped=wrapped,
             params0=_rows(params0, index) if self.own_params else _repeat(params0, count),
             law=take(self.law, index) if self.law.ndim == 2 else _repeat(self.law, count),
-            ensemble=take(self.ensemble, index),
+            standing=take(self.standing, index),
         )
         return rows, observe
 
@@ -85,7 +92,7 @@ def check_inputs(
     wrapped: WrappedGame,
     params0: Any,
     initial_state: Any,
-    ensemble: Ensemble | None,
+    standing: Ensemble | None,
     runs: Any,
     dtype: Any,
 ) -> Inputs:
@@ -94,10 +101,10 @@ def check_inputs(
     Raises:
         ValueError: if parameters, first states or numbers of runs do not fit.
     """
-    if ensemble is not None:
+    if standing is not None:
         if initial_state is not None:
             raise ValueError("initial_state and start cannot both be given.")
-        params0 = ensemble.params
+        params0 = standing.params
     params0 = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, params0)
     own_game = wrapped.game.initial.ndim == 2
     one = take(wrapped, 0) if own_game else wrapped
@@ -121,23 +128,23 @@ def check_inputs(
     one.check_structure(take(params0, 0) if own_params else params0)
     one.check_finite(params0)
     dtype = _check_dtype(dtype, params0)
-    if ensemble is not None:
-        _check_ensemble(ensemble, one, dtype)
+    if standing is not None:
+        _check_standing(standing, one, dtype)
     wrapped, params0 = cast((wrapped, params0), dtype)
-    if ensemble is None:
+    if standing is None:
         law = np.asarray(first_state_law(wrapped.game, initial_state), dtype)
     else:
         law = np.zeros(wrapped.game.num_states, dtype)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), like)
-    return Inputs(wrapped, params0, law, ensemble, runs, own_game, own_params, like)
+    return Inputs(wrapped, params0, law, standing, runs, own_game, own_params, like)
 
 
-def _check_ensemble(ensemble: Ensemble, wrapped: WrappedGame, dtype: np.dtype) -> None:
+def _check_standing(standing: Ensemble, wrapped: WrappedGame, dtype: np.dtype) -> None:
     """Raises ValueError unless runs under way fit the learners and the precision."""
-    found = np.dtype(jnp.result_type(*jax.tree.leaves(ensemble.params)))
+    found = np.dtype(jnp.result_type(*jax.tree.leaves(standing.params)))
     if found != dtype:
         raise ValueError(f"start has parameters in {found}; found dtype {dtype}.")
-    if (ensemble.joint_action is None) == wrapped.needs_next_action:
+    if (standing.joint_action is None) == wrapped.needs_next_action:
         raise ValueError(
             "start was simulated with learners of another kind: only one of it and these needs its "
             "next action before it learns."
@@ -161,6 +168,20 @@ def _leading(name: str, tree) -> int:
             f"{sorted(lengths)}."
         )
     return lengths.pop()
+
+
+def check_rows(name: str, tree: Any, runs: int) -> None:
+    """Checks that all arrays of a pytree, if it has any, have a row for every run.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    found = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array | np.ndarray)]
+    if found and _leading(name, found) != runs:
+        raise ValueError(
+            f"every run has its own game: arrays in {name} must have a leading axis of {runs} "
+            f"runs; found {_leading(name, found)}."
+        )
 
 
 def cast(tree: Any, dtype: Any) -> Any:

@@ -7,7 +7,7 @@ lane is gathered. The code of the run is not touched: it is traced once, and its
 again for all lanes together. Operations not named here are left to `jax.vmap`.
 
 XLA fuses chains of such operations, computing anew in every fusion what several of them use. The
-code of the run says `once` where a value is worth keeping.
+code of the run says `reused` where a value is worth keeping.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ class Lanes:
         return {None: shape, 0: shape[1:], -1: shape[:-1]}[self.axis]
 
 
-def once(tree: Any) -> Any:
+def reused(tree: Any) -> Any:
     """Marks values that several later operations use and that are worth computing only once."""
     return jax.lax.optimization_barrier(tree)
 
@@ -91,7 +91,7 @@ def from_lanes(tree: Any) -> Any:
     return jax.tree.map(lambda lanes: _move(lanes, 0).array, tree, is_leaf=_is_lanes)
 
 
-def batch(function: Callable[..., Any], *arguments: Any) -> Any:
+def over_lanes(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls `function`, written for one run, for every lane.
 
     Args:

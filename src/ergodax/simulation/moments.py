@@ -79,8 +79,12 @@ def merge_tree(moments: Moments) -> Moments:
     return jax.tree.map(lambda leaf: leaf[0], moments)
 
 
+@np.errstate(invalid="ignore")
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of both sets of runs together; an empty set leaves the other unchanged."""
+    """Moments of the runs of both; those of no runs leave the other unchanged.
+
+    Infinite values make NaN, silently.
+    """
     count = a.count + b.count
     share = b.count / np.maximum(count, 1)
 
@@ -96,32 +100,32 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 class Merger:
-    """Merges the moments of equally large batches, given in the order of their runs.
+    """Merges moments of equally many runs each, given in the order of their runs.
 
     Attributes:
-        sizes: how many batches each part holds.
-        parts: merged moments that wait for neighbours of the same size.
+        sizes: how many of them each of `merged` holds.
+        merged: moments that wait for neighbours of the same size.
     """
 
-    def __init__(self, sizes: Sequence[int] = (), parts: Sequence[Moments] = ()):
-        """Starts from the parts of another merger, if any."""
-        self.sizes, self.parts = list(sizes), list(parts)
+    def __init__(self, sizes: Sequence[int] = (), merged: Sequence[Moments] = ()):
+        """Starts from what another merger holds, if any."""
+        self.sizes, self.merged = list(sizes), list(merged)
 
     def copy(self) -> "Merger":
-        """Another merger that goes on from the same parts."""
-        return Merger(self.sizes, self.parts)
+        """Another merger that goes on from the same moments."""
+        return Merger(self.sizes, self.merged)
 
     def add(self, moments: Moments) -> None:
-        """Adds the next batch, in float64."""
+        """Adds those of the next runs, in float64."""
         size = 1
         while self.sizes and self.sizes[-1] == size:
-            moments, size = merge(self.parts.pop(), moments), size + self.sizes.pop()
+            moments, size = merge(self.merged.pop(), moments), size + self.sizes.pop()
         self.sizes.append(size)
-        self.parts.append(moments)
+        self.merged.append(moments)
 
     def result(self) -> Moments:
-        """Moments of all batches so far."""
-        return functools.reduce(lambda later, earlier: merge(earlier, later), reversed(self.parts))
+        """Moments of all runs so far."""
+        return functools.reduce(lambda later, earlier: merge(earlier, later), reversed(self.merged))
 
 
 def _like(array, leaf):

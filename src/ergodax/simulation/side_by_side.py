@@ -12,19 +12,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ..base.devices import default_devices
 from ..base.times import check_scale, steps_at, steps_between
 from ..model.game import first_state_law
+from ..model.observable import parameters_and_policies
 from ..model.wrapped import WrappedGame
-from .block import AXIS, Setting
-from .capacity import bytes_of_run, check_memory, copies_fit, limits_of, steps_of_block, width_of
+from .capacity import bytes_of_run, check_memory, copies_fit, limits_of
+from .execution import Execution, plan_execution
 from .inputs import Inputs, cast, check_inputs
 from .job import Job, Summary
 from .moments import GROUP
-from .simulate import Observe
+from .recorders import Tally
 from .streams import run_keys
 
 
@@ -40,9 +39,7 @@ class Plan(NamedTuple):
         together: how many are simulated at once.
         shared: whether one fills the devices, so that its runs share the game.
         size: runs of one, filled up.
-        width: runs of one device at a time.
-        block_steps: steps of a block, at most.
-        devices: the devices.
+        execution: how they are carried out.
     """
 
     inputs: Inputs
@@ -53,9 +50,7 @@ class Plan(NamedTuple):
     together: int
     shared: bool
     size: int
-    width: int
-    block_steps: int
-    devices: list[Any]
+    execution: Execution
 
 
 def plan_ensembles(
@@ -91,21 +86,21 @@ def plan_ensembles(
     scale = check_scale(scale)
     intervals = steps_between(steps_at(ts, scale)[0], 0)
     one = check_inputs(wrapped, params0, initial_state, None, runs, dtype)
-    devices = default_devices()
-    limits = limits_of(devices[0])
-    width_for = functools.partial(width_of, devices=len(devices), limits=limits)
     size = 1 << (one.runs - 1).bit_length()
     own_bytes = bytes_of_run(one._replace(own_game=True, runs=1))
-    shared = 2 * size > len(devices) * width_for(None, own_bytes, number * size)
-    if shared or not copies_fit(own_bytes, limits):
-        shared, together, lanes = True, 1, one.runs
-        width = width_for(None, bytes_of_run(one), one.runs)
+    execution = plan_execution(own_bytes, number * size)
+    devices = execution.devices
+    shared = 2 * size > len(devices) * execution.width
+    if shared or not copies_fit(own_bytes, limits_of(devices[0])):
+        shared, together, runs = True, 1, one.runs
+        execution = plan_execution(bytes_of_run(one), one.runs)
     else:
-        per_device = None if batch_size is None else -(-batch_size * size // len(devices))
-        width = width_for(per_device, own_bytes, number * size)
-        lanes = width * len(devices)
-        together = lanes // size
-    check_memory(one._replace(runs=lanes), None)
+        if batch_size is not None:
+            per_device = -(-batch_size * size // len(devices))
+            execution = plan_execution(own_bytes, number * size, batch_size=per_device)
+        runs = execution.width * len(devices)
+        together = runs // size
+    check_memory(one._replace(runs=runs))
     return Plan(
         inputs=one,
         initial_state=initial_state,
@@ -115,9 +110,7 @@ def plan_ensembles(
         together=together,
         shared=shared,
         size=size,
-        width=width,
-        block_steps=steps_of_block(width, limits),
-        devices=devices,
+        execution=execution,
     )
 
 
@@ -132,7 +125,7 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
             `fold_in(plan.key, k)`.
 
     Returns:
-        What has come of them.
+        What has come of them; recorded is the `Tally`.
     """
     one = plan.inputs
     observe, wrapped, params0 = _of_runs(plan.shared, plan.size, wrapped, params0, one.dtype)
@@ -155,22 +148,14 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
         own_params=not plan.shared,
     )
     job = Job(
-        Setting(
-            wrapped=wrapped,
-            inverse_scale=jnp.asarray(1 / plan.scale, one.dtype),
-            observe=observe,
-            compensated=one.dtype == np.float32,
-            per_run=not plan.shared,
-            keep_runs=False,
-            group=GROUP if plan.shared else min(GROUP, plan.size),
-            mesh=Mesh(np.array(plan.devices), (AXIS,)),
-        ),
         inputs,
         keys,
-        width=plan.width,
-        begun=0,
-        intervals=plan.intervals,
-        block_steps=plan.block_steps,
+        plan.intervals,
+        plan.execution,
+        scale=plan.scale,
+        observe=observe,
+        recorders=(Tally(),),
+        group=GROUP if plan.shared else min(GROUP, plan.size),
         ensembles=len(numbers),
         counted=counted,
     )
@@ -196,4 +181,4 @@ def _of_runs(shared: bool, size: int, wrapped, params0, dtype):
 
     arrays, others = eqx.partition((wrapped, params0), eqx.is_array)
     wrapped, params0 = eqx.combine(jax.tree.map(of_runs, arrays), others)
-    return Observe(wrapped), *cast((wrapped, params0), dtype)
+    return parameters_and_policies(wrapped), *cast((wrapped, params0), dtype)

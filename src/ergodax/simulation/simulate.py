@@ -9,72 +9,36 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
-from tqdm import tqdm
 
 from ..base.codes import RESULTS
-from ..base.devices import default_devices
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
-from ..io.store import Checkpoint
+from ..io.store import Store
+from ..model.observable import PARAMETERS, Observable
 from ..model.wrapped import WrappedGame
-from ..results.labels import (
-    PER_STEP,
-    arrays,
-    attributes,
-    dataset,
-    outcome,
-    parts,
-    precision,
-    tables,
-    time_coordinate,
-)
-from .block import AXIS, Setting
-from .capacity import bytes_of_run, check_memory, limits_of, steps_of_block, width_of
-from .inputs import check_inputs
+from ..results.labels import OUTCOME, PER_STEP, SETTING, TIMES, Entries, Label, labelled, of_agents
+from ..results.result import Result, precision
+from .capacity import bytes_of_run, check_memory
+from .execution import plan_execution
+from .inputs import Inputs, check_inputs, check_rows, take
 from .job import Job
-from .moments import GROUP
+from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .step import Ensemble
 from .streams import run_keys
 
-if TYPE_CHECKING:
-    import xarray
 
-
-def _parameters(params):
-    return params
-
-
-class Observe(eqx.Module):
-    """Observes parameters and policies: a module, so that one compiled simulation serves all."""
-
-    wrapped: WrappedGame
-
-    def __call__(self, params):
-        """Returns the parameters and the policies of all agents."""
-        return params, self.wrapped.policies(params)
-
-
-def _observed(observe) -> tuple[str, ...]:
-    """What an observable is, if that is known."""
-    if observe is _parameters:
-        return ("parameters",)
-    if isinstance(observe, Observe):
-        return ("parameters", "policy")
-    if getattr(observe, "__func__", None) is WrappedGame.policies:
-        return ("policy",)
-    return ("observable",)
-
-
-class Simulation(eqx.Module):
+class Simulation(Result):
     """An ensemble of simulated learning trajectories.
+
+    In the data set mean and variance over runs are `parameters` and `parameters_variance`, or
+    likewise `policy` or `observable`, as observed; with `keep_runs` there is `parameters_runs`
+    along `run`. Where the runs stand at the end are `final_parameters` and `final_state`.
 
     Attributes:
         wrapped: the game and its learners; or those of every run, with a leading axis of R runs.
@@ -100,26 +64,45 @@ class Simulation(eqx.Module):
         run_seconds: time spent simulating.
         steps_taken: steps of all runs in that time.
         result: one of `RESULTS`.
+        recorded: what `recorder` reported: mean and variance over runs, each leaf `[K, ...]`, and
+            with `keep_runs` the values of every run, `[R, K, ...]`; None without a recorder.
     """
 
     wrapped: WrappedGame
-    ts: Float[np.ndarray, " K"]
-    steps: Int[np.ndarray, " K"]
-    mean: Any
-    variance: Any
-    values: Any
-    state_frequency: Float[np.ndarray, "K S"]
-    rewards: Float[np.ndarray, "K n"]
+    ts: Float[np.ndarray, " K"] = eqx.field(metadata=labelled(TIMES))
+    steps: Int[np.ndarray, " K"] = eqx.field(
+        metadata=labelled("step of the simulation", ("time",), name="step", coordinate=True)
+    )
+    mean: Any = eqx.field(metadata=labelled("mean over runs", ("time",), name="", observed=True))
+    variance: Any = eqx.field(
+        metadata=labelled("variance over runs", ("time",), name="_variance", observed=True)
+    )
+    values: Any = eqx.field(
+        metadata=labelled("each run", ("run", "time"), name="_runs", observed=True)
+    )
+    state_frequency: Float[np.ndarray, "K S"] = eqx.field(
+        metadata=labelled(
+            "share of steps since the previous time, mean over runs", ("time", "state"), "1"
+        )
+    )
+    rewards: Float[np.ndarray, "K n"] = eqx.field(
+        metadata=labelled(
+            "mean reward per step since the previous time, mean over runs",
+            ("time", "agent"),
+            PER_STEP,
+        )
+    )
     observed: tuple[str, ...] = eqx.field(static=True)
     final: Ensemble | None
-    scale: float
-    runs: int
-    compensated: bool
-    key_data: UInt32[np.ndarray, "..."]
+    scale: float = eqx.field(metadata=labelled(SETTING))
+    runs: int = eqx.field(metadata=labelled(SETTING))
+    compensated: bool = eqx.field(metadata=labelled(SETTING))
+    key_data: UInt32[np.ndarray, "..."] = eqx.field(metadata=labelled(SETTING))
     compile_seconds: float
     run_seconds: float
     steps_taken: int
-    result: RESULTS
+    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
+    recorded: Recorded | None = None
 
     @property
     def standard_error(self) -> Any:
@@ -131,61 +114,19 @@ class Simulation(eqx.Module):
         """Steps of single trajectories per second, compilation apart."""
         return self.steps_taken / self.run_seconds
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """The simulation as a labelled data set.
-
-        Mean and variance over runs are `parameters` and `parameters_variance` on `(time, agent,
-        state, action)`, or likewise `policy`, or `observable` with the places of its arrays. With
-        `keep_runs`, `parameters_runs` has the dimension `run` before them. Where the runs stand at
-        the end are `final_parameters` and `final_state`.
-        """
-        game = self.wrapped.game
-        coordinates = time_coordinate(self.ts) | {
-            "step": ("time", self.steps, attributes("step of the simulation")),
-            "run": ("run", np.arange(self.runs), attributes("run")),
+    def _derived(self) -> Entries:
+        """The runs' numbers, and where they stand at the end."""
+        run = np.arange(self.runs), Label("run", ("run",), coordinate=True)
+        if self.final is None:
+            return {"run": run, "dtype": (None, SETTING)}
+        parameters = Label("parameters after the last step", ("run",), make=of_agents)
+        state = Label("number of the state after the last step", ("run",))
+        return {
+            "run": run,
+            "dtype": (precision(self.final.params), SETTING),
+            "final_parameters": (self.final.params, parameters),
+            "final_state": (self.final.state, state),
         }
-        variables: dict[str, Any] = {}
-        for suffix, leading, values in (
-            ("", ("time",), self.mean),
-            ("_variance", ("time",), self.variance),
-            ("_runs", ("run", "time"), self.values),
-        ):
-            if values is None:
-                continue
-            over = {"": "mean over runs", "_variance": "variance over runs"}.get(suffix, "each run")
-            trees = values if len(self.observed) > 1 else (values,)
-            for quantity, tree in zip(self.observed, trees, strict=True):
-                name, long_name = quantity + suffix, f"{quantity}, {over}"
-                if quantity == "observable":
-                    variables |= arrays(name, long_name, tree, leading)
-                else:
-                    found = parts(game, tree, len(leading))
-                    variables |= tables(game, name, long_name, found, leading, quantity)
-        share = "share of steps since the previous time, mean over runs"
-        reward = "mean reward per step since the previous time, mean over runs"
-        variables |= {
-            "state_frequency": (("time", "state"), self.state_frequency, attributes(share, "1")),
-            "rewards": (("time", "agent"), self.rewards, attributes(reward, PER_STEP)),
-        }
-        dtype = None
-        if self.final is not None:
-            found = parts(game, self.final.params, 1)
-            dtype = precision(self.final.params)
-            named = "final_parameters", "parameters after the last step"
-            variables |= tables(game, *named, found, ("run",), "parameters")
-            described = attributes("number of the state after the last step")
-            variables["final_state"] = ("run", np.asarray(self.final.state), described)
-        return dataset(
-            self.wrapped,
-            "Simulation",
-            variables | outcome(self.result),
-            coordinates,
-            scale=self.scale,
-            runs=self.runs,
-            key_data=self.key_data.tolist(),
-            dtype=dtype,
-            compensated=self.compensated,
-        )
 
     def __repr__(self) -> str:
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
@@ -204,7 +145,8 @@ def simulate(
     runs: int | np.integer | None = None,
     key: Array,
     initial_state: int | np.integer | str | Int[ArrayLike, " R"] | Sequence | None = None,
-    observe: Callable[[Any], Any] = _parameters,
+    observe: Callable[[Any], Any] = PARAMETERS,
+    recorder: AbstractRecorder | None = None,
     keep_runs: bool = False,
     dtype: Any = None,
     start: Simulation | None = None,
@@ -238,7 +180,9 @@ def simulate(
         observe: what to report, a function of one run's parameters, e.g. `wrapped.policies`; the
             parameters themselves by default. A function compiles once: define it outside loops. If
             every run has its own game, so it has arrays that `observe` holds.
-        keep_runs: also return the observable of every run.
+        recorder: what else to sum up of every run, step by step: time averages, first passages,
+            histograms; see `AbstractRecorder`. It begins anew with `start`.
+        keep_runs: also return the observable, and what is recorded, of every run.
         dtype: float32 or float64; that of `params0` by default. Float32 additions are compensated.
         start: an earlier simulation with the same key, scale and number of runs that is to go on;
             `ts` then lies beyond its end.
@@ -255,6 +199,7 @@ def simulate(
     Raises:
         ValueError: if an argument does not fit, a checkpoint is damaged or of other work, or the
             result would not fit into memory.
+        OSError: if the checkpoint's folder cannot be made or written.
 
     Warns:
         UserWarning: if runs became infinite or NaN, the simulation was interrupted, or a checkpoint
@@ -267,109 +212,107 @@ def simulate(
         Simulation(64 runs at scale 10, t = 100: successful)
     """
     check_times(ts)
+    observe = Observable.of(observe)
     scale = check_scale(scale)
     steps, times = steps_at(ts, scale)
     begun = 0 if start is None else _check_start(start, key, scale, steps)
     intervals = steps_between(steps, begun)
-    ensemble = None if start is None else start.final
-    inputs = check_inputs(wrapped, params0, initial_state, ensemble, runs, dtype)
-    compensated = inputs.dtype == np.float32
-    if ensemble is not None:
-        compensated = ensemble.compensation is not None
-    devices = default_devices() if devices is None else list(devices)
-    limits = limits_of(devices[0])
-    check_memory(inputs, observe, len(times) if keep_runs else 0)
-
-    unfinished = Checkpoint(
-        checkpoint,
-        (jax.random.key_data(key), inputs, observe),
-        (steps, begun, scale, keep_runs),
+    standing = None if start is None else start.final
+    inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
+    recorders = () if recorder is None else (recorder,)
+    shapes = _shapes(inputs, observe, recorders)
+    kept = len(shapes) if keep_runs else 0
+    check_memory(inputs, shapes[:kept], len(times))
+    execution = plan_execution(
+        bytes_of_run(inputs, shapes[1:]),
+        inputs.runs,
+        devices=devices,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        progress=progress,
     )
-    saved = unfinished.load()
-    width = width_of(batch_size, bytes_of_run(inputs), inputs.runs, len(devices), limits)
-    if saved is not None:
-        width = int(saved["width"])
+    others = {"key": key, "ts": steps, "scale": scale, "observe": observe, "recorder": recorder}
+    others |= {"keep_runs": keep_runs, "start": begun}
+    unfinished = Store(checkpoint, "simulation", inputs._asdict() | others)
 
     before = time.perf_counter()
     job = Job(
-        Setting(
-            wrapped=inputs.wrapped,
-            inverse_scale=jnp.asarray(1 / scale, inputs.dtype),
-            observe=observe,
-            compensated=compensated,
-            per_run=inputs.own_game,
-            keep_runs=keep_runs,
-            group=GROUP,
-            mesh=Mesh(np.array(devices), (AXIS,)),
-        ),
         inputs,
         functools.partial(run_keys, key),
-        width=width,
+        intervals,
+        execution,
+        scale=scale,
+        observe=observe,
+        recorders=(*recorders, Tally()),
+        kept=kept,
         begun=begun,
-        intervals=intervals,
-        block_steps=steps_of_block(width, limits),
+        saved=unfinished.load(),
     )
-    if saved is not None:
-        job.restore(saved)
-    compiled = time.perf_counter()
+    compiled, steps_before = time.perf_counter(), job.steps_done
+    with execution.bar(inputs.runs * int(steps[-1] - begun), steps_before) as bar:
+        complete = job.carry_out(unfinished.save, bar)
+    finished, steps_taken = time.perf_counter(), job.steps_done - steps_before
 
-    count, steps_taken = len(times), 0
-    result: Any = RESULTS.successful
-    with tqdm(
-        total=inputs.runs * int(steps[-1] - begun),
-        initial=job.steps_done,
-        unit="step",
-        unit_scale=True,
-        disable=not progress,
-    ) as bar:
-        try:
-            for taken in job.run():
-                steps_taken += taken
-                bar.update(taken)
-                unfinished.save(job.state)
-        except KeyboardInterrupt:
-            unfinished.save(job.state, now=True)
-            count, result = job.cut(), RESULTS.interrupted
-            if not count:
-                raise
-        else:
-            unfinished.save(job.state, now=True)
-    finished = time.perf_counter()
-    if job.done < inputs.runs or count < len(times):
-        warnings.warn(
-            f"interrupted: {job.done} of {inputs.runs} runs are complete, up to "
-            f"t = {times[count - 1]:.6g}"
-            + ("." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."),
-            stacklevel=2,
-        )
-
+    count = len(times) if complete else job.cut()
+    if not count:
+        raise KeyboardInterrupt
     summary = jax.tree.map(lambda leaf: leaf[0], job.summary())
+    (*means, (state_frequency, rewards)), (*variances, _) = summary.mean, summary.variance
+    values = jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values)
+    observed, *recorded = map(Recorded, means, variances, values or [None] * len(means))
+    result: Any = RESULTS.successful if complete else RESULTS.interrupted
+    if job.done < inputs.runs or count < len(times):
+        _warn_interrupted(job.done, inputs.runs, times[count - 1], checkpoint)
     if summary.lost[-1]:
         result = RESULTS.nonfinite
-        warnings.warn(
-            f"{summary.lost[-1]:.0f} of {job.done} runs became infinite or NaN, the first by t = "
-            f"{times[np.argmax(summary.lost > 0)]:.6g}: are the updates too large for their scale?",
-            stacklevel=2,
-        )
+        _warn_nonfinite(summary.lost, job.done, times)
     return Simulation(
         wrapped=wrapped,
         ts=times[:count],
         steps=steps[:count],
-        mean=summary.mean,
-        variance=summary.variance,
-        values=jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values),
-        state_frequency=summary.state_frequency,
-        rewards=summary.rewards,
-        observed=_observed(observe),
+        mean=observed.mean,
+        variance=observed.variance,
+        values=observed.values,
+        state_frequency=state_frequency,
+        rewards=rewards,
+        observed=observe.names,
         final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
         scale=scale,
         runs=job.done,
-        compensated=compensated,
+        compensated=inputs.compensated,
         key_data=np.asarray(jax.random.key_data(key)),
         compile_seconds=compiled - before,
         run_seconds=finished - compiled,
         steps_taken=steps_taken,
         result=result,
+        recorded=recorded[0] if recorded else None,
+    )
+
+
+def _shapes(inputs: Inputs, observe, recorders) -> tuple:
+    """Shapes and dtypes of the observable and of every recorder's report, of one run."""
+    wrapped = inputs.wrapped
+    if inputs.own_game:
+        check_rows("observe", observe, inputs.runs)
+        check_rows("recorder", recorders, inputs.runs)
+        wrapped, observe, recorders = take((wrapped, observe, recorders), 0)
+    reports = (check_recorder(recorder, wrapped, inputs.like) for recorder in recorders)
+    return jax.eval_shape(observe, inputs.like), *reports
+
+
+def _warn_interrupted(done: int, runs: int, time: float, checkpoint) -> None:
+    rest = "." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."
+    warnings.warn(
+        f"interrupted: {done} of {runs} runs are complete, up to t = {time:.6g}{rest}",
+        stacklevel=3,
+    )
+
+
+def _warn_nonfinite(lost, runs: int, times) -> None:
+    warnings.warn(
+        f"{lost[-1]:.0f} of {runs} runs became infinite or NaN, the first by t = "
+        f"{times[np.argmax(lost > 0)]:.6g}: are the updates too large for their scale?",
+        stacklevel=3,
     )
 
 

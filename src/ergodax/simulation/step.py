@@ -4,7 +4,7 @@ Draw every agent's action from one uniform number by the inverse of its policy's
 function, draw the outcome the same way, add every agent's increment, 1/N of what it learnt.
 
 In float32 an increment f/N far below the spacing of numbers around X would be lost, so parameters
-and summed rewards carry a compensation (Kahan 1965). Float64 needs none.
+carry a compensation (Kahan 1965). Float64 needs none.
 """
 
 import functools
@@ -16,10 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..model.learner import At, Transition
-from .lanes import is_large, once
+from .lanes import is_large, reused
 from .streams import uniforms
 
-_ONE_HOT_STATES = 64
 _UNROLLED = 32
 
 
@@ -44,18 +43,17 @@ class Ensemble(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run inside the kernel: its standing and its sums since the last report time."""
+    """One run under way: where it stands, and the state of every recorder."""
 
     standing: Ensemble
-    visits: Int[Array, " S"]
-    rewards: Float[Array, " n"]
-    rewards_compensation: Float[Array, " n"] | None
+    recorded: tuple
 
 
 class Event(NamedTuple):
     """What happened in one step of one run.
 
     Attributes:
+        time: the time at the end of the step, in unscaled steps: k/N for step k = 1, 2, ..
         state: the state s the step started from.
         joint_action: the actions of all agents, `[n]`.
         outcome: which stored outcome of (s, a) was drawn.
@@ -64,6 +62,7 @@ class Event(NamedTuple):
         next_action: the joint action drawn for s', `[n]`; None unless a learner needs it.
     """
 
+    time: Float[Array, ""]
     state: Int[Array, ""]
     joint_action: Int[Array, " n"]
     outcome: Int[Array, ""]
@@ -81,22 +80,22 @@ def cumulative_law(probabilities: Float[Array, "*S K"]) -> Float[Array, "*S _"]:
     return jnp.where(beyond > 0, jnp.cumsum(probabilities, axis=-1)[..., :-1], 2)
 
 
-def step(wrapped, cumulative, inverse_scale, key, counter, run: Run) -> Run:
-    """One step of one run: an event is drawn, all agents learn from it."""
-    params, compensation, state, _ = run.standing
-    event = draw_event(wrapped, cumulative, key, counter, run.standing)
-    learnt = once(_scaled(increments_of(wrapped, params, event), params, inverse_scale))
-    params, compensation = _add_increments(params, compensation, learnt)
-    total, lost = _add(run.rewards, run.rewards_compensation, event.rewards)
-    return Run(
-        Ensemble(params, compensation, event.next_state, event.next_action),
-        _count_visit(run.visits, state),
-        total,
-        lost,
+def step(wrapped, cumulative, recorders, scale, key, counter, run: Run) -> Run:
+    """One step of one run: an event is drawn, all agents learn from it, and it is recorded."""
+    before = run.standing
+    event = draw_event(wrapped, cumulative, scale, key, counter, before)
+    inverse_scale = (1 / scale).astype(cumulative.dtype)
+    learnt = increments_of(wrapped, before.params, event)
+    learnt = reused(_scaled(learnt, before.params, inverse_scale))
+    params, compensation = _add_increments(before.params, before.compensation, learnt)
+    recorded = tuple(
+        recorder.update(state, event, before.params, params)
+        for recorder, state in zip(recorders, run.recorded, strict=True)
     )
+    return Run(Ensemble(params, compensation, event.next_state, event.next_action), recorded)
 
 
-def draw_event(wrapped, cumulative, key, counter, standing: Ensemble) -> Event:
+def draw_event(wrapped, cumulative, scale, key, counter, standing: Ensemble) -> Event:
     """What happens next to one run, by the random numbers of (key, counter)."""
     game, learners = wrapped.game, wrapped.learners
     params, _, state, joint_action = standing
@@ -105,11 +104,14 @@ def draw_event(wrapped, cumulative, key, counter, standing: Ensemble) -> Event:
         joint_action = draw_actions(learners, params, state, draws)
     here = (state, *joint_action)
     outcome = jnp.sum(draws[-1] >= cumulative[here], dtype=jnp.int32)
-    next_state, rewards = once((game.successors[(*here, outcome)], game.rewards[(*here, outcome)]))
+    after = (*here, outcome)
+    next_state, rewards = reused((game.successors[after], game.rewards[after]))
     next_action: Any = None
     if wrapped.needs_next_action:
         next_action = draw_actions(learners, params, next_state, draws)
-    return Event(state, joint_action, outcome, next_state, rewards, next_action)
+    low, high = (word.astype(scale.dtype) for word in counter)
+    time = (high * 2**32 + low) / scale
+    return Event(time, state, joint_action, outcome, next_state, rewards, next_action)
 
 
 def increments_of(wrapped, params, event: Event) -> tuple:
@@ -150,16 +152,10 @@ def draw(probabilities, uniform):
     for k in range(probabilities.shape[0] - 1):
         cumulative = cumulative + probabilities[k]
         index = index + (uniform >= cumulative)
-    return once(index)
+    return reused(index)
 
 
-def _count_visit(visits, state):
-    if visits.shape[0] <= _ONE_HOT_STATES:
-        return visits + (jnp.arange(visits.shape[0]) == state)
-    return visits.at[state].add(1)
-
-
-def _add(value, compensation, increment):
+def add(value, compensation, increment):
     """Adds with Kahan's compensation where there is one."""
     if compensation is None:
         return value + increment, None
@@ -186,13 +182,13 @@ def _add_increments(params, compensation, increments):
     )
     for k, increment in enumerate(structure.flatten_up_to(increments)):
         if not isinstance(increment, At):
-            leaves[k], lost[k] = _add(leaves[k], lost[k], increment)
+            leaves[k], lost[k] = add(leaves[k], lost[k], increment)
         elif lost[k] is None:
             leaves[k] = _add_at(leaves[k], increment.index, increment.value)
         else:
             # Both are read before either is written, so that they can be written in place.
             at = increment.index
-            entry, value = once((leaves[k][at], increment.value - lost[k][at]))
+            entry, value = reused((leaves[k][at], increment.value - lost[k][at]))
             total = entry + value
             leaves[k] = _set_at(leaves[k], at, total)
             lost[k] = _set_at(lost[k], at, (total - entry) - value)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
-from .lanes import once
+from .lanes import reused
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -63,7 +63,7 @@ def uniforms(
         counter = (step[0], (step[1] << 8) | jnp.uint32(pair))
         words = threefry2x32((key[0], key[1]), counter)
         if dtype == jnp.float64:  # where there are 64-bit integers, both words are computed at once
-            both = once((words[0].astype(jnp.uint64) << 32) | words[1].astype(jnp.uint64))
+            both = reused((words[0].astype(jnp.uint64) << 32) | words[1].astype(jnp.uint64))
             words = (both >> 32).astype(jnp.uint32), both.astype(jnp.uint32)
         numbers.extend((w >> 9).astype(dtype) * 2**-23 + 2**-24 for w in words)
     return numbers[:count]

@@ -5,10 +5,9 @@ bounds, `low + exp(u)` and `high - exp(u)` with one, `low + (high - low) / (1 + 
 So steps are relative ones near a bound, and no step leaves it.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,17 +20,15 @@ from tqdm import tqdm
 
 from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_value
-from ..results.labels import arrays, attributes, outcome, versions
-
-if TYPE_CHECKING:
-    import xarray
+from ..results.labels import OUTCOME, labelled, of_places
+from ..results.result import Result
 
 Theta = Mapping[str, Any]
 Number = float | Real[ArrayLike, ""]
 
 
-class Fit(eqx.Module):
-    """The outcome of a fit.
+class Fit(Result):
+    """The outcome of a fit; in its data set `theta_` and `gradient_` have each parameter's name.
 
     Attributes:
         theta: the best parameters found, by name.
@@ -43,29 +40,16 @@ class Fit(eqx.Module):
         result: `RESULTS.successful`, or that the steps did not suffice.
     """
 
-    theta: dict[str, Array]
-    loss: float
-    gradient: dict[str, Array]
-    losses: Float[np.ndarray, " _"]
-    evaluations: int
-    result: RESULTS
-
-    def to_xarray(self) -> "xarray.Dataset":
-        """The fit as a labelled data set: `theta_` and `gradient_` with each name, and the losses.
-
-        `losses` has the dimension `step`.
-        """
-        import xarray
-
-        variables = {
-            "losses": ("step", self.losses, attributes("loss before the step, last after all")),
-            "loss": ((), self.loss, attributes("least loss")),
-            "evaluations": ((), self.evaluations, attributes("evaluations of the loss")),
-        }
-        variables |= arrays("theta", "best", self.theta, ())
-        variables |= arrays("gradient", "derivative of the loss by", self.gradient, ())
-        settings = json.dumps({"result": "Fit"} | versions())
-        return xarray.Dataset(variables | outcome(self.result), attrs={"settings": settings})
+    theta: dict[str, Array] = eqx.field(metadata=labelled("best", make=of_places))
+    loss: float = eqx.field(metadata=labelled("least loss"))
+    gradient: dict[str, Array] = eqx.field(
+        metadata=labelled("derivative of the loss by", make=of_places)
+    )
+    losses: Float[np.ndarray, " _"] = eqx.field(
+        metadata=labelled("loss before the step, last after all", ("step",))
+    )
+    evaluations: int = eqx.field(metadata=labelled("evaluations of the loss"))
+    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
 
     def __repr__(self) -> str:
         theta = ", ".join(f"{name} {describe_value(value)}" for name, value in self.theta.items())

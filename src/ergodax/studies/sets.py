@@ -1,7 +1,8 @@
 """The parameter sets of a sweep: their design, what is built for them, and whether it is valid."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..averaged.drift import flat_drift
+from ..model.build import Build, check_build
 from ..model.hyper import is_within
 from ..model.wrapped import WrappedGame
 
-Build = Callable[[dict[str, Any]], tuple[WrappedGame, Any]]
-
-_DIMENSIONS = ("time", "agent", "state", "action", "set")
+# Names of the dimensions and variables of a sweep's data set.
+_TAKEN = re.compile(
+    r"time|agent|state|action|set|rewards|state_distribution|state_frequency|end_time|steps|result|"
+    r"message|action_agent\d+|(parameters|policy)(_variance)?(_agent\d+\w*)?"
+)
 
 
 def make_sets(thetas, design: str) -> tuple[list[str], np.ndarray, tuple[int, ...]]:
@@ -26,8 +30,12 @@ def make_sets(thetas, design: str) -> tuple[list[str], np.ndarray, tuple[int, ..
         raise ValueError(f'design must be "grid" or "paired"; found {design!r}.')
     names, values = list(thetas), []
     for name in names:
-        if name in _DIMENSIONS:
-            raise ValueError(f"thetas: the name {name!r} is that of another dimension.")
+        if _TAKEN.fullmatch(name):
+            raise ValueError(
+                f"thetas: the name {name!r} is taken by the data set that is returned."
+            )
+        if "/" in name:
+            raise ValueError(f"thetas: the name {name!r} holds '/', which files do not allow.")
         axis = np.asarray(thetas[name], dtype=float)
         if axis.ndim != 1 or axis.size == 0:
             raise ValueError(f"thetas[{name!r}] must be a list of values; found {thetas[name]!r}.")
@@ -59,64 +67,18 @@ def _describe(names, values) -> str:
     return ", ".join(f"{name} = {value:g}" for name, value in zip(names, values, strict=True))
 
 
-def first_set(build: Build, names, sets):
-    """The first set, built outside any trace, so that its values can be checked."""
-    return build(named(names, jnp.asarray(sets[0], dtype=float)))
-
-
-def trace_sets(build: Build, names, sets):
-    """What `build` returns for any set, without values.
+def check_sets(build: Build, names, sets) -> tuple[WrappedGame, Any]:
+    """The first set's game and parameters, built outside any trace, so that they can be checked.
 
     Raises:
-        ValueError: if it returns something else, or a structure that depends on the values.
+        ValueError: as `check_build`.
     """
 
-    def checked(values):
-        built = build(named(names, values))
-        if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], WrappedGame)):
-            raise ValueError(
-                "build must return a wrapped game and the parameters at time 0; found "
-                f"{type(built).__name__}."
-            )
-        if built[0].game.initial.ndim != 1:
-            raise ValueError("build must return the game of one set, without an axis of runs.")
-        built[0].check_structure(built[1])
-        return built
+    def placed(values):
+        return f"at {_describe(names, values)}", named(names, jnp.asarray(values, dtype=float))
 
-    theta = jax.ShapeDtypeStruct((len(names),), jnp.result_type(float))
-    try:
-        return eqx.filter_eval_shape(checked, theta)
-    except jax.errors.ConcretizationTypeError as error:
-        _compare_structures(build, names, sets)
-        raise ValueError(
-            "build looks at the value of a parameter, so that it cannot be compiled once for all "
-            f"sets; use jnp.where in place of `if`: {str(error).splitlines()[0]}"
-        ) from None
-
-
-def _compare_structures(build: Build, names, sets) -> None:
-    """Raises ValueError if sets are built to different structures, naming the first leaf."""
-
-    def leaves_of(values):
-        built = build(named(names, jnp.asarray(values, dtype=float)))
-        return {
-            jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(built)
-            if eqx.is_array(leaf)
-        }, jax.tree.structure(built)
-
-    (expected, structure), first = leaves_of(sets[0]), _describe(names, sets[0])
-    for values in sets[1:]:
-        found, other = leaves_of(values)
-        if found == expected and other == structure:
-            continue
-        paths = [*expected, *(path for path in found if path not in expected)]
-        path = next((p for p in paths if expected.get(p) != found.get(p)), "a static field")
-        raise ValueError(
-            f"the structure of what build returns changes with the parameters: {path} is "
-            f"{expected.get(path, 'absent')} at {first}, but {found.get(path, 'absent')} at "
-            f"{_describe(names, values)}."
-        )
+    here, theta = placed(sets[0])
+    return check_build(build, theta, map(placed, sets[1:]), here)
 
 
 def _hypers(module: Any, label: str) -> Iterator[tuple[str, str, Any]]:
@@ -169,20 +131,19 @@ def survey(build: Build, wrapped, names, sets, size: int, averaged: bool) -> np.
     """
     labels = [(label, interval) for label, interval, _ in _agent_hypers(wrapped)]
     paces = []
-    for chosen in batches_of(np.arange(len(sets)), size):
-        hypers, valid, pace = jax.device_get(
-            _inspect(build, tuple(names), jnp.asarray(sets[padded(chosen, size)]), averaged)
-        )
-        for (label, interval), values in zip(labels, hypers, strict=True):
-            if not is_within(values, interval):
-                k = next(k for k in range(len(values)) if not is_within(values[[k]], interval))
+    for chosen, filled, values in batches_of(sets, np.arange(len(sets)), size):
+        inspected = _inspect(build, tuple(names), values, averaged)
+        hypers, valid, pace = jax.device_get(inspected)
+        for (label, interval), found in zip(labels, hypers, strict=True):
+            if not is_within(found, interval):
+                k = next(k for k in range(len(found)) if not is_within(found[[k]], interval))
                 raise ValueError(
-                    f"{label} must be finite and in {interval}; found {values[k]} at "
-                    f"{_describe(names, sets[padded(chosen, size)[k]])}."
+                    f"{label} must be finite and in {interval}; found {found[k]} at "
+                    f"{_describe(names, sets[filled[k]])}."
                 )
         for what, good in valid.items():
             if not good.all():
-                where = _describe(names, sets[padded(chosen, size)[np.argmin(good)]])
+                where = _describe(names, sets[filled[np.argmin(good)]])
                 raise ValueError(f"{what} are not valid at {where}.")
         paces.append(pace[: len(chosen)])
     return np.concatenate(paces)
@@ -202,12 +163,12 @@ def build_sets(build, names, values):
     return eqx.combine(jax.lax.map(arrays_of, values), others)
 
 
-def batches_of(sets: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Sets in batches, of which the last may be smaller."""
-    for first in range(0, len(sets), size):
-        yield sets[first : first + size]
+def batches_of(sets, numbers: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Any, Any]]:
+    """The numbers of a batch's sets; the same filled up with the last, and their values.
 
-
-def padded(chosen: np.ndarray, size: int) -> np.ndarray:
-    """A batch filled up with its last set, so that one compiled program serves all."""
-    return np.pad(chosen, (0, size - len(chosen)), mode="edge")
+    The last batch may be smaller; filled up, one compiled program serves all.
+    """
+    for first in range(0, len(numbers), size):
+        chosen = numbers[first : first + size]
+        filled = np.pad(chosen, (0, size - len(chosen)), mode="edge")
+        yield chosen, filled, jnp.asarray(sets[filled])

@@ -11,7 +11,6 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import diffrax
@@ -28,35 +27,18 @@ from ..averaged.stationary import check_ergodic
 from ..base.checks import check_count
 from ..base.codes import RESULTS
 from ..base.devices import default_devices
-from ..base.files import prepare_folder, replacing
 from ..base.times import check_times
+from ..io.store import Arrays, Folder
+from ..model.build import Build
 from ..model.game import MarkovGame
-from ..results.labels import (
-    TIME_UNITS,
-    attributes,
-    decode,
-    game_coordinates,
-    parts,
-    tables,
-    versions,
-)
+from ..results.labels import TIMES, Label, decode, game_coordinates, make_variables, of_agents
+from ..results.result import versions
 from ..simulation.side_by_side import Plan, plan_ensembles, simulate_ensembles
-from .sets import (
-    Build,
-    batches_of,
-    build_sets,
-    first_set,
-    make_sets,
-    named,
-    padded,
-    survey,
-    trace_sets,
-)
+from .sets import batches_of, build_sets, check_sets, make_sets, named, survey
 
 if TYPE_CHECKING:
     import xarray
 
-_DESCRIPTION = "sweep.json"
 _MOST_SETS = 128
 # Bytes of a batch on one device: all of it, and of what a processor had better keep near it.
 _BATCH_BYTES = 2**28
@@ -116,11 +98,12 @@ def sweep(
     Raises:
         ValueError: if an argument does not fit; if a set's hyper-parameter, probability or reward
             is not valid, naming the set; if the structure of what `build` returns depends on the
-            values, naming the leaf; if `folder` holds anything else, which is left untouched.
-        OSError: if `folder` cannot be written.
+            values, naming the leaf; if a name is one of the data set's own; if `folder` holds
+            anything else, or a piece that is damaged, which is left untouched.
+        OSError: if `folder` cannot be made or written.
 
     Warns:
-        UserWarning: if sets failed.
+        UserWarning: if sets failed; if a batch could no longer be written.
     """
     check_times(ts)
     times = np.asarray(ts, dtype=float)
@@ -130,33 +113,30 @@ def sweep(
         batch_size = check_count("batch_size", batch_size)
     if simulation is not None:
         _check_options(simulation)
-    wrapped, params0 = trace_sets(build, names, sets)
+    first = check_sets(build, names, sets)
+    theta = jax.ShapeDtypeStruct((len(names),), jnp.result_type(float))
+    wrapped, params0 = eqx.filter_eval_shape(lambda values: build(named(names, values)), theta)
     mesh = Mesh(np.array(default_devices()), ("sets",))
     size = _batch_size(batch_size, wrapped, params0, len(times), mesh, count)
-    first = first_set(build, names, sets)
-    planned = None
     if simulation is None:
         check_ergodic(*first)
+        planned, options = None, {"rtol": rtol, "atol": atol, "max_steps": max_steps}
     else:
         planned = plan_ensembles(*first, times, count, batch_size, **simulation)
+        options = _options(planned)
     pace = survey(build, wrapped, names, sets, size, simulation is None)
 
-    store = None if folder is None else Path(folder)
-    pieces: dict[int, list[np.ndarray]] = {}
-    if store is not None:
-        built = _digest_built(build, names, sets, size)
-        described = _describe(built, names, sets, times, design, planned, rtol, atol, max_steps)
-        _claim(store, described)
-        for path in sorted(store.glob("piece-*.npz")):
-            with np.load(path) as archive:
-                pieces[int(path.stem[6:])] = [archive[f"arr_{k}"] for k in range(len(archive))]
-    done = [piece[0] for piece in pieces.values()]
-    rest = np.setdiff1d(np.arange(count), np.concatenate(done) if done else [])
+    inputs = {"names": names, "design": design, "sets": sets, "times": times, **options}
+    if folder is not None:
+        inputs["games, learners and initial parameters"] = _built(build, names, sets, size, first)
+    store = Folder(folder, "sweep", inputs)
+    pieces = store.load()
+    rest = np.setdiff1d(np.arange(count), _joined(pieces, "sets") if pieces else [])
     rest = rest[np.argsort(pace[rest], kind="stable")]
-
+    if len(rest):
+        store.prepare()
     if planned is None:
-        options = (times, rtol, atol, max_steps, mesh)
-        batches = _solve_batches(build, names, sets, rest, size, options)
+        batches = _solve_batches(build, names, sets, rest, size, (times, *options.values(), mesh))
     else:
         batches = _simulate_batches(build, names, sets, np.sort(rest), planned)
     structure = _outcome_structure(params0, wrapped, simulation is None)
@@ -164,21 +144,15 @@ def sweep(
         total=count, initial=count - len(rest), unit="set", disable=not progress
     ) as progress_bar:
         for chosen, outcome in batches:
-            piece = [chosen, *structure.flatten_up_to(outcome)]
-            if store is not None:
-                with (
-                    replacing(store / f"piece-{chosen[0]:08d}.npz") as temporary,
-                    open(temporary, "wb") as file,
-                ):
-                    np.savez(file, *piece)
-            pieces[int(chosen[0])] = piece
+            leaves = enumerate(structure.flatten_up_to(outcome))
+            pieces.append({"sets": chosen} | {str(k): leaf for k, leaf in leaves})
+            store.add(chosen[0], pieces[-1])
             progress_bar.update(len(chosen))
 
-    order = np.argsort(np.concatenate([piece[0] for piece in pieces.values()]))
-    leaves = [
-        np.concatenate(leaf)[order].reshape(*shape, *leaf[0].shape[1:])
-        for leaf in list(zip(*pieces.values(), strict=True))[1:]
-    ]
+    # Processes that shared the folder may have done a set twice: its first piece counts.
+    _, order = np.unique(_joined(pieces, "sets"), return_index=True)
+    leaves = [_joined(pieces, str(k))[order] for k in range(structure.num_leaves)]
+    leaves = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in leaves]
     outcome = jax.tree.unflatten(structure, leaves)
     failed = int(np.sum(outcome["result"] != 0))
     if failed:
@@ -221,8 +195,7 @@ def _batch_size(batch_size, wrapped, params0, num_times: int, mesh: Mesh, count:
 
 
 def _solve_batches(build: Build, names, sets, rest, size: int, options):
-    for chosen in batches_of(rest, size):
-        values = jnp.asarray(sets[padded(chosen, size)])
+    for chosen, _, values in batches_of(sets, rest, size):
         outcome, results = _solve_batch(build, tuple(names), values, *options)
         outcome, count = jax.device_get(outcome) | _ended(results), len(chosen)
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
@@ -265,17 +238,18 @@ def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
 
 
 def _simulate_batches(build: Build, names, sets, rest, planned: Plan):
-    for chosen in batches_of(rest, planned.together):
-        numbers = padded(chosen, planned.together)
-        wrapped, params0 = build_sets(build, tuple(names), jnp.asarray(sets[numbers]))
+    for chosen, numbers, values in batches_of(sets, rest, planned.together):
+        wrapped, params0 = build_sets(build, tuple(names), values)
         found = simulate_ensembles(planned, wrapped, params0, numbers)
+        (parameters, policy), (state_frequency, rewards) = found.mean
+        (parameters_variance, policy_variance), _ = found.variance
         outcome = {
-            "parameters": found.mean[0],
-            "policy": found.mean[1],
-            "parameters_variance": found.variance[0],
-            "policy_variance": found.variance[1],
-            "state_frequency": found.state_frequency,
-            "rewards": found.rewards,
+            "parameters": parameters,
+            "policy": policy,
+            "parameters_variance": parameters_variance,
+            "policy_variance": policy_variance,
+            "state_frequency": state_frequency,
+            "rewards": rewards,
         }
         good, bad = _ended(RESULTS.successful), _ended(RESULTS.nonfinite)
         lost, runs = found.lost[:, -1], planned.inputs.runs
@@ -305,72 +279,31 @@ def _outcome_structure(params0, wrapped, averaged: bool):
 # The folder
 
 
-def _digest_built(build: Build, names, sets, size: int) -> str:
-    """A digest of all that `build` returns for all sets, whatever the size of the batches."""
+def _built(build: Build, names, sets, size: int, first) -> tuple[Any, list[str]]:
+    """What `build` returns: all of it for the first set, of the others a digest of each array."""
     hashed: list[Any] = []
-    for chosen in batches_of(np.arange(len(sets)), size):
-        built = build_sets(build, tuple(names), jnp.asarray(sets[padded(chosen, size)]))
-        leaves, structure = jax.tree.flatten(eqx.filter(built, eqx.is_array))
-        hashed = hashed or [hashlib.sha256(str(structure).encode()) for _ in leaves]
-        for one, leaf in zip(hashed, jax.device_get(leaves), strict=True):
+    for chosen, _, values in batches_of(sets, np.arange(len(sets)), size):
+        built = build_sets(build, tuple(names), values)
+        leaves = jax.device_get(jax.tree.leaves(eqx.filter(built, eqx.is_array)))
+        hashed = hashed or [hashlib.sha256() for _ in leaves]
+        for one, leaf in zip(hashed, leaves, strict=True):
             one.update(np.ascontiguousarray(leaf[: len(chosen)]))
-    return hashlib.sha256(b"".join(one.digest() for one in hashed)).hexdigest()
+    return first, [one.hexdigest() for one in hashed]
 
 
-def _describe(
-    built: str, names, sets, times, design, planned: Plan | None, rtol, atol, max_steps
-) -> dict[str, Any]:
-    """What tells one sweep from another, in short plain values."""
-
-    def digest(*arrays) -> str:
-        hashed = hashlib.sha256()
-        for array in arrays:
-            array = np.ascontiguousarray(array)
-            hashed.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-        return hashed.hexdigest()
-
-    described: dict[str, Any] = {
-        "names": names,
-        "design": design,
-        "sets": digest(sets),
-        "times": digest(times),
-        "games, learners and initial parameters": built,
-    }
-    if planned is None:
-        return described | {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-    first = planned.initial_state
-    return described | {
-        "key": digest(np.asarray(jax.random.key_data(planned.key))),
+def _options(planned: Plan) -> dict[str, Any]:
+    """What the numbers of a simulation depend on besides its game, learners and times."""
+    return {
+        "key": planned.key,
         "runs": planned.inputs.runs,
         "scale": planned.scale,
-        "initial_state": None if first is None else digest(np.asarray(first)),
+        "initial_state": planned.initial_state,
         "dtype": planned.inputs.dtype.name,
     }
 
 
-def _claim(folder: Path, described: dict[str, Any]) -> None:
-    """Makes a folder this sweep's own, or checks that it is.
-
-    Raises:
-        ValueError: if it holds something else.
-    """
-    path = folder / _DESCRIPTION
-    if path.exists():
-        found = json.loads(path.read_text())
-        differing = [k for k in {**described, **found} if described.get(k) != found.get(k)]
-        if differing:
-            raise ValueError(
-                f"the folder {str(folder)!r} holds another sweep, which differs in "
-                f"{', '.join(differing)}; it was left untouched."
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"the folder {str(folder)!r} is not empty and holds no sweep; it was left untouched."
-        )
-    prepare_folder(folder)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(described, indent=1))
+def _joined(pieces: list[Arrays], name: str) -> np.ndarray:
+    return np.concatenate([piece[name] for piece in pieces])
 
 
 # The data set
@@ -382,35 +315,28 @@ def _label(
     import xarray
 
     axes = tuple(thetas) if design == "grid" else ("set",)
-    coordinates: dict[str, Any] = {
+    over = "along the ODE" if simulation is None else "over runs"
+    labels = {
+        "state_distribution": Label("stationary distribution of the states", ("time", "state")),
+        "state_frequency": Label("share of steps since the previous time", ("time", "state")),
+        "rewards": Label("reward per step", ("time", "agent")),
+        "end_time": Label("time reached"),
+        "steps": Label("steps of the solver"),
+        "result": Label("result code, 0 for success"),
+        "message": Label("how the computation ended"),
+    }
+    for name in outcome.keys() - labels.keys():
+        quantity, _, moment = name.partition("_")
+        long_name = f"{quantity} {over}"
+        if simulation is not None:
+            long_name = f"{quantity}, {moment or 'mean'} {over}"
+        labels[name] = Label(long_name, ("time",), make=of_agents)
+    entries = {name: (values, labels[name]) for name, values in outcome.items()}
+    variables, coordinates = make_variables(game, entries | {"time": (times, TIMES)}, axes)
+    coordinates |= {
         name: (name if design == "grid" else "set", np.asarray(values, dtype=float))
         for name, values in thetas.items()
-    }
-    coordinates |= {"time": ("time", times, attributes("time", TIME_UNITS))} | game_coordinates(
-        game
-    )
-    over = "along the ODE" if simulation is None else "over runs"
-    fixed = {
-        "state_distribution": (("time", "state"), "stationary distribution of the states"),
-        "state_frequency": (("time", "state"), "share of steps since the previous time"),
-        "rewards": (("time", "agent"), "reward per step"),
-        "end_time": ((), "time reached"),
-        "steps": ((), "steps of the solver"),
-        "result": ((), "result code, 0 for success"),
-        "message": ((), "how the computation ended"),
-    }
-    variables: dict[str, Any] = {}
-    for name, values in outcome.items():
-        if name in fixed:
-            own, long_name = fixed[name]
-            variables[name] = ((*axes, *own), values, attributes(long_name))
-            continue
-        quantity, _, moment = name.partition("_")
-        long_name = f"{quantity}, {moment or 'mean'} {over}"
-        if simulation is None:
-            long_name = f"{quantity} {over}"
-        arrays = parts(game, values, len(axes) + 1)
-        variables |= tables(game, name, long_name, arrays, (*axes, "time"), quantity)
+    } | game_coordinates(game)
     settings: dict[str, Any] = versions()
     if simulation is None:
         settings |= {"rtol": rtol, "atol": atol}

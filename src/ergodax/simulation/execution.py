@@ -1,0 +1,72 @@
+"""How a simulation is carried out: on which devices, how much at a time, saved and shown or not."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from ..base.devices import default_devices
+from .block import AXIS
+from .capacity import limits_of, steps_of_block, width_of
+
+
+class Execution(NamedTuple):
+    """How a simulation is carried out; its numbers do not depend on it.
+
+    Attributes:
+        devices: the devices.
+        width: runs of a batch on each device.
+        checkpoint: the file for unfinished work; None to save nothing.
+        progress: whether a progress bar is shown.
+    """
+
+    devices: Sequence[Any]
+    width: int
+    checkpoint: str | os.PathLike[str] | None = None
+    progress: bool = False
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices as a mesh along the axis of runs."""
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    @property
+    def block_steps(self) -> int:
+        """Steps of a block, at most."""
+        return steps_of_block(self.width, limits_of(self.devices[0]))
+
+    def bar(self, total: int, done: int = 0) -> tqdm:
+        """A progress bar, in steps of all runs together."""
+        return tqdm(
+            total=total, initial=done, unit="step", unit_scale=True, disable=not self.progress
+        )
+
+
+def plan_execution(
+    size: int,
+    runs: int,
+    *,
+    devices: Sequence[Any] | None = None,
+    batch_size: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Execution:
+    """Decides how many runs are simulated together.
+
+    Args:
+        size: bytes that each run has for itself.
+        runs: number of all runs.
+        devices: the devices; JAX's default by default.
+        batch_size: about how many runs of a batch each device has; by default as many as suit it.
+        checkpoint: the file for unfinished work.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: if `batch_size` is not a positive integer.
+    """
+    devices = default_devices() if devices is None else list(devices)
+    width = width_of(batch_size, size, runs, len(devices), limits_of(devices[0]))
+    return Execution(devices, width, checkpoint, progress)

@@ -1,0 +1,166 @@
+"""Batches of runs: a run's numbers depend on its key, its number and the step alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ergodax as ex
+from helpers import KINDS, Spec, make_learner, random_case
+from reference import KEY, rows
+
+pytestmark = pytest.mark.usefixtures("optimised")
+
+MIXTURES = [
+    (("q", "q"), jnp.float32),
+    (("sarsa", "sarsa"), jnp.float64),
+    (("counterfactual", "counterfactual"), jnp.float64),
+    (("actor_critic", "actor_critic"), jnp.float32),
+    (("actor_critic", "counterfactual", "q"), jnp.float32),
+    (("q", "sarsa", "counterfactual", "actor_critic"), jnp.float64),
+]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dtype"),
+    [*MIXTURES[-2:], *(pytest.param(*one, marks=pytest.mark.slow) for one in MIXTURES[:-2])],
+)
+def test_runs_do_not_depend_on_other_runs_on_report_times_or_on_batches(kinds, dtype):
+    """Bitwise at one width of batches; to rounding at another, where XLA may order sums anew."""
+    case = random_case(50, 3, (2, 3, 2, 2)[: len(kinds)], kinds, "next_state")
+    ts = np.array([1.0, 4.0, 20.5])
+    options = dict(scale=4.0, key=KEY, keep_runs=True, dtype=dtype)
+
+    def simulate(ts, runs, batch_size=48):
+        return ex.simulate(
+            case.wrapped, case.params, ts, runs=runs, batch_size=batch_size, **options
+        )
+
+    reference = simulate(ts, 520)
+    values = rows(reference.values)
+    assert values.shape[:2] == (520, 3)
+    assert len(np.unique(values[:, -1], axis=0)) == 520
+
+    for runs in (40, 97):
+        fewer = simulate(ts, runs)
+        np.testing.assert_array_equal(rows(fewer.values), values[:runs])
+        for found, expected in zip(
+            jax.tree.leaves(fewer.final), jax.tree.leaves(reference.final), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected[:runs])
+    once = simulate(ts[2:], 97)
+    np.testing.assert_array_equal(rows(once.values), values[:97, 2:])
+
+    tolerance = 1e-11 if dtype == jnp.float64 else 1e-5
+    wide = simulate(ts, 520, 512)
+    np.testing.assert_allclose(rows(wide.values), values, rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(wide.final.state, reference.final.state)
+    for name in ("mean", "variance", "rewards", "state_frequency"):
+        for found, expected in zip(
+            *(jax.tree.leaves(getattr(sim, name)) for sim in (wide, reference)), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=3 * tolerance)
+
+
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
+def test_the_papers_example_is_the_same_bitwise_in_batches_of_any_size(kind):
+    learner = make_learner(Spec(kind, 0.5, 0.9, 0.5, 0.1, 0.3))
+    wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(1.5), [learner, learner])
+    options = dict(scale=4.0, key=KEY, keep_runs=True, runs=520, dtype=jnp.float32)
+    values = [
+        rows(
+            ex.simulate(
+                wrapped, wrapped.init(), np.array([20.5]), batch_size=batch_size, **options
+            ).values
+        )
+        for batch_size in (16, 48, 512)
+    ]
+    np.testing.assert_array_equal(values[0], values[2])
+    np.testing.assert_array_equal(values[1], values[2])
+
+
+def test_the_same_key_gives_the_same_numbers_and_another_key_others():
+    case = random_case(51, 3, (2, 2), ("q", "actor_critic"), "state_action")
+    options = dict(ts=np.array([5.0, 10.0]), runs=20, keep_runs=True)
+
+    def values(key):
+        return rows(ex.simulate(case.wrapped, case.params, key=key, **options).values)
+
+    first = values(jax.random.key(4))
+    np.testing.assert_array_equal(values(jax.random.key(4)), first)
+    np.testing.assert_array_equal(values(jax.random.PRNGKey(4)), first)
+    other = values(jax.random.key(5))
+    assert not (other[:, :, None] == first[:, :, None]).all(axis=-1).any()
+
+
+@pytest.mark.parametrize("batch_size", [16, 100])
+def test_moments_are_those_of_the_kept_runs(batch_size):
+    case = random_case(52, 3, (2, 3), ("q", "actor_critic"), "next_state")
+    options = dict(scale=2.0, runs=90, key=KEY, batch_size=batch_size, keep_runs=True)
+    sim = ex.simulate(case.wrapped, case.params, np.arange(1.0, 5.0), **options)
+    for mean, variance, error, values in zip(
+        *map(jax.tree.leaves, (sim.mean, sim.variance, sim.standard_error, sim.values)), strict=True
+    ):
+        np.testing.assert_allclose(mean, values.mean(axis=0), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(variance, values.var(axis=0, ddof=1), rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(error, values.std(axis=0, ddof=1) / np.sqrt(90), rtol=1e-9)
+        assert (values.std(axis=0) > 0).any()
+
+
+TRACES = []
+
+
+class Counting(ex.QLearning):
+    """Q-learning that counts how often Python runs its update: once per compilation or so."""
+
+    def update(self, params, transition, game, agent):
+        TRACES.append(None)
+        return super().update(params, transition, game, agent)
+
+
+def test_compiled_once_for_all_values():
+    game = ex.games.prisoners_dilemma(1.5)
+
+    def simulate(ts, rate=0.1, start=0.0, runs=33, seed=0, **options):
+        learners = [Counting(rate, 0.9, ex.EpsilonSoftmax(1.0, 0.1)) for _ in range(2)]
+        wrapped = ex.WrappedGame(game, learners)
+        params = jax.tree.map(lambda x: x + start, wrapped.init())
+        return ex.simulate(wrapped, params, ts, runs=runs, key=jax.random.key(seed), **options)
+
+    simulate(np.arange(1.0, 6.0))
+    traces = len(TRACES)
+    assert traces > 0
+    simulate(np.array([0.0, 0.1, 0.2, 50.0, 51.5]))
+    simulate(np.arange(1.0, 6.0), scale=3.7)
+    simulate(np.arange(1.0, 6.0), rate=0.5, start=2.0, seed=3)
+    simulate(np.arange(1.0, 6.0), runs=48, initial_state="CD")
+    assert len(TRACES) == traces
+
+    # From 32 report times on, all numbers of them share one program.
+    simulate(np.arange(1.0, 33.0))
+    traces = len(TRACES)
+    simulate(np.arange(1.0, 101.0))
+    simulate(np.geomspace(1.0, 300.0, 77))
+    assert len(TRACES) == traces
+
+
+def test_the_final_standing_is_the_last_one_reported(small):
+    ts = np.array([3.0, 9.0])
+    sim = ex.simulate(small.wrapped, small.params, ts, runs=37, key=KEY, keep_runs=True)
+    for final, values in zip(*map(jax.tree.leaves, (sim.final.params, sim.values)), strict=True):
+        np.testing.assert_array_equal(final, values[:, -1])
+    assert sim.final.state.shape == (37,)
+    # Where the last state was acted in shows in a run longer by one step.
+    longer = ex.simulate(small.wrapped, small.params, np.array([9.0, 10.0]), runs=37, key=KEY)
+    frequency = np.bincount(sim.final.state, minlength=3) / 37
+    np.testing.assert_allclose(longer.state_frequency[1], frequency, rtol=1e-14)
+
+
+def test_progress_is_shown_on_request(small, capsys):
+    options = dict(scale=10.0, runs=20, key=KEY)
+    ex.simulate(small.wrapped, small.params, np.arange(1.0, 4.0), **options)
+    assert capsys.readouterr().err == ""
+    ex.simulate(small.wrapped, small.params, np.arange(1.0, 4.0), progress=True, **options)
+    assert "600/600" in capsys.readouterr().err
