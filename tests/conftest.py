@@ -1,6 +1,7 @@
 """Set-up of all tests: float64, run-time checks of every annotation, reproducible examples."""
 
 import gc
+import os
 from pathlib import Path
 
 import jax
@@ -8,6 +9,8 @@ import jax
 jax.config.update("jax_enable_x64", True)
 # Most tests run many small programs once each, and spend their time compiling.
 jax.config.update("jax_disable_most_optimizations", True)
+# The threads that compile would each keep memory of their own; read when worker processes start.
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 import hypothesis
 import jaxtyping
@@ -34,10 +37,11 @@ def bounded_mappings():
 
     XLA keeps each in mappings of memory of its own, several hundred for a solver. Linux allows a
     process 65530; beyond that, compiling ends in a segmentation fault (jax-ml/jax issue 27201).
+    Ten thousand come with some 2 GiB of memory.
     """
     yield
     mappings = Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_bytes().count(b"\n") > 30_000:
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()
         gc.collect()
 

@@ -20,8 +20,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
-from ergodax.base.devices import default_devices
-from ergodax.simulation.capacity import ACCELERATOR, PROCESSOR, bytes_of_run, limits_of, width_of
+from ergodax.simulation.capacity import bytes_of_run, limits_of, width_of
 from ergodax.simulation.inputs import check_inputs
 from ergodax.simulation.streams import run_keys, threefry2x32, uniforms
 from helpers import assert_close
@@ -344,23 +343,12 @@ def test_without_x64_programs_compile_for_cuda_in_full_precision():
         assert_close(np.array(one), other, 1e-5)
 
 
-def test_work_goes_to_the_default_device_if_one_is_named():
-    processor = jax.devices("cpu")[0]
-    assert default_devices() == jax.local_devices()
-    for named in (processor, "cpu"):
-        with jax.default_device(named):
-            assert default_devices() == [processor]
-
-
 def test_batches_suit_the_memory_of_an_accelerator():
     """A card is stood in for: all that is asked of it is its memory."""
 
     def limits(memory):
         return limits_of(SimpleNamespace(platform="gpu", memory_stats=lambda: memory))
 
-    assert limits_of(jax.devices("cpu")[0]) == PROCESSOR
-    assert limits(None) == ACCELERATOR
-    assert limits({"bytes_limit": 2**34}).cache == 2**30
     wrapped, params0 = large()
     inputs = check_inputs(wrapped, params0, None, None, 2**30, "float32")
     size = 2 * 9 * 3 * 4

@@ -15,7 +15,6 @@ import xarray
 
 import ergodax as ex
 from ergodax.model.observable import parameters_and_policies
-from ergodax.simulation.capacity import PROCESSOR, copies_fit
 from ergodax.simulation.side_by_side import simulate_ensembles
 from helpers import assert_close
 
@@ -154,11 +153,6 @@ def test_simulations_with_first_states_of_their_own(monkeypatch, dtype, copies_f
     assert_sets_equal_simulations(data, dilemma, ["g"], ts, key=key, **options)
     # Each of three runs visits its first state in the first of three steps.
     assert np.all(data.state_frequency.sel(state=["CC", "CD", "DD"]) >= 1 / 9 - 1e-12)
-
-
-def test_games_are_copied_for_every_run_if_they_are_small():
-    assert copies_fit(2**21, PROCESSOR)
-    assert not copies_fit(2**23, PROCESSOR)
 
 
 def test_a_set_whose_runs_diverge_spoils_no_other():

@@ -203,7 +203,7 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
             found=jax.tree.map(
                 lambda all, one: all.at[place].set(one, mode="drop"), state.found, change
             ),
-            count=state.count + changed,
+            count=state.count + changed.astype(state.count.dtype),
         )
 
     start = _START * end

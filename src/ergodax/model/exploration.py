@@ -69,7 +69,7 @@ class EpsilonSoftmax(AbstractExploration):
         explored = (1 - self.epsilon) * softmax[action]
         total = explored + self.epsilon / values.shape[-1]
         share = jnp.where(total > 0, explored / jnp.where(total > 0, total, 1), 1)
-        chosen = jnp.arange(values.shape[-1]) == action
+        chosen = jax.nn.one_hot(action, values.shape[-1], dtype=values.dtype)
         return share * (chosen - softmax) / self.temperature
 
 
@@ -92,6 +92,6 @@ class EpsilonGreedy(AbstractExploration):
 
     def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
         """Returns the action probabilities for the action values `[A]`."""
-        best = values == values.max()
-        greedy = best / best.sum(dtype=values.dtype)
+        best = (values == values.max()).astype(values.dtype)
+        greedy = best / best.sum()
         return (1 - self.epsilon) * greedy + self.epsilon / values.shape[-1]

@@ -78,8 +78,8 @@ def accumulate(table: Float[Array, "..."], batch: At) -> Float[Array, "..."]:
     # Small tables: a product with a one-hot matrix fuses, where a scatter is a loop of its own.
     flat = jnp.zeros((), dtype=jnp.int32)
     for index, size in zip(batch.index, table.shape, strict=False):
-        flat = flat * size + index
-    one_hot = (jnp.arange(rows)[:, None] == flat).astype(table.dtype)
+        flat = flat * size + index.astype(flat.dtype)
+    one_hot = (jnp.arange(rows, dtype=flat.dtype)[:, None] == flat).astype(table.dtype)
     added = jnp.matmul(one_hot, batch.value.reshape(events, -1), precision="highest")
     return table + added.reshape(table.shape)
 

@@ -262,7 +262,8 @@ class _Tangent(NamedTuple):
         (added,) = jax.linear_transpose(spread, like)(cotangents)
         largest = jnp.max(jax.vmap(rms)(added))
         walk = Walk(self.at, field, probe, size, self.tol, largest, stops, count, -1)
-        start = jnp.append(added[count - 1], jnp.zeros_like(ravel_pytree(self.moved)[0]))
+        by_moved = jnp.zeros(ravel_pytree(self.moved)[0].size, added.dtype)
+        start = jnp.append(added[count - 1], by_moved)
         step = self.path.times[self.path.count - 1] - self.path.times[self.path.count - 2]
         y, _ = walk(start, added, count - 2, step)
         return y if with_start else y[size:]

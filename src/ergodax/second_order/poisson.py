@@ -96,9 +96,9 @@ def _increments(wrapped: WrappedGame, params) -> tuple[Increments, ...]:
             value = value.reshape(value.shape[0], -1)
             row = jnp.zeros(value.shape[0], jnp.int32)
             for scalar, length in zip(index, leaf.shape, strict=False):
-                row = row * length + scalar
+                row = row * length + scalar.astype(row.dtype)
             width = value.shape[1]
-            positions.append(offset + row[:, None] * width + jnp.arange(width))
+            positions.append(offset + row[:, None] * width + jnp.arange(width, dtype=row.dtype))
             values.append(value)
             offset += leaf.size
         found.append(Increments(jnp.concatenate(positions, 1), jnp.concatenate(values, 1)))

@@ -66,7 +66,7 @@ def of_groups(values: Any, total: Any, live, size: int = GROUP) -> Moments:
     origin = jax.tree.map(lambda leaf: leaf[:, 0], values)
     distances = jax.tree.map(lambda leaf, o: leaf - o[:, None], values, origin)
     divisor = jnp.maximum(count, 1)
-    mean = jax.tree.map(lambda d: sum_live(d) / _like(divisor, d[:, 0]), distances)
+    mean = jax.tree.map(lambda d: sum_live(d) / _like(divisor, d[:, 0]).astype(d.dtype), distances)
     square = jax.tree.map(lambda d, m: sum_live((d - m[:, None]) ** 2), distances, mean)
     return Moments(count, origin, mean, square, jax.tree.map(lambda t: sum_live(grouped(t)), total))
 

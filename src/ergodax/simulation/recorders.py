@@ -88,19 +88,19 @@ class Tally(AbstractRecorder):
 
     def update(self, state, event, before, after):
         """Counts the state that the step started from, and adds its rewards."""
-        rewards, lost = add(state.rewards, state.lost, event.rewards)
+        rewards, lost = add(state.rewards, state.lost, event.rewards.astype(state.rewards.dtype))
         return _Sums(_count(state.visits, event.state), rewards, lost)
 
     def report(self, state):
         """Divides by the number of steps, and starts anew."""
-        steps = jnp.sum(state.visits)
-        shares = state.visits / steps, state.rewards / steps
+        steps = jnp.sum(state.visits).astype(state.rewards.dtype)
+        shares = state.visits.astype(steps.dtype) / steps, state.rewards / steps
         return shares, jax.tree.map(jnp.zeros_like, state)
 
 
 def _count(visits, state):
     if visits.shape[0] <= _ONE_HOT_STATES:
-        return visits + (jnp.arange(visits.shape[0]) == state)
+        return visits + jax.nn.one_hot(state, visits.shape[0], dtype=visits.dtype)
     return visits.at[state].add(1)
 
 

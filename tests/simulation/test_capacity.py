@@ -1,0 +1,51 @@
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from ergodax.simulation.capacity import (
+    ACCELERATOR,
+    PROCESSOR,
+    copies_fit,
+    limits_of,
+    steps_of_block,
+    width_of,
+)
+from ergodax.simulation.moments import GROUP
+
+
+def test_limits_are_those_of_the_kind_of_device():
+    assert limits_of(jax.devices("cpu")[0]) == PROCESSOR
+    for memory, cache in ((2**34, 2**30), (None, ACCELERATOR.cache)):
+        found = None if memory is None else {"bytes_limit": memory}
+        device = SimpleNamespace(platform="gpu", memory_stats=lambda found=found: found)
+        assert limits_of(device) == ACCELERATOR._replace(cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "size", "runs", "devices", "width"),
+    [
+        (None, 1, 10**6, 1, PROCESSOR.widest),
+        (None, PROCESSOR.cache, 10**6, 1, GROUP),  # never fewer than a group
+        (None, PROCESSOR.cache // (3 * GROUP), 10**6, 1, 2 * GROUP),
+        (None, 1, GROUP + 1, 1, 2 * GROUP),  # no wider than the runs there are
+        (None, 1, GROUP + 1, 2, GROUP),
+        (1, 1, 10**6, 1, GROUP),
+        (GROUP + 1, 1, 10**6, 1, 2 * GROUP),
+        (5 * GROUP, 1, 10**6, 1, 8 * GROUP),
+    ],
+)
+def test_widths_are_powers_of_two_of_whole_groups(batch_size, size, runs, devices, width):
+    assert width_of(batch_size, size, runs, devices, PROCESSOR) == width
+
+
+def test_blocks_are_shorter_the_wider_they_are():
+    assert steps_of_block(GROUP, PROCESSOR) == PROCESSOR.block // GROUP
+    assert steps_of_block(GROUP, ACCELERATOR) == ACCELERATOR.longest
+    assert steps_of_block(2 * PROCESSOR.block, PROCESSOR) == 1
+
+
+def test_small_batches_may_have_games_of_their_own():
+    assert copies_fit(2**21, PROCESSOR)
+    assert not copies_fit(2**23, PROCESSOR)
+    assert copies_fit(2**23, ACCELERATOR)
