@@ -12,6 +12,7 @@ import xarray
 import comparisons
 import ergodax as ex
 from ergodax import io
+from ergodax.io.structure import take_apart
 from results_of_each_kind import RESULTS, result, run_market
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt32
 from ..averaged.flow import Solution
 from ..model.game import MarkovGame
 from ..model.wrapped import WrappedGame
-from ..results.labels import SETTING, Entries, labelled, of_agents, parts
+from ..results.labels import SETTING, Entries, Label, labelled, of_agents, parts
 from ..results.result import Result, precision
 from ..simulation.simulate import Simulation
 
@@ -110,9 +110,7 @@ class Comparison(Result):
 
     wrapped: WrappedGame
     solution: Solution
-    policies: tuple[Float[np.ndarray, "K S _"], ...] = eqx.field(
-        metadata=labelled("policy along the ODE", ("time",), name="ode_policy", make=of_agents)
-    )
+    policies: tuple[Float[np.ndarray, "K S _"], ...]
     simulation: Simulation
     parameter_gap: Gap
     policy_gap: Gap
@@ -147,6 +145,7 @@ class Comparison(Result):
             for name, (value, label) in member._labelled_fields().items()
             if "time" in label.dims
         } | {
+            "ode_policy": (self.policies, Label("policy along the ODE", ("time",), make=of_agents)),
             "scale": (simulation.scale, SETTING),
             "runs": (simulation.runs, SETTING),
             "dtype": (precision(final.params), SETTING),
