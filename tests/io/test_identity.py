@@ -189,7 +189,7 @@ def test_what_refers_to_itself_has_a_digest():
         ({"a": [0, threading.Lock()]}, r"it\['a'\]\[1\] cannot be identified: .*lock"),
         ((k for k in range(3)), "it cannot be identified: .*generator"),
         (np.array([None]), "it is an array of Python objects"),
-        (np.frompyfunc(abs, 1, 1), "it cannot be identified: .*ufunc"),
+        (np.frompyfunc(abs, 1, 1), "it cannot be identified"),
     ],
 )
 def test_what_has_no_contents_is_refused(value, message):

@@ -12,7 +12,7 @@ THETA = {"tau": jnp.array(0.5), "rate": jnp.array(0.1)}
 
 
 def dilemma(theta, kind=ex.Sarsa):
-    learner = kind(theta["rate"], 0.8, ex.EpsilonSoftmax(theta["tau"]))
+    learner = kind(theta["rate"], exploration=ex.EpsilonSoftmax(theta["tau"]))
     wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(), [learner, learner])
     return wrapped, wrapped.init()
 
@@ -23,7 +23,9 @@ def test_what_was_built_is_returned():
     assert [leaf.shape for leaf in params0] == [(4, 2), (4, 2)]
 
 
-@pytest.mark.parametrize("decide", [bool, float, int, np.asarray, lambda x: [0, 1][x > 1]])
+@pytest.mark.parametrize(
+    "decide", [bool, float, int, np.asarray, lambda x: range(9)[x.astype(int)]]
+)
 def test_a_value_that_is_looked_at_is_named(decide):
     def build(theta):
         decide(theta["rate"])

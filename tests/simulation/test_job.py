@@ -109,43 +109,6 @@ def test_moments_are_those_of_the_kept_runs(batch_size):
         assert (values.std(axis=0) > 0).any()
 
 
-TRACES = []
-
-
-class Counting(ex.QLearning):
-    """Q-learning that counts how often Python runs its update: once per compilation or so."""
-
-    def update(self, params, transition, game, agent):
-        TRACES.append(None)
-        return super().update(params, transition, game, agent)
-
-
-def test_compiled_once_for_all_values():
-    game = ex.games.prisoners_dilemma(1.5)
-
-    def simulate(ts, rate=0.1, start=0.0, runs=33, seed=0, **options):
-        learners = [Counting(rate, 0.9, ex.EpsilonSoftmax(1.0, 0.1)) for _ in range(2)]
-        wrapped = ex.WrappedGame(game, learners)
-        params = jax.tree.map(lambda x: x + start, wrapped.init())
-        return ex.simulate(wrapped, params, ts, runs=runs, key=jax.random.key(seed), **options)
-
-    simulate(np.arange(1.0, 6.0))
-    traces = len(TRACES)
-    assert traces > 0
-    simulate(np.array([0.0, 0.1, 0.2, 50.0, 51.5]))
-    simulate(np.arange(1.0, 6.0), scale=3.7)
-    simulate(np.arange(1.0, 6.0), rate=0.5, start=2.0, seed=3)
-    simulate(np.arange(1.0, 6.0), runs=48, initial_state="CD")
-    assert len(TRACES) == traces
-
-    # From 32 report times on, all numbers of them share one program.
-    simulate(np.arange(1.0, 33.0))
-    traces = len(TRACES)
-    simulate(np.arange(1.0, 101.0))
-    simulate(np.geomspace(1.0, 300.0, 77))
-    assert len(TRACES) == traces
-
-
 def test_the_final_standing_is_the_last_one_reported(small):
     ts = np.array([3.0, 9.0])
     sim = ex.simulate(small.wrapped, small.params, ts, runs=37, key=KEY, keep_runs=True)

@@ -200,7 +200,7 @@ class LimitProcess:
 
         # It starts just ahead, so that a tie takes the side that the flow enters.
         ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end
-        entering = initial._replace(x=start + ahead * self.drift(start))
+        entering = initial._replace(x=start + ahead * self.poisson(start).drift)
         saved = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), initial)
         times = jnp.concatenate([jnp.zeros_like(ts[:1]), jumps.time, ts[-1:]])
         # The last segment ends without a kink: any pair of entries will do.

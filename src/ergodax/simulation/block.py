@@ -17,7 +17,7 @@ from ..model.wrapped import WrappedGame
 from .lanes import from_lanes, over_lanes, to_lanes
 from .moments import Moments, of_groups
 from .recorders import AbstractRecorder
-from .step import Ensemble, Run, cumulative_law, draw, draw_actions, step, words_of
+from .step import Ensemble, Run, cumulative_law, draw, draw_actions, step, time_of, words_of
 from .streams import uniforms
 
 AXIS = "runs"
@@ -144,16 +144,18 @@ def advance(
     def of_device(keys, runs, live, data, counter, lengths, due, scale):
         keys, runs = to_lanes((keys, runs))
         own = to_lanes(data) if setting.per_run else ()
+        inverse_scale = (1 / scale).astype(cumulative.dtype)
 
         def one_step(_, carry):
             (low, high), run = carry
             low = low + 1
             words = low, high + (low == 0).astype(high.dtype)
+            time = time_of(words, scale)
 
             def of_run(key, run, own):
                 of_all = own if setting.per_run else data
                 wrapped, cumulative, _, recorders = eqx.combine(of_all, static)
-                return step(wrapped, cumulative, recorders, scale, key, words, run)
+                return step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run)
 
             return words, over_lanes(of_run, keys, run, own)
 

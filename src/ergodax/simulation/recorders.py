@@ -93,8 +93,8 @@ class Tally(AbstractRecorder):
 
     def report(self, state):
         """Divides by the number of steps, and starts anew."""
-        visits = state.visits.astype(state.rewards.dtype)
-        shares = visits / visits.sum(), state.rewards / visits.sum()
+        steps = jnp.sum(state.visits).astype(state.rewards.dtype)
+        shares = state.visits.astype(steps.dtype) / steps, state.rewards / steps
         return shares, jax.tree.map(jnp.zeros_like, state)
 
 

@@ -80,11 +80,10 @@ def cumulative_law(probabilities: Float[Array, "*S K"]) -> Float[Array, "*S _"]:
     return jnp.where(beyond > 0, jnp.cumsum(probabilities, axis=-1)[..., :-1], 2)
 
 
-def step(wrapped, cumulative, recorders, scale, key, counter, run: Run) -> Run:
+def step(wrapped, cumulative, recorders, inverse_scale, key, counter, time, run: Run) -> Run:
     """One step of one run: an event is drawn, all agents learn from it, and it is recorded."""
     before = run.standing
-    event = draw_event(wrapped, cumulative, scale, key, counter, before)
-    inverse_scale = (1 / scale).astype(cumulative.dtype)
+    event = draw_event(wrapped, cumulative, key, counter, time, before)
     learnt = increments_of(wrapped, before.params, event)
     learnt = reused(_scaled(learnt, before.params, inverse_scale))
     params, compensation = _add_increments(before.params, before.compensation, learnt)
@@ -95,8 +94,8 @@ def step(wrapped, cumulative, recorders, scale, key, counter, run: Run) -> Run:
     return Run(Ensemble(params, compensation, event.next_state, event.next_action), recorded)
 
 
-def draw_event(wrapped, cumulative, scale, key, counter, standing: Ensemble) -> Event:
-    """What happens next to one run, by the random numbers of (key, counter)."""
+def draw_event(wrapped, cumulative, key, counter, time, standing: Ensemble) -> Event:
+    """What happens until `time` to one run, by the random numbers of (key, counter)."""
     game, learners = wrapped.game, wrapped.learners
     params, _, state, joint_action = standing
     draws = uniforms(key, counter, game.num_agents + 1, cumulative.dtype)
@@ -109,8 +108,6 @@ def draw_event(wrapped, cumulative, scale, key, counter, standing: Ensemble) -> 
     next_action: Any = None
     if wrapped.needs_next_action:
         next_action = draw_actions(learners, params, next_state, draws)
-    low, high = (word.astype(scale.dtype) for word in counter)
-    time = (high * 2**32 + low) / scale
     return Event(time, state, joint_action, outcome, next_state, rewards, next_action)
 
 
@@ -219,3 +216,9 @@ def _is_at(table, index):
 def words_of(step: int):
     """Low and high word of a step number."""
     return jnp.asarray(np.uint32(step % 2**32)), jnp.asarray(np.uint32(step // 2**32))
+
+
+def time_of(counter, scale):
+    """The time after so many steps, in the precision of the scale."""
+    low, high = (word.astype(scale.dtype) for word in counter)
+    return (high * 2**32 + low) / scale
