@@ -146,7 +146,7 @@ def sweep(
         for chosen, outcome in batches:
             leaves = enumerate(structure.flatten_up_to(outcome))
             pieces.append({"sets": chosen} | {str(k): leaf for k, leaf in leaves})
-            store.add(chosen[0], pieces[-1])
+            store.add(int(chosen[0]), pieces[-1])
             progress_bar.update(len(chosen))
 
     # Processes that shared the folder may have done a set twice: its first piece counts.
