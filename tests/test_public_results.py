@@ -1,4 +1,10 @@
-"""Public results and their labels are what they were before the package was put into folders."""
+"""Public results and their labels are what they were before the package was put into folders.
+
+Two kinds of numbers were taken anew since, as they are found in another way: `sensitivities`, along
+the path of the solution (they moved by up to 1e-9 of their size), and fluctuations behind a kink,
+whose crossing is found on the solver's own steps (up to 8e-9; at these tolerances they are six
+times nearer to those at 1e-13 than before).
+"""
 
 import json
 
@@ -22,9 +28,10 @@ def test_numbers(collected):
         for name, value in numbers.items():
             before = expected[name]
             assert value.shape == before.shape
-            size = np.abs(before[np.isfinite(before)]).max(initial=0.0)
-            same = (value == before) | (np.isnan(value) & np.isnan(before))
-            gap = np.where(same, 0.0, np.abs(value - before)).max(initial=0.0)
+            finite = np.isfinite(before)
+            np.testing.assert_array_equal(value[~finite], before[~finite])
+            size = np.abs(before[finite]).max(initial=0.0)
+            gap = np.abs(value[finite] - before[finite]).max(initial=0.0)
             # float32 results are equal to the precision of float32
             limit = 1e-6 if "float32" in name else 1e-12
             if not gap <= limit * size:

@@ -142,6 +142,20 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
+def test_records_are_labelled_and_saved(wrapped, tmp_path):
+    options = {"scale": 3, "runs": 5, "key": KEY, "keep_runs": True}
+    found = ex.simulate(wrapped, wrapped.init(), [2.0, 4.0], recorder=JointActions(), **options)
+    data = found.to_xarray()
+    assert data.recorded.dims[0] == "time"
+    assert data.recorded_runs.dims[:2] == ("run", "time")
+    assert data.recorded_runs.shape == (5, 2, 2, 2, 3)
+    np.testing.assert_array_equal(data.recorded, found.recorded.mean)
+    np.testing.assert_array_equal(data.recorded_variance, found.recorded.variance)
+    ex.io.save(found, tmp_path / "a.nc")
+    again = ex.io.load(tmp_path / "a.nc")
+    np.testing.assert_array_equal(again.recorded.values, found.recorded.values)
+
+
 def test_without_a_recorder_and_with_one_the_rest_is_the_same(wrapped):
     ts = [0.0, 5.0, 20.0]
     plain, sim = simulate(wrapped, ts, None), simulate(wrapped, ts, JointActions())

@@ -1,5 +1,6 @@
 """Short texts about values and outcomes, for the `repr` of learners and results."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,10 @@ def describe_end(solution: Any) -> str:
     if text in ("successful", "traced") or np.ndim(solution.end_time) > 0:
         return text
     return f"{text}, at t = {float(solution.end_time):.6g}"
+
+
+def in_columns(rows: Sequence[Sequence[str]], *, right: bool = False) -> str:
+    """Rows of text in columns, two spaces apart; each column to its left or right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    side = str.rjust if right else str.ljust
+    return "\n".join("  ".join(map(side, row, widths)).rstrip() for row in rows)

@@ -22,7 +22,17 @@ from ..base.times import check_scale, check_times, steps_at, steps_between
 from ..io.store import Store
 from ..model.observable import PARAMETERS, Observable
 from ..model.wrapped import WrappedGame
-from ..results.labels import OUTCOME, PER_STEP, SETTING, TIMES, Entries, Label, labelled, of_agents
+from ..results.labels import (
+    OUTCOME,
+    PER_STEP,
+    SETTING,
+    TIMES,
+    Entries,
+    Label,
+    labelled,
+    of_agents,
+    of_places,
+)
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_memory
 from .execution import plan_execution
@@ -38,7 +48,8 @@ class Simulation(Result):
 
     In the data set mean and variance over runs are `parameters` and `parameters_variance`, or
     likewise `policy` or `observable`, as observed; with `keep_runs` there is `parameters_runs`
-    along `run`. Where the runs stand at the end are `final_parameters` and `final_state`.
+    along `run`. What a recorder reported is `recorded`, likewise. Where the runs stand at the end
+    are `final_parameters` and `final_state`.
 
     Attributes:
         wrapped: the game and its learners; or those of every run, with a leading axis of R runs.
@@ -115,18 +126,24 @@ class Simulation(Result):
         return self.steps_taken / self.run_seconds
 
     def _derived(self) -> Entries:
-        """The runs' numbers, and where they stand at the end."""
-        run = np.arange(self.runs), Label("run", ("run",), coordinate=True)
-        if self.final is None:
-            return {"run": run, "dtype": (None, SETTING)}
-        parameters = Label("parameters after the last step", ("run",), make=of_agents)
-        state = Label("number of the state after the last step", ("run",))
-        return {
-            "run": run,
-            "dtype": (precision(self.final.params), SETTING),
-            "final_parameters": (self.final.params, parameters),
-            "final_state": (self.final.state, state),
-        }
+        """The runs' numbers, what was recorded, and where the runs stand at the end."""
+        dtype = None if self.final is None else precision(self.final.params)
+        run = Label("run", ("run",), coordinate=True)
+        entries: Entries = {"run": (np.arange(self.runs), run), "dtype": (dtype, SETTING)}
+        for name, over, dims, tree in zip(
+            ("recorded", "recorded_variance", "recorded_runs"),
+            ("mean over runs", "variance over runs", "each run"),
+            (("time",), ("time",), ("run", "time")),
+            self.recorded or (),
+            strict=False,
+        ):
+            entries[name] = tree, Label(f"recorded, {over}", dims, make=of_places)
+        if self.final is not None:
+            parameters = Label("parameters after the last step", ("run",), make=of_agents)
+            state = Label("number of the state after the last step", ("run",))
+            entries["final_parameters"] = self.final.params, parameters
+            entries["final_state"] = self.final.state, state
+        return entries
 
     def __repr__(self) -> str:
         runs = "1 run" if self.runs == 1 else f"{self.runs} runs"

@@ -1,6 +1,5 @@
 """A comparison of simulated learners with their averaged ODE, and the tables it prints."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt32
 
 from ..averaged.flow import Solution
+from ..base.text import in_columns
 from ..model.game import MarkovGame
 from ..model.wrapped import WrappedGame
 from ..results.labels import SETTING, Entries, Label, labelled, of_agents, parts
@@ -185,7 +185,7 @@ def _gap_table(comparison: Comparison) -> str:
         )
         where = ", ".join(filter(None, [f"agent {gap.agent}", gap.entry, f"t = {gap.time:g}"]))
         rows.append([name, *(f"{number:.4g}" for number in numbers), where])
-    return _align(rows)
+    return in_columns(rows)
 
 
 def _cost_table(comparison: Comparison) -> str:
@@ -205,7 +205,7 @@ def _cost_table(comparison: Comparison) -> str:
         ["time scales", _time_scales(comparison.separation), ""],
         ["theory", _verdict(comparison.agreement), ""],
     ]
-    return _align(rows)
+    return in_columns(rows)
 
 
 def _seconds(compiling: float, running: float) -> str:
@@ -233,12 +233,3 @@ def _verdict(agreement: Agreement | str) -> str:
     if agreement.left_out:
         text += f"; {agreement.left_out} times next to kinks left out"
     return text
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, two spaces apart."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

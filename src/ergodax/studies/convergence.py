@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real, UInt32
 
+from ..base.text import in_columns
 from ..base.times import check_scale, check_times, steps_at
 from ..io.store import Store
 from ..model.wrapped import WrappedGame
@@ -141,7 +142,7 @@ class ConvergenceStudy(Result):
                 str(self.weak_slope),
             ],
         ]
-        return f"{_align(rows)}\n\n{_align(constants)}"
+        return f"{in_columns(rows, right=True)}\n\n{in_columns(constants, right=True)}"
 
     def _derived(self) -> Entries:
         """Names of the parameters."""
@@ -163,14 +164,6 @@ class ConvergenceStudy(Result):
         ):
             constants[name], constants[f"{name}_error"] = getattr(self, name)
         return super().to_xarray().assign_attrs(constants)
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
 
 
 def convergence_study(
