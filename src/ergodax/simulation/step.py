@@ -221,4 +221,4 @@ def words_of(step: int):
 def time_of(counter, scale):
     """The time after so many steps, in the precision of the scale."""
     low, high = (word.astype(scale.dtype) for word in counter)
-    return (high * 2**32 + low) / scale
+    return (high * 2.0**32 + low) / scale
