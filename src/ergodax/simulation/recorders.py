@@ -49,7 +49,9 @@ class AbstractRecorder(eqx.Module):
     def report(self, state: Any) -> tuple[Any, Any]:
         """What is reported at a report time, and the state with which the next interval begins.
 
-        Return the same state to go on, or zeros to start anew after every report.
+        Return the same state to go on, or zeros to start anew after every report. What is reported
+        depends neither on batches nor on devices, but for the last bit of a division: multiply by
+        a reciprocal if that matters.
         """
 
 
@@ -92,9 +94,10 @@ class Tally(AbstractRecorder):
         return _Sums(_count(state.visits, event.state), rewards, lost)
 
     def report(self, state):
-        """Divides by the number of steps, and starts anew."""
-        steps = jnp.sum(state.visits).astype(state.rewards.dtype)
-        shares = state.visits.astype(steps.dtype) / steps, state.rewards / steps
+        """Means over the steps since the previous report; starts anew."""
+        # XLA divides by an array's reciprocal on one device, and not on several: so do it always.
+        share = 1 / jnp.sum(state.visits).astype(state.rewards.dtype)
+        shares = state.visits.astype(share.dtype) * share, state.rewards * share
         return shares, jax.tree.map(jnp.zeros_like, state)
 
 
