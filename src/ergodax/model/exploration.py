@@ -57,7 +57,8 @@ class EpsilonSoftmax(AbstractExploration):
     def _softmax(self, values):
         # Centred first: large values over a small temperature would lose their differences.
         centred = values - jax.lax.stop_gradient(values.max(axis=-1, keepdims=True))
-        return jax.nn.softmax(centred / self.temperature)
+        weights = jnp.exp(centred / self.temperature)
+        return weights / weights.sum(axis=-1, keepdims=True)
 
     def score(self, values: Float[Array, " A"], action: Int[Array, ""] | int) -> Float[Array, " A"]:
         """Returns the score `w (1{b = action} - softmax_b) / temperature`, `[A]`.
