@@ -1,6 +1,7 @@
 """Matrix games with memory whose payoffs are random."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,7 @@ def repeated_lottery(
     Raises:
         ValueError: as `repeated`; also if probabilities do not fit the tables or do not sum to one.
     """
-    backend = np if is_concrete(payoffs) and is_concrete(probabilities) else jnp
+    backend: Any = np if is_concrete(payoffs) and is_concrete(probabilities) else jnp
     tables, weights = backend.asarray(payoffs), backend.asarray(probabilities)
     if weights.shape not in ((len(tables),), tables.shape[:-1]):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,7 +25,7 @@ class AbstractMarket(HyperModule):
     """
 
     num_firms: eqx.AbstractVar[int]
-    cost: eqx.AbstractVar[Float[Array, "..."]]
+    cost: eqx.AbstractVar[Any]
 
     @abc.abstractmethod
     def demand(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Real
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_count
 from ..model.game import MarkovGame
@@ -81,9 +81,9 @@ def cournot(
     num_firms: int = 2,
     num_quantities: int = 15,
     *,
-    intercept: Real[ArrayLike, ""] = 1.0,
-    slope: Real[ArrayLike, ""] = 1.0,
-    cost: Real[ArrayLike, ""] = 0.0,
+    intercept: Float[Array, ""] | float = 1.0,
+    slope: Float[Array, ""] | float = 1.0,
+    cost: Float[Array, ""] | float = 0.0,
     extension: Real[ArrayLike, ""] = 0.1,
     memory: int = 1,
 ) -> MarkovGame:

@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import ArrayLike, Real
+from jaxtyping import Array, Float
 
 from ..model.game import MarkovGame
 from .matrix import repeated
 
-Payoff = Real[ArrayLike, ""]
+# A number, or an array of no axes, which JAX may be tracing.
+Payoff = Float[Array, ""] | float
 
 
 def _table(rows: Any) -> Any:

@@ -1,6 +1,7 @@
 """Games whose state is an environment that the agents change, and random games."""
 
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ def two_state_dilemma(
     poor: Real[ArrayLike, ""] = 1.2,
     cost: Real[ArrayLike, ""] = 1.0,
     *,
-    to_rich: Real[ArrayLike, "2 3"] | None = None,
+    to_rich: Real[ArrayLike, "2 3"] | Sequence | None = None,
 ) -> MarkovGame:
     """A social dilemma with two states (Hilbe, Simsa, Chatterjee and Nowak 2018).
 
