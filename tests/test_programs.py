@@ -46,7 +46,7 @@ CALLS = {
     "rest_points": lambda: ex.rest_points(
         bandit()[0], jax.tree.map(lambda x: x[None], bandit()[1])
     ),
-    "basins": lambda: ex.basins(bandit()[0], jax.tree.map(lambda x: x[None], bandit()[1]), 300.0),
+    "basins": lambda: ex.basins(bandit()[0], jax.tree.map(lambda x: x[None], bandit()[1]), 3000.0),
     "fluctuations": lambda: ex.fluctuations(*bandit(), TS, bias=True),
     "gradient of fluctuations": lambda: jax.grad(spread)(0.1),
     "stationary_covariance": lambda: ex.stationary_covariance(*at_rest()),
@@ -62,6 +62,7 @@ CALLS = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the attractors of")
 @pytest.mark.parametrize("name", CALLS)
 def test_no_program_calls_the_host(name, tmp_path):
     jax.clear_caches()

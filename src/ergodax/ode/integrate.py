@@ -180,9 +180,9 @@ class _Explicit:
         standing, reports, path = jax.lax.while_loop(unfinished, advance, (standing, reports, path))
         codes: Any = diffrax.RESULTS
         there = (standing.t >= end) | standing.stopped
-        ys = None
-        if reports is not None:
-            ts = jnp.where(jnp.arange(len(ts)) < reports[0], ts, jnp.inf)
+        reached = ys = None
+        if ts is not None and reports is not None:
+            reached = jnp.where(jnp.arange(len(ts)) < reports[0], ts, jnp.inf)
             ys = jax.vmap(unravel)(reports[1])
         stats = {
             "num_steps": standing.steps,
@@ -191,7 +191,7 @@ class _Explicit:
             "max_steps": self.max_steps,
         }
         return Solved(
-            ts=ts,
+            ts=reached,
             ys=ys,
             end=(standing.t, unravel(standing.x)),
             path=None if path is None else (path[0], jax.vmap(unravel)(path[1])),

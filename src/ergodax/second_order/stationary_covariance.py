@@ -91,7 +91,7 @@ def lyapunov(slope: Float[Array, "d d"], noise: Float[Array, "d d"]) -> Float[Ar
                 return total + power @ total @ power.T, power @ power, count + 1
 
             def unfinished(carry):
-                total, power, count = carry
+                _, power, count = carry
                 rest = jnp.linalg.norm(power) > jnp.finfo(slope.dtype).eps
                 return rest & (count < _MOST_DOUBLINGS)
 
