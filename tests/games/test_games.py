@@ -145,7 +145,7 @@ def test_every_form_of_a_bimatrix_is_the_same_game(make):
 @pytest.mark.parametrize("shape", [(2, 2, 2), (2, 3, 2), (3, 3, 3, 3), (3, 1, 2, 3)])
 def test_payoffs_that_may_have_the_agents_first_are_refused(shape):
     for payoffs in (np.zeros(shape), jnp.zeros(shape), np.zeros(shape).tolist()):
-        with pytest.raises(ValueError, match="payoffs of shape .* agents first or last"):
+        with pytest.raises(ValueError, match=r"payoffs of shape .* agents first or last"):
             ex.games.repeated(payoffs)
 
 
