@@ -12,7 +12,7 @@ import ergodax as ex
 
 def build(theta):
     """Two learners in a game of one state: compiled in no time."""
-    rewards = np.array([[[1.0, 2.0], [0.0, 1.0]], [[2.0, 0.5], [1.0, 3.0]]])
+    rewards = [[(1.0, 2.0), (0.0, 1.0)], [(2.0, 0.5), (1.0, 3.0)]]
     game = ex.games.repeated(rewards, memory=0)
     learners = [
         ex.QLearning(0.05, 0.5, ex.EpsilonSoftmax(theta["tau"], theta["eps"][agent]))
