@@ -111,7 +111,9 @@ def test_lotteries_draw_a_table_at_every_step():
     tables = np.random.default_rng(0).normal(size=(3, 2, 2, 2))
     game = games.repeated_lottery(tables, [0.2, 0.3, 0.5])
     np.testing.assert_allclose(payoffs(game), np.tensordot([0.2, 0.3, 0.5], tables, 1))
-    np.testing.assert_array_equal(game.kernel, games.repeated(tables[0]).kernel)
+    np.testing.assert_array_equal(
+        game.kernel, games.repeated(tuple(np.moveaxis(tables[0], -1, 0))).kernel
+    )
     with pytest.raises(ValueError, match="probabilities must have shape"):
         games.repeated_lottery(tables, [0.5, 0.5])
 
@@ -183,9 +185,9 @@ def test_two_prices_and_the_equilibria_of_den_boer():
         reward, values = other @ profit.T, np.zeros((4, 2))
         following = 2 * np.arange(2)[:, None] + np.arange(2)  # state after (own, other's)
         for _ in range(2000):
-            # Exploration is forced on oneself too.
-            best = (1 - epsilon) * values.max(axis=1) + epsilon * values.mean(axis=1)
-            values = reward + discount * np.einsum("sb,ab->sa", other, best[following])
+            # The other explores, the best reply does not.
+            best = values.max(axis=1)[following]
+            values = reward + discount * np.einsum("sb,ab->sa", other, best)
         return (values.max(axis=1) - values[np.arange(4), strategy]).max()
 
     for strategy, threshold in ((shift, 0.291760), (grim, 0.514902)):

@@ -4,7 +4,7 @@ from .auctions import first_price_auction, second_price_auction
 from .lottery import repeated_lottery
 from .many_players import minority, public_goods, travellers_dilemma, volunteers_dilemma
 from .market import AbstractMarket, LinearMarket, LogitMarket
-from .matrix import prisoners_dilemma, repeated
+from .matrix import bimatrix, prisoners_dilemma, repeated
 from .pricing import bertrand, cournot, sequential, two_prices, unit_demand
 from .two_by_two import (
     battle_of_the_sexes,
@@ -29,6 +29,7 @@ __all__ = [
     "LogitMarket",
     "battle_of_the_sexes",
     "bertrand",
+    "bimatrix",
     "chicken",
     "coordination",
     "cournot",

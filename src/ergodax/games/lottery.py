@@ -39,7 +39,8 @@ def repeated_lottery(
             f"probabilities must have shape {(len(tables),)} or {tables.shape[:-1]}, one per table "
             f"of payoffs; found {weights.shape}."
         )
-    game = repeated(tables[0], memory=memory, action_names=action_names)
+    first = tuple(backend.moveaxis(tables[0], -1, 0))
+    game = repeated(first, memory=memory, action_names=action_names)
     outcomes = (*game.successors.shape[:-1], len(tables))
     if weights.ndim == 1:
         weights = weights.reshape(-1, *(1,) * (tables.ndim - 2))

@@ -11,10 +11,11 @@ from .matrix import repeated
 
 
 def _by_count(own, num_agents: int):
-    """Payoffs `[2, .., 2, n]` from `own(action, number of others who take action 0)`."""
+    """A table `[2, .., 2]` per agent, from `own(action, others who take action 0)`."""
     profiles = itertools.product(range(2), repeat=num_agents)
     table = [[own(a, profile.count(0) - (a == 0)) for a in profile] for profile in profiles]
-    return np.reshape(np.asarray(table, dtype=float), (2,) * num_agents + (num_agents,))
+    tables = np.transpose(np.asarray(table, dtype=float))
+    return tuple(np.reshape(own, (2,) * num_agents) for own in tables)
 
 
 def public_goods(
@@ -112,4 +113,4 @@ def travellers_dilemma(
     side = np.array([1, -1]) * np.sign(other - mine)
     payoffs = np.minimum(mine, other) + side * bonus
     names = [[str(claim) for claim in claims]] * 2
-    return repeated(payoffs, memory=memory, action_names=names)
+    return repeated(tuple(np.moveaxis(payoffs, -1, 0)), memory=memory, action_names=names)

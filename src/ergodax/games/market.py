@@ -123,7 +123,7 @@ class AbstractMarket(HyperModule):
             memory: number of past periods remembered; there are `m^(n memory)` states.
         """
         grid = self.price_grid() if prices is None else jnp.asarray(prices, dtype=float)
-        payoffs = self.payoffs(grid)
+        payoffs = tuple(jnp.moveaxis(self.payoffs(grid), -1, 0))
         return repeated(payoffs, memory=memory, action_names=price_names(grid))
 
 

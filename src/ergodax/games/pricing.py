@@ -74,7 +74,7 @@ def unit_demand(
     cheapest = offered == offered.min(axis=-1, keepdims=True)
     payoffs = (offered - cost) * cheapest / cheapest.sum(axis=-1, keepdims=True)
     names = price_names(np.broadcast_to(prices, (num_firms, len(prices))))
-    return repeated(payoffs, memory=memory, action_names=names)
+    return repeated(tuple(np.moveaxis(payoffs, -1, 0)), memory=memory, action_names=names)
 
 
 def cournot(
@@ -113,7 +113,8 @@ def cournot(
     quantities = jnp.stack(jnp.meshgrid(*grid, indexing="ij"), axis=-1)
     price = jnp.maximum(intercept - slope * quantities.sum(axis=-1, keepdims=True), 0)
     payoffs = (price - cost) * quantities
-    return repeated(payoffs, memory=memory, action_names=price_names(grid))
+    tables = tuple(jnp.moveaxis(payoffs, -1, 0))
+    return repeated(tables, memory=memory, action_names=price_names(grid))
 
 
 def sequential(intervals: int = 6, *, cost: float = 0.0) -> MarkovGame:

@@ -6,20 +6,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..model.game import MarkovGame
-from .matrix import repeated
+from .matrix import bimatrix
 
 # A number, or an array of no axes, which JAX may be tracing.
 Payoff = Float[Array, ""] | float
 
 
-def _table(rows: Any) -> Any:
-    """Payoffs `[A_1, A_2, 2]` from rows of pairs of numbers, any of them traced."""
-    return jnp.stack(
-        [
-            jnp.stack([jnp.stack([jnp.asarray(x, dtype=float) for x in pair]) for pair in row])
-            for row in rows
-        ]
-    )
+def _named(rows: Any, actions: list[str], memory: int) -> MarkovGame:
+    """The repeated game of payoffs given as rows of pairs of numbers, any of them traced."""
+    tables = [
+        jnp.stack([jnp.stack([jnp.asarray(pair[i], dtype=float) for pair in row]) for row in rows])
+        for i in range(2)
+    ]
+    return bimatrix(*tables, memory=memory, action_names=[actions] * 2)
 
 
 def symmetric(
@@ -44,8 +43,8 @@ def symmetric(
         memory: number of past rounds remembered.
     """
     r, s, t, p = reward, sucker, temptation, punishment
-    payoffs = _table([[(r, r), (s, t)], [(t, s), (p, p)]])
-    return repeated(payoffs, memory=memory, action_names=[["C", "D"]] * 2)
+    payoffs = [[(r, r), (s, t)], [(t, s), (p, p)]]
+    return _named(payoffs, ["C", "D"], memory)
 
 
 def stag_hunt(
@@ -62,8 +61,8 @@ def stag_hunt(
         shared_hare: payoff of each of two hare hunters.
         memory: number of past rounds remembered.
     """
-    payoffs = _table([[(stag, stag), (0, hare)], [(hare, 0), (shared_hare, shared_hare)]])
-    return repeated(payoffs, memory=memory, action_names=[["stag", "hare"]] * 2)
+    payoffs = [[(stag, stag), (0, hare)], [(hare, 0), (shared_hare, shared_hare)]]
+    return _named(payoffs, ["stag", "hare"], memory)
 
 
 def hawk_dove(value: Payoff = 2.0, cost: Payoff = 3.0, *, memory: int = 1) -> MarkovGame:
@@ -79,8 +78,8 @@ def hawk_dove(value: Payoff = 2.0, cost: Payoff = 3.0, *, memory: int = 1) -> Ma
         memory: number of past rounds remembered.
     """
     fight, share = (value - cost) / 2, value / 2
-    payoffs = _table([[(fight, fight), (value, 0)], [(0, value), (share, share)]])
-    return repeated(payoffs, memory=memory, action_names=[["hawk", "dove"]] * 2)
+    payoffs = [[(fight, fight), (value, 0)], [(0, value), (share, share)]]
+    return _named(payoffs, ["hawk", "dove"], memory)
 
 
 def chicken(win: Payoff = 1.0, crash: Payoff = 10.0, *, memory: int = 1) -> MarkovGame:
@@ -94,8 +93,8 @@ def chicken(win: Payoff = 1.0, crash: Payoff = 10.0, *, memory: int = 1) -> Mark
         crash: lost by both who go straight.
         memory: number of past rounds remembered.
     """
-    payoffs = _table([[(0, 0), (-win, win)], [(win, -win), (-crash, -crash)]])
-    return repeated(payoffs, memory=memory, action_names=[["swerve", "straight"]] * 2)
+    payoffs = [[(0, 0), (-win, win)], [(win, -win), (-crash, -crash)]]
+    return _named(payoffs, ["swerve", "straight"], memory)
 
 
 def battle_of_the_sexes(
@@ -110,8 +109,8 @@ def battle_of_the_sexes(
         apart: payoff of not meeting.
         memory: number of past rounds remembered.
     """
-    payoffs = _table([[(preferred, other), (apart, apart)], [(apart, apart), (other, preferred)]])
-    return repeated(payoffs, memory=memory, action_names=[["first", "second"]] * 2)
+    payoffs = [[(preferred, other), (apart, apart)], [(apart, apart), (other, preferred)]]
+    return _named(payoffs, ["first", "second"], memory)
 
 
 def coordination(
@@ -128,8 +127,8 @@ def coordination(
         miss: payoff of each otherwise.
         memory: number of past rounds remembered.
     """
-    payoffs = _table([[(first, first), (miss, miss)], [(miss, miss), (second, second)]])
-    return repeated(payoffs, memory=memory, action_names=[["first", "second"]] * 2)
+    payoffs = [[(first, first), (miss, miss)], [(miss, miss), (second, second)]]
+    return _named(payoffs, ["first", "second"], memory)
 
 
 def matching_pennies(stake: Payoff = 1.0, *, memory: int = 1) -> MarkovGame:
@@ -142,8 +141,8 @@ def matching_pennies(stake: Payoff = 1.0, *, memory: int = 1) -> MarkovGame:
         memory: number of past rounds remembered.
     """
     same, differ = (stake, -stake), (-stake, stake)
-    payoffs = _table([[same, differ], [differ, same]])
-    return repeated(payoffs, memory=memory, action_names=[["heads", "tails"]] * 2)
+    payoffs = [[same, differ], [differ, same]]
+    return _named(payoffs, ["heads", "tails"], memory)
 
 
 def rock_paper_scissors(tie: tuple[Payoff, Payoff] = (0.0, 0.0), *, memory: int = 1) -> MarkovGame:
@@ -157,5 +156,5 @@ def rock_paper_scissors(tie: tuple[Payoff, Payoff] = (0.0, 0.0), *, memory: int 
         memory: number of past rounds remembered.
     """
     even, win, loss = tuple(tie), (1, -1), (-1, 1)
-    payoffs = _table([[even, loss, win], [win, even, loss], [loss, win, even]])
-    return repeated(payoffs, memory=memory, action_names=[["rock", "paper", "scissors"]] * 2)
+    payoffs = [[even, loss, win], [win, even, loss], [loss, win, even]]
+    return _named(payoffs, ["rock", "paper", "scissors"], memory)

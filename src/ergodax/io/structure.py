@@ -42,7 +42,7 @@ def take_apart(value: Any, store: Store, path: str = "") -> Any:
     go_on = functools.partial(take_apart, store=store)
     if isinstance(value, _RESULT):
         leaf = jax.tree.leaves(value)[0]
-        messages = {int(code): RESULTS[_result(code)] for code in np.unique(leaf)}
+        messages = {int(code): RESULTS[_result(np.asarray(code))] for code in np.unique(leaf)}
         return {"result": go_on(leaf, path=path), "messages": list(messages.items())}
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return _take_apart_array(value, store, path)
@@ -72,7 +72,7 @@ def take_apart(value: Any, store: Store, path: str = "") -> Any:
     else:
         raise ValueError(f"{path or 'this'} cannot be saved: {_kind(value)}.")
     return {
-        "class": _name(type(value), path),
+        "class": _checked_name(type(value), path),
         "fields": {name: go_on(item, path=f"{path}.{name}") for name, item in fields.items()},
     }
 
@@ -115,7 +115,7 @@ def put_together(structure: Any, fetch: Fetch, classes: Mapping[str, type]) -> A
     raise ValueError(f"nothing is written as {str(structure)[:80]}")
 
 
-def known_classes(named: Iterable[type] = ()) -> dict[str, type]:
+def known_classes(named: Iterable[Any] = ()) -> dict[str, type]:
     """Dataclasses and named tuples of which a file may hold objects, by module and name.
 
     Those are this package's, those derived from them, which every learner of a user is, and the
@@ -124,13 +124,13 @@ def known_classes(named: Iterable[type] = ()) -> dict[str, type]:
     own = [
         item
         for name, module in sorted(sys.modules.items(), reverse=True)
-        if _is_own(name)
+        if is_own(name)
         for item in vars(module).values()
-        if _has_fields(item) and _is_own(item.__module__)
+        if _has_fields(item) and is_own(item.__module__)
     ]
     left, derived = list(own), []
     while left:
-        below = [kind for kind in left.pop().__subclasses__() if not _is_own(kind.__module__)]
+        below = [kind for kind in left.pop().__subclasses__() if not is_own(kind.__module__)]
         derived += below
         left += below
     for kind in named:
@@ -170,12 +170,13 @@ def _result(codes: Any) -> Any:
 def _translate(codes: Any, messages: dict[int, str]) -> Any:
     """Result codes by their messages: the numbers may have been others when they were saved."""
     known = {RESULTS[_result(np.asarray(k))]: k for k in range(len(RESULTS))}
-    for code in np.unique(codes).tolist():
+    present = np.unique(np.asarray(codes)).tolist()
+    for code in present:
         if messages.get(code) not in known:
             raise ValueError(f"no result is known with code {code} and text {messages.get(code)!r}")
-    if all(known[message] == code for code, message in messages.items()):
+    numbers = {code: known[messages[code]] for code in present}
+    if all(code == number for code, number in numbers.items()):
         return codes
-    numbers = {code: known[message] for code, message in messages.items()}
     translated = np.vectorize(numbers.__getitem__, otypes=[np.int32])(np.asarray(codes))
     return jnp.asarray(translated) if isinstance(codes, jax.Array) else translated
 
@@ -208,14 +209,14 @@ def _has_fields(kind: Any) -> bool:
 
 
 def _name(kind: type) -> str:
-    module = "ergodax" if _is_own(kind.__module__) else kind.__module__
+    module = "ergodax" if is_own(kind.__module__) else kind.__module__
     return f"{module}:{kind.__qualname__}"
 
 
 def _checked_name(kind: type, path: str) -> str:
     """The name of a class, after a check that it can be found by it."""
-    found = known_classes().get(_name(kind)) is kind if _is_own(kind.__module__) else None
-    if not (_is_at_its_name(kind) if found is None else found):
+    own = is_own(kind.__module__)
+    if not (known_classes().get(_name(kind)) is kind if own else _is_at_its_name(kind)):
         raise ValueError(
             f"{path or 'this'} cannot be saved: {kind.__qualname__} cannot be found by its name; "
             "define it at the top level of a module."
@@ -230,7 +231,8 @@ def _is_at_its_name(kind: type) -> bool:
     return found is kind
 
 
-def _is_own(module: str) -> bool:
+def is_own(module: str) -> bool:
+    """Whether a module is this package's."""
     return module.partition(".")[0] == __name__.partition(".")[0]
 
 
@@ -238,7 +240,7 @@ def _look_up(name: str, classes: Mapping[str, type]) -> type:
     if name in classes:
         return classes[name]
     module, _, qualified = name.partition(":")
-    if _is_own(module):
+    if is_own(module):
         raise ValueError(f"it needs {qualified} of {module}, which this version does not have")
     raise ValueError(
         f"it needs the class {qualified} of {module}: import or define it first, and unless it is "
