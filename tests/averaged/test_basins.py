@@ -120,7 +120,7 @@ def test_bad_input_is_refused():
     params = starts(0, 3, 0.0, 1.0)
     with pytest.raises(ValueError, match="leading axis of starts of the same length"):
         ex.basins(wrapped, (params[0], params[1][:2]), 10.0)
-    with pytest.raises(ValueError, match="time must be a positive number; found -1.0"):
+    with pytest.raises(ValueError, match=r"time must be a positive number; found -1.0"):
         ex.basins(wrapped, params, -1.0)
     with pytest.raises(ValueError, match=r"confidence must be a number in \(0, 1\)"):
         ex.basins(wrapped, params, 10.0, confidence=1.0)

@@ -278,7 +278,7 @@ def admit(
     return cast((wrapped, params), jnp.result_type(float))
 
 
-def warn_rounded(wrapped: WrappedGame) -> None:
+def warn_rounded(wrapped: WrappedGame, stacklevel: int = 5) -> None:
     """Warns if JAX computes in float64 with constants that were rounded to float32."""
     if jnp.result_type(float) != np.float64:
         return
@@ -287,7 +287,7 @@ def warn_rounded(wrapped: WrappedGame) -> None:
             warnings.warn(
                 f"wrapped{jax.tree_util.keystr(path)} is in float32, precise to 7 digits: make "
                 "games and learners after jax_enable_x64 is turned on.",
-                stacklevel=5,
+                stacklevel=stacklevel,
             )
             return
 

@@ -129,7 +129,7 @@ def check_inputs(
     one.check_finite(params0, "params0")
     dtype = _check_dtype(dtype, params0)
     if dtype == np.float64:
-        warn_rounded(wrapped)
+        warn_rounded(wrapped, stacklevel=4)
     if standing is not None:
         _check_standing(standing, one, dtype)
     wrapped, params0 = cast((wrapped, params0), dtype)
