@@ -1,20 +1,32 @@
 """The scale at which the ODE is close enough to a run, and the suprema that decide it.
 
-Distances are those of the linearised limit process, simulated on a grid: at scale N a run is
-`x + U / sqrt(N) + b / N`, with `dU = DF(x) U dt + dW`, Cov dW = Sigma(x) dt.
+At scale N a run that is in core state c is, up to `o(1 / N)`, at
+
+    x + U / sqrt(N) + (b - v(c)) / N,    dU = DF(x) U dt + dW,  Cov dW = Sigma(x) dt,
+
+v the solution of Poisson's equation. Its distance from x is found by simulating U on a grid. Over a
+cell of the grid the run visits all states that it visits at all, and the farthest one counts.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 from jaxtyping import Array, Real
 
+from ..averaged.stationary import preserve_rows
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
 from .fluctuations import Fluctuations, fluctuations, linearised
+from .poisson import core_law, poisson
 
 CELLS = 1024  # of the grid in time
+_MOST_NUMBERS = 2**26  # paths times parameters: some 2 GiB
 
 
 class Linearised(NamedTuple):
@@ -37,15 +49,29 @@ def linearise(predicted: Fluctuations) -> tuple[np.ndarray, Linearised]:
     return velocity, Linearised(half @ half, vectors * np.sqrt(np.maximum(values, 0))[:, None, :])
 
 
+class Lag(NamedTuple):
+    """What is of order 1 / N: of a run that may be in any core state, and of every path's start.
+
+    Attributes:
+        low: the least `b - v(c)`, `[M + 1, d]`.
+        high: the largest, `[M + 1, d]`.
+        start: `v(c) - b` at time 0, for the first core state c of each path, `[paths, d]`.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    start: np.ndarray
+
+
 def suprema(
-    linear: Linearised, seed: np.ndarray, shift: np.ndarray | None = None, *, paths: int = 8192
+    linear: Linearised, seed: np.ndarray, lag: Lag | None = None, *, paths: int = 8192
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Largest `|U_t + shift_t|` over times and entries of paths of the limiting process.
+    """Largest distance from zero over times and entries of paths of the limiting process.
 
     Args:
         linear: the linearised ODE.
         seed: words that seed the paths.
-        shift: added to every path, `[M + 1, d]`; none by default.
+        lag: what is added to every path; nothing by default.
         paths: how many.
 
     Returns:
@@ -53,15 +79,18 @@ def suprema(
         amounts in the ratio 1 : 2, to leading order.
     """
     generator = np.random.default_rng(np.asarray(seed, dtype=np.uint32).ravel().tolist())
-    size = linear.roots.shape[-1]
-    fluctuation = np.zeros((paths, size))
-    fine = np.zeros(paths) if shift is None else np.full(paths, np.abs(shift[0]).max())
+    cells, size = linear.roots.shape[0], linear.roots.shape[-1]
+    if lag is None:
+        none = np.zeros((cells + 1, size))
+        lag = Lag(none, none, np.zeros((1, size)))
+    fluctuation = np.broadcast_to(lag.start, (paths, size))
+    fine = np.zeros(paths)
     coarse = fine.copy()
     for cell, (propagator, root) in enumerate(zip(*linear, strict=True)):
         noise = generator.standard_normal((paths, size))
         fluctuation = fluctuation @ propagator.T + noise @ root.T
-        moved = fluctuation if shift is None else fluctuation + shift[cell + 1]
-        largest = np.abs(moved).max(axis=1)
+        above, below = fluctuation + lag.high[cell + 1], fluctuation + lag.low[cell + 1]
+        largest = np.maximum(above, -below).max(axis=1)
         fine = np.maximum(fine, largest)
         if (cell + 1) % 4 == 0:
             coarse = np.maximum(coarse, largest)
@@ -81,9 +110,10 @@ def required_scale(
 ) -> float:
     """Smallest N at which the ODE is within a tolerance of a run, over all of [0, t1].
 
-    By the Gaussian limit and the bias: N such that `sup_t max_i |U_t / sqrt(N) + b_t / N|_i` is at
-    most the tolerance with the given probability. Where updates have a learning rate alpha as a
-    factor, it is also how many times smaller than alpha the learning rate must be.
+    By the Gaussian limit and what is of order 1 / N, bias and the state of the game: N such that
+    `sup_t max_i max_c |U_t / sqrt(N) + (b_t - v_t(c)) / N|_i` is at most the tolerance with the
+    given probability. Where updates have a learning rate alpha as a factor, it is also how many
+    times smaller than alpha the learning rate must be.
 
     Args:
         wrapped: a game and its learners.
@@ -92,21 +122,27 @@ def required_scale(
         tolerance: largest distance of any parameter, positive.
         probability: that a run stays within the tolerance, in (0, 1).
         initial_state: the first state, by number or name; drawn by default.
-        paths: paths of the limiting process, at least 100.
+        paths: paths of the limiting process, at least 100, and so few that paths times parameters
+            are at most 2^26.
         seed: seeds the paths.
 
     Returns:
-        N, a float; below about 10 it is an extrapolation of a large-N theory.
+        N, a float, right up to a difference that stays bounded as N grows: below about 10 it is an
+        extrapolation. Zero if nothing is learned, so that any scale will do.
 
     Raises:
         ValueError: as `fluctuations`, or if an argument does not fit.
+
+    Warns:
+        UserWarning: as `fluctuations`, if the flow rests on a kink.
     """
     if not (np.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance must be positive; found {tolerance}.")
     if not 0 < probability < 1:
         raise ValueError(f"probability must be in (0, 1); found {probability}.")
-    if paths < 100:
-        raise ValueError(f"paths must be at least 100; found {paths}.")
+    most = _MOST_NUMBERS // sum(np.size(leaf) for leaf in jax.tree.leaves(params0))
+    if not 100 <= paths <= most:
+        raise ValueError(f"paths must be from 100 to {most} here, for memory; found {paths}.")
     end = float(t1)
     check_times(np.array([end]))
     predicted = fluctuations(
@@ -117,14 +153,53 @@ def required_scale(
         bias=True,
     )
     _, linear = linearise(predicted)
-    bias = np.asarray(predicted.bias)
+    lag = _lag(predicted, np.random.default_rng([seed, 1]), paths)
     words = np.array([seed], dtype=np.uint32)
-    root, shift = math.inf, np.zeros_like(bias)
-    for _ in range(20):
-        fine, coarse = suprema(linear, words, shift, paths=paths)
-        reach = float(2 * np.quantile(fine, probability) - np.quantile(coarse, probability))
-        root, before = reach / tolerance, root
-        if abs(root - before) < 1e-3 * root:
-            break
-        shift = bias / root
-    return root**2
+
+    @functools.cache
+    def reach(root: float) -> float:
+        """The distance within which runs stay with the given probability, times `1 / root`."""
+        scaled = Lag(*(root * part for part in lag))
+        fine, coarse = suprema(linear, words, scaled, paths=paths)
+        return float(2 * np.quantile(fine, probability) - np.quantile(coarse, probability))
+
+    def excess(root: float) -> float:
+        return root * reach(root) - tolerance
+
+    noise, lagged = reach(0.0), max(float(np.abs(part).max()) for part in lag)
+    if noise == lagged == 0:
+        return 0.0
+    # In the inverse root of N it is an increasing function, since U is symmetric and unimodal, and
+    # a set that is both shrinks and moves away from its centre (Anderson 1955). The inverse root
+    # at which both bounds together reach the tolerance is at most 1 / .62 times too small.
+    low = 2 * tolerance / (noise + math.sqrt(noise**2 + 4 * lagged * tolerance))
+    high = low
+    while excess(low) > 0:
+        low *= 0.99
+    while excess(high) < 0:
+        high *= 1.2
+    return float(scipy.optimize.brentq(excess, low, high, rtol=5e-4)) ** -2
+
+
+def _lag(predicted: Fluctuations, generator: np.random.Generator, paths: int) -> Lag:
+    low, high, law, values = jax.device_get(
+        _values(predicted.wrapped, predicted.params, predicted.initial)
+    )
+    bias = np.asarray(predicted.bias)
+    first = generator.choice(len(law), size=paths, p=law / law.sum())
+    return Lag(bias - high, bias - low, values[first] - bias[0])
+
+
+@eqx.filter_jit
+def _values(wrapped, params, law):
+    """Least and largest v over the states visited, at all times; those of the first, their law."""
+    wrapped = preserve_rows(wrapped)
+
+    def extremes(params):
+        solved = poisson(wrapped, params)
+        chances = solved.events.reshape(len(solved.values), -1).sum(axis=1, keepdims=True)
+        low, high = (jnp.where(chances > 0, solved.values, end) for end in (jnp.inf, -jnp.inf))
+        return low.min(axis=0), high.max(axis=0)
+
+    first = poisson(wrapped, jax.tree.map(lambda leaf: leaf[0], params))
+    return *jax.lax.map(extremes, params), core_law(wrapped, law, first), first.values
