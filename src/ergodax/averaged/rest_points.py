@@ -8,7 +8,6 @@ which is what `jax.grad` through `rest_point` computes.
 
 from typing import Any, Literal
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -329,19 +328,17 @@ def _follow(field, start, wrapped):
     """Where the flow from a start comes to rest, or is after many steps."""
     rate = jnp.linalg.norm(jax.jacfwd(field)(start, wrapped))
 
-    def at_rest(t, x, wrapped, **_):
-        return jnp.linalg.norm(field(x, wrapped)) <= _AT_REST * rate * jnp.linalg.norm(x)
+    def at_rest(x, velocity):
+        return jnp.linalg.norm(velocity) <= _AT_REST * rate * jnp.linalg.norm(x)
 
-    solved = integrate(
+    solved: Any = integrate(
         field,
         start,
         jnp.inf,
         wrapped,
-        saveat=diffrax.SaveAt(t1=True),
         rtol=_FLOW_TOLERANCE,
         atol=_FLOW_TOLERANCE,
-        event=diffrax.Event(at_rest),
+        stop=at_rest,
         max_steps=_MOST_FLOW_STEPS,
     )
-    ends: Any = solved.ys
-    return ends[-1]
+    return solved.end[1]
