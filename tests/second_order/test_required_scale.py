@@ -21,7 +21,7 @@ def alternating(noise, rate=1.0):
     return wrapped, wrapped.init()
 
 
-def share_within(wrapped, params, scale, first, runs=2000):
+def share_within(wrapped, params, scale, first, runs=1000):
     """Share of simulated runs that stay within the tolerance at all steps."""
     ts = np.arange(1, int(END * scale) + 1) / scale
     flow = np.asarray(ex.solve(wrapped, params, ts).params[0])
@@ -59,7 +59,7 @@ def test_that_share_of_runs_stays_within(noise, first):
         assert share_within(wrapped, params, 0.98 * scale, first) < 0.5
         assert share_within(wrapped, params, 1.03 * scale, first) > 0.99
     else:
-        error = np.sqrt(0.95 * 0.05 / 2000)
+        error = np.sqrt(0.95 * 0.05 / 1000)
         assert abs(share_within(wrapped, params, scale, first) - 0.95) < 5 * error + 0.01
 
 
