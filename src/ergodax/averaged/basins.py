@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Real
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import integrate
@@ -225,6 +225,8 @@ def wilson_interval(
         total: number of trials.
         confidence: chance that an interval covers its proportion, about.
     """
+    from scipy.stats import binomtest  # takes half a second to import
+
     tests = [binomtest(int(count), total) for count in counts]
     intervals = [tuple(test.proportion_ci(confidence, method="wilson")) for test in tests]
     return np.reshape(intervals, (len(counts), 2))
@@ -246,7 +248,7 @@ def _settle_all(wrapped, params0, count: int, options, progress: bool):
     return ends, np.asarray(reached)
 
 
-@eqx.filter_jit
+@compiled
 def _settle(wrapped, params0, time, rtol, atol, max_steps):
     def settle(params0):
         solution = _solve(wrapped, params0, jnp.asarray(time)[None], rtol, atol, max_steps)
@@ -310,7 +312,7 @@ def _first_return(ts, path, x) -> float | None:
     return None
 
 
-@eqx.filter_jit
+@compiled
 def _trace(wrapped, params, rtol, atol):
     """Times and places of many steps of the solver from a point, the start first."""
     wrapped = preserve_rows(wrapped)
@@ -328,13 +330,13 @@ def _trace(wrapped, params, rtol, atol):
     return solved.path
 
 
-@eqx.filter_jit
+@compiled
 def _velocity(wrapped, params):
     x, _, field = flat_drift(params)
     return field(x, wrapped)
 
 
-@eqx.filter_jit
+@compiled
 def _go_round(wrapped, params, period, rtol, atol):
     """Points over a time at equal intervals, the point at its end, and the velocity there."""
     ts = period * jnp.arange(_SAMPLES + 1) / _SAMPLES

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..base.checks import is_concrete
+from ..base.compiling import compiled
 from ..model.game import row_preserving
 from ..model.wrapped import WrappedGame
 
@@ -210,7 +211,7 @@ def stationary_distribution(wrapped: WrappedGame, params) -> Float[Array, " S"]:
     return _stationary_distribution(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _stationary_distribution(wrapped, params):
     return stationary_law(preserve_rows(wrapped).frozen_chain(params))
 
@@ -220,8 +221,8 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
     return eqx.tree_at(lambda w: w.game, wrapped, row_preserving(wrapped.game))
 
 
-_frozen_chain = eqx.filter_jit(WrappedGame.frozen_chain)
-_mixing_time = eqx.filter_jit(mixing_time)
+_frozen_chain = compiled(WrappedGame.frozen_chain)
+_mixing_time = compiled(mixing_time)
 
 
 def check_ergodic(wrapped: WrappedGame, params) -> None:

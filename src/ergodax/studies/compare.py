@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ from ..averaged.flow import Solution, solve
 from ..averaged.maxima import changes
 from ..averaged.stationary import mixing_time
 from ..base.codes import RESULTS
-from ..base.compiling import quickly_compiled
+from ..base.compiling import compiled, in_this_context, quickly_compiled
 from ..base.times import check_scale, check_times, steps_at
 from ..model.game import MarkovGame, first_state_law
 from ..model.observable import parameters_and_policies
@@ -79,7 +78,9 @@ def compare(
     # The ODE first: it is quick, and says whether there is anything to compare with.
     solution, compile_seconds, run_seconds = _timed_solve(wrapped, params0, times)
     with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
-        predicting = thread.submit(_predict, wrapped, params0, times, initial_state, scale)
+        predicting = thread.submit(
+            in_this_context(_predict), wrapped, params0, times, initial_state, scale
+        )
         simulation = simulate(
             wrapped,
             params0,
@@ -211,7 +212,7 @@ def _timed_solve(wrapped, params0, times) -> tuple[Solution, float, float]:
     return solution, compiled - before, time.perf_counter() - compiled
 
 
-@eqx.filter_jit
+@compiled
 def _linearise(wrapped, params):
     """Jacobian of the drift and mixing time of the state chain, one parameter set at a time."""
     return jax.lax.map(

@@ -26,6 +26,7 @@ from ..averaged.flow import solve
 from ..averaged.stationary import check_ergodic
 from ..base.checks import check_count
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.devices import default_devices
 from ..base.times import check_times
 from ..io.store import Arrays, Folder
@@ -201,7 +202,7 @@ def _solve_batches(build: Build, names, sets, rest, size: int, options):
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
 
 
-@eqx.filter_jit
+@compiled
 def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
     def solve_one(values):
         wrapped, params0 = build(named(names, values))
