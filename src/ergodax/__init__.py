@@ -32,6 +32,7 @@ from .learners import ExpectedSarsa as ExpectedSarsa
 from .learners import ExponentialWeights as ExponentialWeights
 from .learners import FallingRate as FallingRate
 from .learners import FrequencyAdjustedQLearning as FrequencyAdjustedQLearning
+from .learners import Observing as Observing
 from .learners import ProjectedGradient as ProjectedGradient
 from .learners import QLearning as QLearning
 from .learners import Reinforce as Reinforce

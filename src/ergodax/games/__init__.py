@@ -6,6 +6,7 @@ from .many_players import minority, public_goods, travellers_dilemma, volunteers
 from .market import AbstractMarket, LinearMarket, LogitMarket
 from .matrix import bimatrix, prisoners_dilemma, repeated
 from .pricing import bertrand, cournot, sequential, two_prices, unit_demand
+from .signals import with_signals
 from .two_by_two import (
     battle_of_the_sexes,
     chicken,
@@ -54,4 +55,5 @@ __all__ = [
     "two_state_matching_pennies",
     "unit_demand",
     "volunteers_dilemma",
+    "with_signals",
 ]

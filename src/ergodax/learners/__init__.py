@@ -1,6 +1,7 @@
 """Learning algorithms, one family per file."""
 
 from .actor_critic import ActorCritic, ActorCriticParams
+from .observing import Observing
 from .policy_gradient import ExponentialWeights, ProjectedGradient, Reinforce
 from .q_learning import CounterfactualQLearning, FrequencyAdjustedQLearning, QLearning
 from .reinforcement import BushMosteller, Cross, RothErev
@@ -19,6 +20,7 @@ __all__ = [
     "ExponentialWeights",
     "FallingRate",
     "FrequencyAdjustedQLearning",
+    "Observing",
     "ProjectedGradient",
     "QLearning",
     "Reinforce",

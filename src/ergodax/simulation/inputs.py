@@ -134,7 +134,7 @@ def check_inputs(
         _check_standing(standing, one, dtype)
     wrapped, params0 = cast((wrapped, params0), dtype)
     if standing is None:
-        law = np.asarray(first_state_law(wrapped.game, initial_state), dtype)
+        law = np.asarray(first_state_law(wrapped.game, initial_state, several=True), dtype)
     else:
         law = np.zeros(wrapped.game.num_states, dtype)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), like)

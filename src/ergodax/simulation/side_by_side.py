@@ -143,7 +143,7 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
     inputs = one._replace(
         wrapped=wrapped,
         params0=params0,
-        law=np.asarray(first_state_law(wrapped.game, first_states), one.dtype),
+        law=np.asarray(first_state_law(wrapped.game, first_states, several=True), one.dtype),
         runs=runs,
         own_game=not plan.shared,
         own_params=not plan.shared,
