@@ -16,7 +16,6 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +23,8 @@ import scipy.optimize
 from jaxtyping import Array, Real
 
 from ..averaged.stationary import preserve_rows
-from ..base.times import check_times
+from ..base.checks import check_concrete, check_count, check_number
+from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
 from .fluctuations import Fluctuations, fluctuations, linearised
 from .poisson import core_law, inflow, poisson
@@ -140,15 +140,15 @@ def required_scale(
     Warns:
         UserWarning: as `fluctuations`, if the flow rests on a kink.
     """
-    if not (np.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"tolerance must be positive; found {tolerance}.")
-    if not 0 < probability < 1:
-        raise ValueError(f"probability must be in (0, 1); found {probability}.")
-    most = _MOST_NUMBERS // sum(np.size(leaf) for leaf in jax.tree.leaves(params0))
-    if not 100 <= paths <= most:
-        raise ValueError(f"paths must be from 100 to {most} here, for memory; found {paths}.")
-    end = float(t1)
-    check_times(np.array([end]))
+    check_concrete("required_scale", (wrapped, params0, t1, tolerance))
+    end = check_number("t1", t1, "(0, inf)")
+    tolerance = check_number("tolerance", tolerance, "(0, inf)")
+    probability = check_number("probability", probability, "(0, 1)")
+    paths = check_count("paths", paths, least=100)
+    seed = check_count("seed", seed, least=0)
+    most = _MOST_NUMBERS // max(1, sum(np.size(leaf) for leaf in jax.tree.leaves(params0)))
+    if paths > most:
+        raise ValueError(f"paths must be at most {most} here, for memory; found {paths}.")
     predicted = fluctuations(
         wrapped,
         params0,
@@ -194,7 +194,7 @@ def _lag(predicted: Fluctuations, generator: np.random.Generator, paths: int) ->
     return Lag(bias - high, bias - low, values[first] - bias[0])
 
 
-@eqx.filter_jit
+@compiled
 def _values(wrapped, params, law):
     """Least and largest lag over the states visited, at all times; v at time 0, and its law."""
     wrapped = preserve_rows(wrapped)

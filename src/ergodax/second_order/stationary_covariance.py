@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import is_concrete
+from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
 from .limit_process import LimitProcess
 
@@ -35,14 +35,14 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
             is tied there.
     """
     params = getattr(rest_point, "params", rest_point)
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params, "rest_point")
     drift, slope, noise, gaps = _at_rest(wrapped, params)
     if is_concrete(slope):
         _check_stable(*(np.asarray(part) for part in (drift, slope, gaps)))
     return lyapunov(slope, noise)
 
 
-@eqx.filter_jit
+@compiled
 def _at_rest(wrapped, params):
     """F, DF, Sigma and the margins of all maxima."""
     process = LimitProcess(preserve_rows(wrapped), params)
