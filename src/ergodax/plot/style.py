@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     import matplotlib.axes
 
@@ -83,6 +85,20 @@ def look(index: int) -> Look:
     )
 
 
+def plain(name: Any) -> str:
+    """A user's name as it is: matplotlib takes what stands between dollar signs for a formula."""
+    return str(name).replace("$", r"\$")
+
+
+def is_geometric(values: Any) -> bool:
+    """Whether positive numbers are more evenly spaced by their logarithms."""
+    x = np.asarray(values)
+    if x.dtype.kind not in "iuf" or len(x) < 3 or np.any(x <= 0) or np.any(np.diff(x) <= 0):
+        return False
+    steps, factors = np.diff(x), np.diff(np.log(x))
+    return bool(factors.max() / factors.min() < 0.99 * steps.max() / steps.min())
+
+
 def axes_or_new(ax: Any, height: float = 2.6) -> "matplotlib.axes.Axes":
     """The axes given, or those of a new figure of an article's column."""
     if ax is not None:
@@ -122,4 +138,7 @@ def legend(ax: Any, handles: Any = None, where: Where = "inside", pad: float = 0
         wide = ax.get_window_extent().width / ax.figure.dpi > _NARROW
         place["ncols"] = 2 if short and wide and len(handles) > 1 else 1
     small = {"fontsize": "small", "handlelength": 1.6, "columnspacing": 1.0}
-    ax.legend(handles=handles, frameon=False, borderaxespad=pad, **small, **place)
+    # Matplotlib leaves out what begins with an underscore.
+    labels = [handle.get_label() for handle in handles]
+    labels = [f" {label}" if label.startswith("_") else label for label in labels]
+    ax.legend(handles, labels, frameon=False, borderaxespad=pad, **small, **place)
