@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import ergodax as ex
 from ergodax import plot
 
-X, Y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([10.0, 20.0, 40.0])
+X, Y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 20.0, 30.0])
 
 
 def swept():

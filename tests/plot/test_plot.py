@@ -271,7 +271,7 @@ def test_names_are_drawn_as_they_are():
 
 def test_one_state_has_no_name_and_the_figure_no_blank_half():
     figure = plot.comparison(odd_game())
-    assert [ax.get_title() for ax in figure.axes] == [""] * 5
+    assert [ax.get_title() for ax in figure.axes] == [""] * 4
     axes, legend = boxes(figure)
     assert legend.y0 > max(box.y1 for box in axes)
     assert min(box.width for box in axes) > 0.9 * figure.bbox.width

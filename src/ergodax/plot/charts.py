@@ -249,7 +249,7 @@ def _draw_map(ax, values, swept, slopes, label: str) -> None:
         u = (slopes[0] * rate_x[:, None])[thin].T * np.ptp(along_x)
         v = (slopes[1] * rate_y)[thin].T * np.ptp(along_y)
         # White with a dark outline: seen on the darkest and on the brightest cells.
-        seen = {"color": "white", "edgecolor": "black", "linewidth": 0.5, "width": 0.008}
+        seen = {"color": "white", "edgecolor": "black", "linewidth": 0.5, "width": 0.012}
         ax.quiver(x[thin[0]], y[thin[1]], u, v, pivot="mid", zorder=3, **seen)
     ax.set(xlabel=plain(swept[0]), ylabel=plain(swept[1]))
 

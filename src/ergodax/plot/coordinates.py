@@ -74,7 +74,7 @@ def row_name(game: MarkovGame, agent: int, state: int) -> str:
     return f"agent {agent}{where}"
 
 
-def _find(what: str, names: Sequence[str], found: int | str) -> int:
+def _find(what: str, names: Sequence[str], found: Any) -> int:
     if isinstance(found, str) and found in names:
         return list(names).index(found)
     whole = isinstance(found, int | np.integer) and not isinstance(found, bool)

@@ -191,7 +191,7 @@ def simplex(
         scale_units="xy",
         scale=1,
         width=0.005,
-        zorder=1.5,
+        zorder=3.5,  # over paths, which may fill the triangle
     )
     ax.set(xlim=(-0.06, 1.06), ylim=(-0.02, 0.89), aspect="equal")
     ax.set_axis_off()

@@ -1,5 +1,6 @@
 """One look for all figures: colours, line styles, markers, sizes."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ Where = Literal["inside", "above", "below"]
 _BESIDE, _TALL = 4, 8
 # Two texts of fewer letters stand beside each other, on axes wider than so many inches.
 _LONG, _NARROW = 26, 2.4
+_LINE = 40  # letters of a title
 
 
 class Look(NamedTuple):
@@ -111,8 +113,8 @@ def axes_or_new(ax: Any, height: float = 2.6) -> "matplotlib.axes.Axes":
 
 
 def title(ax: Any, text: str, pad: float | None = None) -> None:
-    """A title no larger than the labels, `pad` points above the axes."""
-    ax.set_title(text, fontsize="medium", pad=pad)
+    """A title no larger than the labels, `pad` points above the axes, in lines of their width."""
+    ax.set_title(textwrap.fill(text, _LINE), fontsize="medium", pad=pad)
 
 
 def legend(ax: Any, handles: Any = None, where: Where = "inside", pad: float = 0.4) -> None:

@@ -125,6 +125,8 @@ def comparison(
 ) -> "matplotlib.figure.Figure":
     """Draws everything: a column per state; parameters and policies of all agents; the states.
 
+    A game of one state has no picture of how often it occurs.
+
     Args:
         comparison: what `ergodax.compare` returned.
         states: the states to show, by number or name. By default all of them, or the eight most
@@ -147,7 +149,8 @@ def comparison(
         if find_table(comparison.wrapped, agent, comparison.solution.params) is not None:
             rows.append((_parameters, (comparison, agent), f"agent {agent}\n"))
         rows.append((_policies, (comparison, agent), f"agent {agent}\n"))
-    rows.append((_states, (comparison,), ""))
+    if game.num_states > 1:
+        rows.append((_states, (comparison,), ""))
 
     handles, alone = _figure_legend(comparison), len(columns) == 1
     beside = len(columns) == 2  # the legend's place: two columns leave no room for it above them
