@@ -50,7 +50,7 @@ class Plane(NamedTuple):
         return self.read(policies_along(wrapped, params) if policy else params)
 
 
-def check_agent(game: MarkovGame, agent: int) -> int:
+def check_agent(game: MarkovGame, agent: Any) -> int:
     """The agent, if there is such a one."""
     whole = isinstance(agent, int | np.integer) and not isinstance(agent, bool)
     if not whole or not 0 <= agent < game.num_agents:

@@ -254,7 +254,7 @@ def _draw(
     from matplotlib.lines import Line2D
 
     times, style = shown.times, {}
-    if is_geometric(times[times > 0]):
+    if ax.get_xscale() == "linear" and is_geometric(times[times > 0]):
         start = {} if times[0] > 0 else {"linthresh": times[times > 0][0]}
         ax.set_xscale("symlog" if start else "log", **start)
     if sample_runs:
