@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from ..model.game import MarkovGame
+from ..model.game import MarkovGame, check_agent
 from ..model.wrapped import WrappedGame
 from ..results.labels import parts
 from .style import plain
@@ -48,14 +48,6 @@ class Plane(NamedTuple):
         """Where points of parameter space, leaves `[M, ...]`, are shown."""
         policy = self.quantity == "policy"
         return self.read(policies_along(wrapped, params) if policy else params)
-
-
-def check_agent(game: MarkovGame, agent: Any) -> int:
-    """The agent, if there is such a one."""
-    whole = isinstance(agent, int | np.integer) and not isinstance(agent, bool)
-    if not whole or not 0 <= agent < game.num_agents:
-        raise ValueError(f"agent must be 0 to {game.num_agents - 1}; found {agent!r}.")
-    return int(agent)
 
 
 def find_state(game: MarkovGame, state: int | str) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +14,14 @@ from ..averaged.drift import average
 from ..averaged.flow import Solution
 from ..averaged.rest_points import RestPoint
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..base.compiling import compiled
+from ..model.game import check_agent
 from ..model.observable import PARAMETERS
 from ..model.wrapped import WrappedGame
 from ..simulation.simulate import Simulation
 from .coordinates import (
     Coordinate,
     Plane,
-    check_agent,
     find_state,
     one,
     parameter_plane,
@@ -286,7 +286,7 @@ def _given(flow: Flow, at: Any, paths: Sequence[Solution]):
         wrapped, paths = flow, list(paths)
         if at is None:
             at = wrapped.init()
-    check_ergodic(wrapped, at)
+    wrapped, at = check_ergodic(wrapped, at, "at")
     return wrapped, at, paths
 
 
@@ -412,7 +412,7 @@ def _velocity(wrapped: WrappedGame, observe: Callable[[Any], Any], batch: Any) -
     return jax.device_get(_velocities(wrapped, observe, jax.tree.map(jnp.asarray, batch)))
 
 
-@eqx.filter_jit
+@compiled
 def _velocities(wrapped, observe, batch):
     wrapped = preserve_rows(wrapped)
 
