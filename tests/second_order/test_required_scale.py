@@ -70,5 +70,5 @@ def test_where_nothing_is_learned_any_scale_will_do():
 
 def test_as_many_paths_as_memory_does_not_hold_are_refused():
     wrapped, params = alternating(0.1)
-    with pytest.raises(ValueError, match="paths must be at most 33554432 .* found 1000000000"):
+    with pytest.raises(ValueError, match=r"paths must be at most 33554432 .* found 1000000000"):
         ex.required_scale(wrapped, params, END, TOLERANCE, paths=10**9)
