@@ -31,6 +31,7 @@ from ..base.checks import (
     is_within,
 )
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.text import describe_result, describe_value
 from ..results.labels import OUTCOME, labelled, of_places
 from ..results.result import Result
@@ -131,11 +132,11 @@ def fit(
             raise ValueError(f"loss must return one number; found {describe(value)}.")
         return value
 
-    @eqx.filter_jit
+    @compiled
     def evaluate(free):
         return jax.value_and_grad(objective)(free)
 
-    @eqx.filter_jit
+    @compiled
     def advance(free, state, value, slope):
         updates, state = steps.update(
             slope, state, free, value=value, grad=slope, value_fn=objective
@@ -257,7 +258,7 @@ def standard_errors(
     return unravel(jnp.sqrt(jnp.diagonal(estimates))), estimates
 
 
-@eqx.filter_jit
+@compiled
 def _sensitivity(predict, theta):
     flat, unravel = ravel_pytree(theta)
     return jax.jacfwd(lambda flat: predict(unravel(flat)))(flat)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..averaged.drift import flat_drift
 from ..base.checks import check_array, check_choice, check_mapping, is_within
+from ..base.compiling import compiled
 from ..model.build import Build, check_build
 from ..model.wrapped import WrappedGame
 
@@ -98,7 +99,7 @@ def _agent_hypers(wrapped: WrappedGame) -> list[tuple[str, str, Any]]:
     ]
 
 
-@eqx.filter_jit
+@compiled
 def _inspect(build, names, values, averaged: bool):
     def inspect(values):
         wrapped, params0 = build(named(names, values))
@@ -148,7 +149,7 @@ def survey(build: Build, wrapped, names, sets, size: int, averaged: bool) -> np.
     return np.concatenate(paces)
 
 
-@eqx.filter_jit
+@compiled
 def build_sets(build, names, values):
     """What is built for several sets, with a leading axis on every array."""
     others: Any = None

@@ -35,6 +35,7 @@ from ..base.checks import (
     check_path,
 )
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.devices import default_devices
 from ..base.times import check_times
 from ..io.store import Arrays, Folder
@@ -216,7 +217,7 @@ def _solve_batches(build: Build, names, sets, rest, size: int, options):
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
 
 
-@eqx.filter_jit
+@compiled
 def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
     def solve_one(values):
         wrapped, params0 = build(named(names, values))
