@@ -3,6 +3,7 @@
 from . import games as games
 from . import io as io
 from . import learners as learners
+from . import outcomes as outcomes
 from . import plot as plot
 from .averaged.basins import Attractor as Attractor
 from .averaged.basins import Basins as Basins
