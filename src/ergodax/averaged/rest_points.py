@@ -18,6 +18,7 @@ from jaxtyping import Array, Complex, Float
 
 from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.text import describe_result
 from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver, integrate
@@ -230,13 +231,13 @@ def distance(params: Any, other: Any) -> float:
     return float(max(gap for gap, _ in gaps) / (1 + max(size for _, size in gaps)))
 
 
-@eqx.filter_jit
+@compiled
 def _rest_points(wrapped, guesses, rtol, atol, max_steps):
     # Not vmapped: a batched LAPACK call is to be avoided, and `cond` takes one branch only.
     return jax.lax.map(lambda guess: _rest_point(wrapped, guess, rtol, atol, max_steps), guesses)
 
 
-@eqx.filter_jit
+@compiled
 def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
     """All fields of a `RestPoint` but the first."""
     wrapped = preserve_rows(wrapped)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from ..averaged.drift import average
 from ..averaged.flow import Solution
 from ..averaged.rest_points import RestPoint
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..base.compiling import compiled
 from ..model.game import check_agent
 from ..model.observable import PARAMETERS
 from ..model.wrapped import WrappedGame
@@ -396,7 +396,7 @@ def _velocity(wrapped: WrappedGame, observe: Callable[[Any], Any], batch: Any) -
     return jax.device_get(_velocities(wrapped, observe, jax.tree.map(jnp.asarray, batch)))
 
 
-@eqx.filter_jit
+@compiled
 def _velocities(wrapped, observe, batch):
     wrapped = preserve_rows(wrapped)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..averaged.flow import Solution
 from ..averaged.stationary import stationary_distribution
+from ..base.compiling import compiled
 from ..model.observable import PARAMETERS, named
 from ..model.wrapped import WrappedGame
 from ..second_order.fluctuations import Fluctuations
@@ -124,7 +125,7 @@ def policies_along(wrapped: WrappedGame, params: Any) -> tuple:
     return jax.device_get(_mapped(wrapped.policies, params))
 
 
-@eqx.filter_jit
+@compiled
 def _mapped(observe, params):
     return jax.vmap(observe)(params)
 
@@ -136,7 +137,7 @@ def _policies_of_runs(wrapped: WrappedGame, params: Any) -> tuple:
     return jax.device_get(_mapped_runs(wrapped, jax.tree.map(np.asarray, params), own))
 
 
-@eqx.filter_jit
+@compiled
 def _mapped_runs(wrapped, params, own: bool):
     each = eqx.if_array(0) if own else None
     return eqx.filter_vmap(
