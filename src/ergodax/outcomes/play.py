@@ -68,7 +68,7 @@ def play(
     """
     tables = check_strategies(game, strategies)
     first = 0 if initial_state is None else initial_state
-    law = np.asarray(first_state_law(game, first))
+    law = np.asarray(first_state_law(game, first, several=tables[0].ndim > 1))
     start = jnp.asarray(law.argmax(axis=-1))
     check_deterministic(game)
     if tables[0].ndim == 1:

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from ..averaged.stationary import stationary_law
 from ..base.checks import check_array, check_choice, is_concrete, is_within
+from ..model.chain import joint_policy, state_chain
 from ..model.game import MarkovGame, check_agent
 from .tables import check_policies, over_runs
 
@@ -238,34 +239,25 @@ def _discounted(chain, rewards, discount, doublings: int):
     return total
 
 
-def _joint(game, policies):
-    joint = jnp.ones((game.num_states,), dtype=policies[0].dtype)
-    for policy in policies:
-        joint = joint[..., None] * policy.reshape(
-            policy.shape[0], *(1,) * (joint.ndim - 1), policy.shape[1]
-        )
-    return joint[..., None] * game.probabilities
+def _events(game, policies):
+    """Probabilities of outcomes given the state, `[S, *A, K]`."""
+    return joint_policy(policies)[..., None] * game.probabilities
 
 
 def _chain(game, policies):
-    events = _joint(game, policies)
-    states = jnp.broadcast_to(
-        jnp.arange(game.num_states).reshape(-1, *(1,) * (events.ndim - 1)), events.shape
-    )
-    chain = jnp.zeros((game.num_states, game.num_states), events.dtype)
-    return chain.at[states, game.successors].add(events)
+    return state_chain(game, _events(game, policies))
 
 
 def _rewards(game, policies):
-    events = _joint(game, policies)
+    events = _events(game, policies)
     axes = tuple(range(1, events.ndim))
     return jnp.sum(events[..., None] * game.rewards, axis=axes)
 
 
 def _decision(game, policies, agent):
     """The agent's own problem: rewards `[S, A_i]` and kernel `[S, A_i, S]`, the others fixed."""
-    free = [jnp.ones_like(p) if j == agent else p for j, p in enumerate(policies)]
-    events = jnp.moveaxis(_joint(game, free), 1 + agent, 1)
+    free = tuple(jnp.ones_like(p) if j == agent else p for j, p in enumerate(policies))
+    events = jnp.moveaxis(_events(game, free), 1 + agent, 1)
     successors = jnp.moveaxis(game.successors, 1 + agent, 1)
     paid = jnp.moveaxis(game.rewards[..., agent], 1 + agent, 1)
     axes = tuple(range(2, events.ndim))
