@@ -252,6 +252,7 @@ def _start(options: argparse.Namespace) -> "WrappedGame":
     _keep_programs(options.cache)
     with contextlib.suppress(RuntimeError):  # JAX runs already where Python calls `main`
         use_all_cores()
+    _devices()
     wrapped = _GAMES[options.game](options)
     prepare_folder(options.out)
     return wrapped
@@ -352,14 +353,35 @@ def _info(options: argparse.Namespace, command: str) -> int:
     lines |= {name: version(name) for name in ("jax", "jaxlib", "equinox", "diffrax", "numpy")}
     lines["Python"] = platform.python_version()
     lines["platform"] = platform.platform()
-    lines["devices"] = ", ".join(f"{device} ({device.device_kind})" for device in jax.devices())
+    problem = None
+    try:
+        lines["devices"] = ", ".join(f"{device} ({device.device_kind})" for device in _devices())
+    except RuntimeError as error:
+        problem, lines["devices"] = error, "none"
     lines["x64"] = "on" if jax.config.read("jax_enable_x64") else "off (float32 by default)"
     lines["cores"] = f"{len(usable(0)) if usable else cores} of {cores} for this process"
     settings = [name for name in _ENVIRONMENT if name in os.environ]
     lines["environment"] = " ".join(f"{name}={os.environ[name]}" for name in settings) or "-"
     for name, value in lines.items():
         print(f"{name:12} {value}")
-    return 0
+    return 0 if problem is None else _fail(problem, 1)
+
+
+def _devices() -> list[Any]:
+    """The devices of JAX; raises RuntimeError if it finds none."""
+    import os
+
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # what JAX raises depends on its version
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise RuntimeError(
+            f"JAX finds no device{f' for JAX_PLATFORMS={asked}' if asked else ''}: unset it to use "
+            f"the processor; for a GPU, install ergodax[cuda] and see that nvidia-smi lists the "
+            f"card. {error}"
+        ) from None
 
 
 # What is known to change devices, precision or the number of threads.

@@ -31,6 +31,7 @@ class Trajectory(NamedTuple):
         band: centre and standard deviation, each `[K, ...]`.
         edge: the same as predicted for the ensemble.
         runs: of single runs, `[R, K, ...]`.
+        bounds: between which bands are shown.
     """
 
     times: np.ndarray
@@ -39,12 +40,22 @@ class Trajectory(NamedTuple):
     band: tuple[Any, Any] | None = None
     edge: tuple[Any, Any] | None = None
     runs: Any = None
+    bounds: tuple[float, float] = (-np.inf, np.inf)
 
     @property
     def highest(self) -> float:
         """The largest number of lines, means and bands, but no less than zero."""
-        tops = self.line, self.mean, self.band and self.band[0] + 2 * self.band[1]
+        tops = self.line, self.mean, self.band and self.reach(self.band)[1]
         return max(float(np.nanmax(top, initial=0.0)) for top in tops if top is not None)
+
+    def within(self, low: float, high: float) -> "Trajectory":
+        """The same, of a quantity that lies between two bounds: bands end there."""
+        return self._replace(bounds=(low, high))
+
+    def reach(self, around: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Two standard deviations below and above a centre."""
+        centre, deviation = around
+        return tuple(np.clip(centre + k * deviation, *self.bounds) for k in (-2, 2))
 
     def pick(self, choose: Callable[[Any], Any]) -> "Trajectory":
         """The trajectory of a part of the quantity."""
@@ -62,6 +73,7 @@ class Trajectory(NamedTuple):
             both(self.band),
             both(self.edge),
             part(self.runs),
+            self.bounds,
         )
 
 
