@@ -268,7 +268,7 @@ def _keep_programs(given: str | None) -> None:
     import platformdirs
 
     folder = given or os.environ.get("ERGODAX_CACHE")
-    if folder == "off" or (folder is None and jax.config.read("jax_compilation_cache_dir")):
+    if folder == "off" or (folder is None and jax.config.jax_compilation_cache_dir):
         return
     folder = Path(folder or platformdirs.user_cache_path("ergodax") / "programs")
     try:
