@@ -10,7 +10,7 @@ from ergodax.averaged.basins import wilson_interval
 def stateless(payoffs, tau, gamma):
     """Two Q-learners with softmax exploration in a repeated symmetric game without memory."""
     payoffs = np.asarray(payoffs, dtype=float)
-    game = ex.games.repeated(np.stack([payoffs, payoffs.T], axis=-1), memory=0)
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
     learner = ex.QLearning(1.0, gamma, ex.EpsilonSoftmax(tau))
     return ex.WrappedGame(game, [learner, learner])
 

@@ -12,7 +12,7 @@ from helpers import Spec, assert_close, central_difference, flatten, make_learne
 def stateless(payoffs, tau, gamma, learning_rate=1.0):
     """Two Q-learners with softmax exploration in a repeated symmetric game without memory."""
     payoffs = np.asarray(payoffs, dtype=float)
-    game = ex.games.repeated(np.stack([payoffs, payoffs.T], axis=-1), memory=0)
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
     learner = ex.QLearning(learning_rate, gamma, ex.EpsilonSoftmax(tau))
     return ex.WrappedGame(game, [learner, learner])
 
@@ -115,7 +115,7 @@ def test_coordination_has_a_pitchfork_at_one_half(tau, outer, middle):
 
 
 def test_matching_pennies_rests_in_a_centre():
-    payoffs = np.array([[[2.0, 1.0], [1.0, 2.0]], [[1.0, 2.0], [2.0, 1.0]]])
+    payoffs = [[(2.0, 1.0), (1.0, 2.0)], [(1.0, 2.0), (2.0, 1.0)]]
     wrapped = ex.WrappedGame(ex.games.repeated(payoffs, memory=0), [Share(0.4), Share(0.7)])
     found = ex.rest_point(wrapped, wrapped.init())
     np.testing.assert_allclose(flatten(found.params), 0.5, atol=1e-9)

@@ -108,7 +108,10 @@ def test_wrong_number_of_learners_is_refused(count):
 
 
 def test_what_is_not_a_learner_is_refused():
-    with pytest.raises(ValueError, match=r"agent 1: .* is not an AbstractLearner instance"):
+    with pytest.raises(
+        ValueError,
+        match=r"learners must be instances of AbstractLearner; found .* as that of agent 1",
+    ):
         ex.WrappedGame(ex.games.prisoners_dilemma(), [ex.QLearning(), ex.QLearning])
 
 

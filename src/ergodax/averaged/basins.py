@@ -320,12 +320,12 @@ def _trace(wrapped, params, rtol, atol):
         start,
         jnp.inf,
         wrapped,
-        saveat=diffrax.SaveAt(t0=True, steps=True),
+        keep=True,
         rtol=rtol,
         atol=atol,
         max_steps=_TRACED_STEPS,
     )
-    return solved.ts, solved.ys
+    return solved.path
 
 
 @eqx.filter_jit

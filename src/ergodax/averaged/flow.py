@@ -178,7 +178,7 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
             start,
             ts[-1],
             wrapped,
-            saveat=diffrax.SaveAt(ts=ts),
+            ts=ts,
             adjoint=adjoint,
             max_steps=max_steps or MAX_STEPS,
             **tolerances,

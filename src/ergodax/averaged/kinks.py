@@ -13,7 +13,6 @@ about `J w`, relative to their size. In doubt is
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -31,6 +30,8 @@ from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS
 from ..ode.path import follow
 from ..ode.path_derivatives import PATH_TOLERANCE
+from ..results.labels import Entries, Label
+from ..results.result import Result
 from .drift import flat_drift
 from .maxima import Maxima, owners
 from .stationary import check_ergodic
@@ -40,9 +41,24 @@ from .ties import Tie, TieSearch
 TOLERANCE = 1e-4
 _STEPS = 256  # steps of the path that are looked at together
 _SAME = 1e-12  # times this near to each other, relatively, are one
+_TIES = ("tie",)
+_LABELS = {
+    "kind": "what it is",
+    "agent": "whose maximum it is",
+    "row": "the row of values",
+    "old": "the entry that is best before",
+    "new": "the other entry",
+    "time": "when the two are nearest, in unscaled steps",
+    "speed": "of their difference then, per unscaled step",
+    "margin": "their difference then",
+    "doubt": "for how long it is in doubt which is best, in unscaled steps",
+    "visit": "of a short visit to the other side, in unscaled steps",
+    "jump": "of the derivative of the drift, in the spectral norm",
+    "error": "estimated relative error of derivatives",
+}
 
 
-class KinkReport(NamedTuple):
+class KinkReport(Result):
     """The ties along a solution.
 
     Attributes:
@@ -75,7 +91,14 @@ class KinkReport(NamedTuple):
             return any(abs(tie.time - time) <= _SAME * time for time in stops)
 
         ties = (tie._replace(visit=0.0) if stopped(tie) else tie for tie in self.ties)
-        return self._replace(ties=tuple(ties))
+        return KinkReport(tuple(ties), self.wrapped)
+
+    def _derived(self) -> Entries:
+        """Every number of a tie along all ties; the agent is `tie_agent`, and so on."""
+        return {
+            f"tie_{name}": (np.array([getattr(tie, name) for tie in self.ties]), Label(text, _TIES))
+            for name, text in _LABELS.items()
+        }
 
     def __repr__(self) -> str:
         if not self.ties:

@@ -7,7 +7,6 @@ unlikely and policies respond; and from where the flow leads.
 
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import lineax
@@ -163,22 +162,17 @@ class RootSearch:
         turned = jax.jvp(lambda x: self.field(x, self.wrapped), (self.start,), (direction,))[1]
         rate = jnp.linalg.norm(turned / self.unit)
 
-        def at_rest(t, x, wrapped, **_):
-            velocity = self.field(x, wrapped)
-            return jnp.linalg.norm(velocity / self.unit) <= _AT_REST * rate
-
-        solved: Any = integrate(
+        solved = integrate(
             self.field,
             self.start,
             jnp.where(wanted, jnp.inf, 0.0),
             self.wrapped,
-            saveat=diffrax.SaveAt(t1=True),
             rtol=FLOW_TOLERANCE,
-            atol=FLOW_TOLERANCE,
-            event=diffrax.Event(at_rest),
+            atol=FLOW_TOLERANCE * self.unit,
+            stop=lambda x, slope: jnp.linalg.norm(slope / self.unit) <= _AT_REST * rate,
             max_steps=_MOST_FLOW_STEPS,
         )
-        return jnp.where(wanted, solved.ys[-1], self.start)
+        return solved.end[1]
 
 
 def first_found(search: Search) -> tuple[Any, Any, Any]:

@@ -1,5 +1,5 @@
 """Games, one family per file."""
 
-from .matrix import prisoners_dilemma, repeated
+from .matrix import bimatrix, prisoners_dilemma, repeated
 
-__all__ = ["prisoners_dilemma", "repeated"]
+__all__ = ["bimatrix", "prisoners_dilemma", "repeated"]

@@ -55,6 +55,7 @@ from .limit_process import LimitProcess, curvature, root
 from .poisson import core_law, poisson
 
 _NEAR = 3.0  # standard deviations from a kink within which nothing is Gaussian
+_CHECKPOINTS = 32  # in reverse mode, from one report time to the next
 
 
 class Kinks(NamedTuple):
@@ -361,15 +362,48 @@ def fluctuate(
     max_steps: int = 16**4,
 ) -> Fluctuations:
     """`fluctuations` without its checks, for a law of the first state; pure."""
+    inputs = wrapped, params0, ts, law, scale, rtol, atol
+    settings = dict(bias=bias, max_kinks=max_kinks, max_steps=max_steps)
+    if adjoint is not None:
+        return _fluctuate(inputs, adjoint=adjoint, **settings)
+    return _fluctuate_differentiably(inputs, **settings)
+
+
+@eqx.filter_custom_vjp
+def _fluctuate_differentiably(inputs, **settings):
+    return _fluctuate(inputs, adjoint=None, **settings)
+
+
+@_fluctuate_differentiably.def_fwd
+def _forwards(perturbed, inputs, **settings):
+    return _fluctuate(inputs, adjoint=None, **settings), None
+
+
+@_fluctuate_differentiably.def_bwd
+def _backwards(residuals, cotangents, perturbed, inputs, **settings):
+    # Only here are the solver's steps differentiated: most calls need no such program.
+    moved, fixed = eqx.partition(inputs, perturbed)
+
+    def outputs(moved):
+        adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=_CHECKPOINTS)
+        found = _fluctuate(eqx.combine(moved, fixed), adjoint=adjoint, **settings)
+        return jax.tree.map(
+            lambda cotangent, leaf: None if cotangent is None else leaf,
+            cotangents,
+            found,
+            is_leaf=lambda leaf: leaf is None,
+        )
+
+    _, pull = eqx.filter_vjp(outputs, moved)
+    return pull(cotangents)[0]
+
+
+def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
+    wrapped, params0, ts, law, scale, rtol, atol = inputs
     owned = owners(wrapped)
     max_kinks = max_kinks if len(owned.agent) else 0
     process = LimitProcess(preserve_rows(wrapped), params0)
-    options = dict(
-        rtol=rtol,
-        atol=atol,
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-        max_steps=max_steps,
-    )
+    options = dict(rtol=rtol, atol=atol, adjoint=adjoint, max_steps=max_steps)
     crossed, lost = process.crossings(ts[-1], max_kinks, **options)
     # In the limit of large N b jumps at a kink; at a finite scale that is spread in time.
     jumping = bias and scale is None

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..base.checks import check_count
 from ..model.game import first_state_law
-from ..model.wrapped import WrappedGame
+from ..model.wrapped import WrappedGame, cast
 from .step import Ensemble
 
 
@@ -182,18 +182,6 @@ def check_rows(name: str, tree: Any, runs: int) -> None:
             f"every run has its own game: arrays in {name} must have a leading axis of {runs} "
             f"runs; found {_leading(name, found)}."
         )
-
-
-def cast(tree: Any, dtype: Any) -> Any:
-    """The same pytree with all floating-point leaves in one precision."""
-
-    def of_leaf(leaf):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            return leaf  # a function, say
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(of_leaf, tree)
 
 
 def _check_dtype(dtype, params0) -> np.dtype:
