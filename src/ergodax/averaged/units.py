@@ -7,12 +7,16 @@ spread does not change when all payoffs are shifted.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ..model.wrapped import WrappedGame
+from ..ode.integrate import Unit
 
 # Spreads of payoffs from 1/32 to 32 are one unit: powers of this, exact in floating point.
 _LOG2 = 10
+# Values further from zero than so many units lie there because all payoffs are shifted.
+_REACH = 1024.0
 
 
 def units(wrapped: WrappedGame, params) -> Float[Array, " d"]:
@@ -36,6 +40,16 @@ def units(wrapped: WrappedGame, params) -> Float[Array, " d"]:
         power = powers[agent] if learner.in_payoffs else jnp.minimum(powers[agent], 0)
         parts.append(jnp.full(count, jnp.ldexp(jnp.ones((), spread.dtype), power)))
     return jnp.concatenate(parts)
+
+
+def unit_of(wrapped: WrappedGame, params) -> Unit:
+    """The unit of all parameters for tolerances."""
+    size = units(wrapped, params)
+    reaches = [
+        jnp.full(ravel_pytree(own)[0].size, _REACH if learner.in_payoffs else jnp.inf, size.dtype)
+        for learner, own in zip(wrapped.learners, params, strict=True)
+    ]
+    return Unit(size, size * jnp.concatenate(reaches))
 
 
 def extents(wrapped: WrappedGame, points: tuple) -> Float[np.ndarray, " d"]:
