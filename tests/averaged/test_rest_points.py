@@ -260,9 +260,9 @@ def test_discontinuous_learners_are_refused():
 
 def test_bad_guesses_are_refused(random):
     params = random.init()
-    with pytest.raises(ValueError, match=r"params of agent 0.* must be finite"):
+    with pytest.raises(ValueError, match=r"guess of agent 0.* must be finite"):
         ex.rest_point(random, (params[0].at[0, 0].set(np.nan), params[1]))
-    with pytest.raises(ValueError, match="leading axis of the same length"):
+    with pytest.raises(ValueError, match=r"guesses of agent 0 must have shape .*leading axis"):
         ex.rest_points(random, (params[0], jnp.zeros((2, 3, 3))))
-    with pytest.raises(ValueError, match=r"params of agent 1.* must be finite"):
+    with pytest.raises(ValueError, match=r"guesses of agent 1.* must be finite"):
         ex.rest_points(random, (params[0][None], params[1][None] * np.nan))

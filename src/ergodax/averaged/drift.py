@@ -107,7 +107,7 @@ def drift(wrapped: WrappedGame, params):
     Raises:
         ValueError: as `stationary_distribution`.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     return _drift(wrapped, params)
 
 
@@ -131,7 +131,7 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
     Raises:
         ValueError: as `stationary_distribution`.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     return _jacobian(wrapped, params)
 
 
@@ -154,7 +154,7 @@ def occupation_measure(wrapped: WrappedGame, params) -> Float[Array, "S *A S"]:
     Raises:
         ValueError: as `stationary_distribution`.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     return _occupation_measure(wrapped, params)
 
 

@@ -15,19 +15,18 @@ about `J w`, relative to their size. In doubt is
 from collections.abc import Sequence
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import ArrayLike, Real
 
-from ..base.checks import is_concrete
+from ..base.checks import check_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import quickly_compiled
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
-from ..ode.integrate import MAX_STEPS
+from ..ode.integrate import MAX_STEPS, check_solver
 from ..ode.path import follow
 from ..ode.path_derivatives import PATH_TOLERANCE
 from ..results.labels import Entries, Label
@@ -157,11 +156,10 @@ def kinks(
         ValueError: as `solve`; if values are traced by JAX.
         RuntimeError: if the solve fails.
     """
-    check_times(ts)
-    check_ergodic(wrapped, params0)
-    arrays = eqx.filter((wrapped, params0, ts), eqx.is_array)
-    if not all(is_concrete(leaf) for leaf in jax.tree.leaves(arrays)):
-        raise ValueError("kinks looks at values: call it outside jit, grad and vmap.")
+    ts = check_times(ts)
+    rtol, atol = check_solver(rtol, atol, max_steps, solver)
+    check_concrete("kinks", (wrapped, params0, ts, rtol, atol))
+    wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     owned = owners(wrapped)
     if not len(owned.agent):
         return KinkReport((), wrapped)

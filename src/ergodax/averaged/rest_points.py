@@ -17,10 +17,11 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
-from ..base.checks import is_concrete
+from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_result
-from ..model.wrapped import WrappedGame
+from ..model.wrapped import WrappedGame, admit
+from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
 from ..results.result import Result, policies
 from .drift import flat_drift
@@ -229,7 +230,9 @@ def rest_point(
         >>> ex.rest_point(wrapped, wrapped.init()).stability
         'stable'
     """
-    check_ergodic(wrapped, guess)
+    rtol, atol = check_solver(rtol, atol, max_steps)
+    check_flag("throw", throw)
+    wrapped, guess = check_ergodic(wrapped, guess, "guess")
     found, drifting = _rest_point(wrapped, guess, rtol, atol, max_steps)
     found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
@@ -272,13 +275,14 @@ def rest_points(
     Raises:
         ValueError: as `rest_point`, or if `guesses` have no common leading axis.
     """
-    count = count_batch(guesses)
-    guesses = jax.tree.map(jnp.asarray, guesses)
-    wrapped.check_finite(guesses)
-    check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses))
+    rtol, atol = check_solver(rtol, atol, max_steps)
+    check_concrete("rest_points", (wrapped, guesses))
+    wrapped, guesses = admit(wrapped, guesses, "guesses", "guesses")
+    check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses), "guesses")
     found, last = _search(wrapped, guesses, rtol, atol, max_steps)
     unravel = flat_drift(jax.tree.map(lambda leaf: leaf[0], guesses))[1]
     points: list[RestPoint] = []
+    count = len(jax.tree.leaves(guesses)[0])
     leads_to, reducible = np.full(count, -1), np.zeros(count, bool)
     for guess, attempt in np.argwhere(np.asarray(found.result == RESULTS.successful)):
         x, step = found.x[guess, attempt], found.step[guess, attempt]
@@ -302,21 +306,6 @@ def rest_points(
         np.array([numbers.get(old, -1) for old in leads_to.tolist()]),
         results,
     )
-
-
-def count_batch(batch: Any) -> int:
-    """Length of the leading axis that all leaves share.
-
-    Raises:
-        ValueError: if they share none.
-    """
-    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(lengths) != 1 or () in lengths or (0,) in lengths:
-        raise ValueError(
-            "all leaves of a batch of parameters need one leading axis of the same length, not "
-            f"empty; found shapes {[np.shape(leaf) for leaf in jax.tree.leaves(batch)]}."
-        )
-    return lengths.pop()[0]
 
 
 def _same(wrapped, params, other) -> bool:

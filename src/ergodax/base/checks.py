@@ -74,10 +74,9 @@ def check_number(name: str, value: Any, within: str = _ANY) -> Any:
         ValueError: if it is none.
     """
     found = as_real(value)
-    fits = found is not None and np.ndim(found) == 0
-    if fits and not is_concrete(found):
+    if found is not None and np.ndim(found) == 0 and not is_concrete(found):
         return found
-    if not fits or not is_within(np.asarray(found), within):
+    if found is None or np.ndim(found) > 0 or not is_within(np.asarray(found), within):
         kind = {_ANY: "a finite number", "(0, inf)": "a positive number"}
         what = kind.get(within, f"a number in {within}")
         raise ValueError(f"{name} must be {what}; found {describe(value)}.")

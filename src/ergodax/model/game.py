@@ -303,6 +303,17 @@ def _payoffs(game: MarkovGame) -> str:
 _SHOWN = 8
 
 
+def check_agent(game: MarkovGame, agent: Any, name: str = "agent") -> int:
+    """Returns the number of an agent; raises ValueError if there is no such agent."""
+    whole = isinstance(agent, int | np.integer) and not isinstance(agent, bool)
+    if not whole or not 0 <= agent < game.num_agents:
+        raise ValueError(
+            f"{name} must be the number of an agent, 0 to {game.num_agents - 1}; found "
+            f"{describe(agent)}."
+        )
+    return int(agent)
+
+
 def first_state_law(
     game: MarkovGame, initial_state: int | np.integer | str | Int[ArrayLike, " R"] | Sequence | None
 ) -> Float[Array | np.ndarray, "*R S"]:
@@ -334,7 +345,7 @@ def first_state_law(
     if bad.any() or states.ndim > 1:
         found = np.atleast_1d(states)[np.atleast_1d(bad)]
         raise ValueError(
-            f"initial_state must be a state, by name or number 0 to {game.num_states - 1}; found "
+            f"initial_state must be a state, 0 to {game.num_states - 1}; found "
             f"{found[0] if whole and len(found) else describe(initial_state)}."
         )
     return np.eye(game.num_states)[states]

@@ -123,6 +123,14 @@ def check_rewards(game: Any, rewards: np.ndarray) -> None:
         )
 
 
+def check_probabilities(where: str, policy: np.ndarray) -> None:
+    """Raises ValueError unless an agent's policy in a state is a probability vector."""
+    if not np.all(np.isfinite(policy)) or np.min(policy) < 0:
+        raise ValueError(f"{where} must not be negative or NaN; found {policy}.")
+    if abs(float(policy.sum()) - 1) > 1e-5:
+        raise ValueError(f"{where} must sum to 1; found {policy}, sum {policy.sum():.6g}.")
+
+
 def check_distribution(field: str, values: np.ndarray) -> None:
     """Raises ValueError unless the values are a distribution over states."""
     bad = ~np.isfinite(values) | (values < 0)

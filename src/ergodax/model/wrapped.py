@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..base.checks import as_real, check_key, check_type, describe, is_concrete
-from .game import MarkovGame
+from .game import MarkovGame, check_agent
 from .learner import AbstractLearner, At, Params, Transition, accumulate, undecided
 
 
@@ -149,7 +149,7 @@ class WrappedGame(eqx.Module):
             A `Transition` of arrays `[E]`, E = S A_1 .. A_n K, events in C order. For a learner
             that needs its next action, E is A_agent times larger, the next action varying fastest.
         """
-        game, learner = self.game, self.learners[agent]
+        game, learner = self.game, self.learners[check_agent(self.game, agent)]
         shape = game.successors.shape
         if learner.needs_next_action:
             shape = (*shape, game.num_actions[agent])
@@ -166,7 +166,7 @@ class WrappedGame(eqx.Module):
 
     def increments(self, agent: int, params: Params) -> PyTree:
         """What one agent's learner would add to its parameters at every event of `transitions`."""
-        learner = self.learners[agent]
+        learner = self.learners[check_agent(self.game, agent)]
         transitions = self.transitions(agent)
         params = jax.tree.map(jnp.asarray, params)
         with undecided(f"agent {agent}: {type(learner).__name__}.update"):
@@ -278,7 +278,7 @@ def admit(
     return cast((wrapped, params), jnp.result_type(float))
 
 
-def warn_rounded(wrapped: WrappedGame) -> None:
+def warn_rounded(wrapped: WrappedGame, stacklevel: int = 5) -> None:
     """Warns if JAX computes in float64 with constants that were rounded to float32."""
     if jnp.result_type(float) != np.float64:
         return
@@ -287,7 +287,7 @@ def warn_rounded(wrapped: WrappedGame) -> None:
             warnings.warn(
                 f"wrapped{jax.tree_util.keystr(path)} is in float32, precise to 7 digits: make "
                 "games and learners after jax_enable_x64 is turned on.",
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
             return
 
@@ -299,6 +299,7 @@ def cast(tree: Any, dtype: Any) -> Any:
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             return leaf  # a function, say
         leaf = jnp.asarray(leaf)
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        changes = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != dtype
+        return leaf.astype(dtype) if changes else leaf
 
     return jax.tree.map(of_leaf, tree)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ..base.checks import check_count, check_number, check_type
+
 MAX_STEPS = 16**4
 # What rounding leaves of an error estimate, in units of the working precision.
 _LEAST = 16
@@ -54,6 +56,28 @@ class Solved(NamedTuple):
     path: tuple[Any, Any] | None
     stats: dict
     result: Any
+
+
+def check_solver(
+    rtol: Any,
+    atol: Any,
+    max_steps: Any = None,
+    solver: Any = None,
+    adjoint: Any = None,
+) -> tuple[Any, Any]:
+    """Checks how an ODE shall be solved; returns both tolerances, as floats or traced.
+
+    Raises:
+        ValueError: if one is not positive, or another argument does not fit.
+    """
+    if max_steps is not None:
+        check_count("max_steps", max_steps)
+    if solver is not None:
+        kind = diffrax.AbstractSolver
+        check_type("solver", solver, kind, "a solver of diffrax, e.g. diffrax.Tsit5()")
+    if adjoint is not None:
+        check_type("adjoint", adjoint, diffrax.AbstractAdjoint, "an adjoint of diffrax")
+    return check_number("rtol", rtol, "(0, inf)"), check_number("atol", atol, "(0, inf)")
 
 
 def integrate(

@@ -34,12 +34,13 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..averaged.maxima import owners
 from ..averaged.stationary import check_ergodic, preserve_rows
-from ..base.checks import is_concrete
+from ..base.checks import check_count, check_flag, check_function, is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
-from ..model.game import first_state_law
+from ..model.game import check_agent, first_state_law
 from ..model.wrapped import WrappedGame
+from ..ode.integrate import check_solver
 from ..results.labels import (
     OUTCOME,
     SETTING,
@@ -167,14 +168,17 @@ class Fluctuations(Result):
         There the fluctuations are not Gaussian, and neither band nor corrected mean hold. Where C
         is zero, as at the start, nothing is near.
         """
-        return jnp.any(self.margin * jnp.sqrt(jnp.asarray(scale)) < _NEAR, axis=1)
+        return jnp.any(
+            self.margin * jnp.sqrt(jnp.asarray(check_scale(scale), self.margin.dtype)) < _NEAR,
+            axis=1,
+        )
 
     def layer(self, scale: Real[ArrayLike, ""]) -> Float[Array, "K d"]:
         """`-E v(x_t, c_k)`, `[K, d]`: what step k = t N still knows of the first state.
 
         It is added to b. It fades after some mixing times, except in a periodic chain.
         """
-        steps = jnp.rint(self.ts * jnp.asarray(scale)).astype(int)
+        steps = jnp.rint(self.ts * check_scale(scale)).astype(int)
         return _layers(self.wrapped, self.params, self.initial, steps)
 
     def corrected_mean(self, scale: Real[ArrayLike, ""]) -> Any:
@@ -188,6 +192,7 @@ class Fluctuations(Result):
         return _shifted(self.params, self._shift(scale))
 
     def _shift(self, scale):
+        scale = check_scale(scale)
         if self.bias is None:
             raise ValueError("the bias was not computed: call fluctuations(..., bias=True).")
         if self.scale is not None and is_concrete(self.scale) and scale != self.scale:
@@ -208,6 +213,8 @@ class Fluctuations(Result):
             `g(x) + (Dg b + D2g:C / 2) / N`, or g(x) where there is no bias; and
             `sqrt(Dg C Dg^T / N)`.
         """
+        scale = check_scale(scale)
+        check_function("observe", observe, "the parameters of all agents")
         first = jax.tree.map(lambda leaf: leaf[0], self.params)
         unravel = ravel_pytree(first)[1]
         unravel_value = ravel_pytree(observe(first))[1]
@@ -233,10 +240,8 @@ class Fluctuations(Result):
         Raises:
             ValueError: if there is no such agent.
         """
-        count = len(self.params)
-        for agent in (first, second):
-            if not 0 <= agent < count:
-                raise ValueError(f"agent must be 0 to {count - 1}; found {agent}.")
+        for name, agent in (("first", first), ("second", second)):
+            check_agent(self.wrapped.game, agent, name)
         sizes = [sum(leaf[0].size for leaf in jax.tree.leaves(own)) for own in self.params]
         ends = np.cumsum([0, *sizes])
         rows, columns = (slice(ends[i], ends[i + 1]) for i in (first, second))
@@ -302,10 +307,12 @@ def fluctuations(
     Warns:
         UserWarning: if a scale is given at which the theory does not hold at some of the times.
     """
-    check_times(ts)
-    check_ergodic(wrapped, params0)
-    if scale is not None and is_concrete(scale):
-        check_scale(scale)
+    ts = check_times(ts)
+    rtol, atol = check_solver(rtol, atol, max_steps, None, adjoint)
+    max_kinks = check_count("max_kinks", max_kinks, least=0)
+    bias, throw = check_flag("bias", bias), check_flag("throw", throw)
+    scale = None if scale is None else check_scale(scale)
+    wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     solution = fluctuate(
         wrapped,
         params0,

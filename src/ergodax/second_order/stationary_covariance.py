@@ -35,7 +35,7 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
             is tied there.
     """
     params = getattr(rest_point, "params", rest_point)
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params, "rest_point")
     drift, slope, noise, gaps = _at_rest(wrapped, params)
     if is_concrete(slope):
         _check_stable(*(np.asarray(part) for part in (drift, slope, gaps)))
