@@ -332,7 +332,7 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
     search = RootSearch(*_frozen((wrapped, guess)), rtol, atol, max_steps)
     x, step, result = first_found(search((1.0,), False))
     fields = _described(wrapped, unravel(x), step, result)
-    return fields, search.per_visit(x, search.wrapped).change / search.unit
+    return fields, search.per_visit(x, search.wrapped).change / search.unit.size
 
 
 @eqx.filter_jit

@@ -19,7 +19,7 @@ from ..model.wrapped import WrappedGame
 from ..ode.integrate import integrate
 from .drift import flat_drift
 from .per_visit import flat_per_visit
-from .units import units
+from .units import unit_of
 
 FLOW_TOLERANCE = 1e-6
 _AT_REST = 1e-6
@@ -71,7 +71,7 @@ class RootSearch:
         self.wrapped, self.max_steps = wrapped, max_steps
         self.start, self.unravel, self.field = flat_drift(params)
         self.per_visit = flat_per_visit(params)
-        self.unit = units(wrapped, params)
+        self.unit = unit_of(wrapped, params)
         self.rounding = _ROUNDING * jnp.finfo(self.start.dtype).eps
         self.rtol, self.atol = (jnp.maximum(tol, self.rounding) for tol in (rtol, atol))
 
@@ -123,10 +123,12 @@ class RootSearch:
                 lineax.MatrixLinearOperator(slope), found.change, lineax.SVD(), throw=False
             ).value
             moved = s.x - step
-            settled = jnp.all(jnp.abs(step) <= self.rtol * jnp.abs(moved) + self.atol * self.unit)
+            settled = jnp.all(
+                jnp.abs(step) <= self.rtol * jnp.abs(moved) + self.atol * self.unit.size
+            )
             # Increments balance, or each is nothing but rounding; else it is only ever rarer
             # visits that make them small.
-            rounding = self.rounding * (jnp.abs(slope) @ (jnp.abs(s.x) + self.unit))
+            rounding = self.rounding * (jnp.abs(slope) @ (jnp.abs(s.x) + self.unit.size))
             balanced = jnp.abs(found.change) <= self.rtol * found.size + rounding
             sound = jnp.all(jnp.isfinite(moved))
             largest = jnp.max(jnp.abs(step))
@@ -158,9 +160,9 @@ class RootSearch:
         """Where the flow from the guess comes to rest, or is after many steps."""
         # The length of this is about the norm of the Jacobian times the root of d.
         signs = np.random.default_rng(0).choice([-1.0, 1.0], self.start.size)
-        direction = self.unit * jnp.asarray(signs, self.start.dtype)
+        direction = self.unit.size * jnp.asarray(signs, self.start.dtype)
         turned = jax.jvp(lambda x: self.field(x, self.wrapped), (self.start,), (direction,))[1]
-        rate = jnp.linalg.norm(turned / self.unit)
+        rate = jnp.linalg.norm(turned / self.unit.size)
 
         solved = integrate(
             self.field,
@@ -168,8 +170,9 @@ class RootSearch:
             jnp.where(wanted, jnp.inf, 0.0),
             self.wrapped,
             rtol=FLOW_TOLERANCE,
-            atol=FLOW_TOLERANCE * self.unit,
-            stop=lambda x, slope: jnp.linalg.norm(slope / self.unit) <= _AT_REST * rate,
+            atol=FLOW_TOLERANCE,
+            unit=self.unit,
+            stop=lambda x, slope, _: jnp.linalg.norm(slope / self.unit.size) <= _AT_REST * rate,
             max_steps=_MOST_FLOW_STEPS,
         )
         return solved.end[1]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import Unit
 
-# Spreads of payoffs from 1/32 to 32 are one unit: powers of this, exact in floating point.
+# Units are powers of two to this power, exact in floating point: one for spreads from 1 to 1024.
 _LOG2 = 10
 # Values further from zero than so many units lie there because all payoffs are shifted.
 _REACH = 1024.0
@@ -22,7 +22,7 @@ _REACH = 1024.0
 def units(wrapped: WrappedGame, params) -> Float[Array, " d"]:
     """The unit of every parameter, constant under differentiation.
 
-    A power of 1024 next to the spread of the agent's rewards. Where the parameters are not known to
+    The largest power of 1024 below the spread of the agent's rewards. Where the parameters are not known to
     be values in the unit of payoffs (`learner.in_payoffs`) it is at most one, the safe side.
 
     Args:
@@ -33,7 +33,7 @@ def units(wrapped: WrappedGame, params) -> Float[Array, " d"]:
     rewards = rewards.reshape(-1, rewards.shape[-1])
     spread, size = jnp.ptp(rewards, axis=0), jnp.abs(rewards).max(axis=0)
     spread = jnp.where(spread > 0, spread, jnp.where(size > 0, size, 1))
-    powers = (_LOG2 * jnp.round(jnp.log2(spread) / _LOG2)).astype(int)
+    powers = (_LOG2 * jnp.floor(jnp.log2(spread) / _LOG2)).astype(int)
     parts = []
     for agent, learner in enumerate(wrapped.learners):
         count = sum(leaf.size for leaf in jax.tree.leaves(params[agent]))

@@ -114,7 +114,8 @@ def integrate(
         begin: from when.
         first_step: length of the first step.
         solver: a diffrax solver; `Tsit5` by default.
-        stop: a function of x and dx/dt that says when to end before `end`; explicit methods only.
+        stop: a function of x, dx/dt and `args` that says when to end before `end`; explicit
+            methods only.
         adjoint: one of diffrax's methods to differentiate its steps, which then end at `ts`.
         max_steps: the largest number of steps; with an adjoint, from one report time to the next.
         unit: of x; one by default. Its reach is for explicit methods only.
@@ -309,7 +310,7 @@ class _Explicit:
         # A last step is not to be so short that rounding shows.
         last = until > end - 100 * jnp.finfo(end.dtype).eps * jnp.abs(end)
         until = jnp.where(last, jnp.where(taken, end, t + 0.5 * (end - t)), until)
-        stopped = s.stopped if self.stop is None else self.stop(s.x, slopes[0])
+        stopped = s.stopped if self.stop is None else self.stop(s.x, slopes[0], self.args)
         taken &= ~stopped
         return s._replace(
             t=jnp.where(taken, s.next, s.t),
