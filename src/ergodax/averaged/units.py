@@ -22,8 +22,9 @@ _REACH = 1024.0
 def units(wrapped: WrappedGame, params) -> Float[Array, " d"]:
     """The unit of every parameter, constant under differentiation.
 
-    The largest power of 1024 below the spread of the agent's rewards. Where the parameters are not known to
-    be values in the unit of payoffs (`learner.in_payoffs`) it is at most one, the safe side.
+    The largest power of 1024 below the spread of the agent's rewards. Where the parameters are not
+    known to be values in the unit of payoffs (`learner.in_payoffs`) it is at most one, the safe
+    side.
 
     Args:
         wrapped: a game and its learners.
