@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Real
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ..base.checks import check_concrete, check_flag, check_number
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver, integrate
 from ..results.labels import SETTING, TIME_UNITS, Entries, Label, labelled, of_agents
@@ -229,6 +229,8 @@ def wilson_interval(
         total: number of trials.
         confidence: chance that an interval covers its proportion, about.
     """
+    from scipy.stats import binomtest  # takes half a second to import
+
     tests = [binomtest(int(count), total) for count in counts]
     intervals = [tuple(test.proportion_ci(confidence, method="wilson")) for test in tests]
     return np.reshape(intervals, (len(counts), 2))
@@ -250,7 +252,7 @@ def _settle_all(wrapped, params0, count: int, options, progress: bool):
     return ends, np.asarray(reached)
 
 
-@eqx.filter_jit
+@compiled
 def _settle(wrapped, params0, time, rtol, atol, max_steps):
     def settle(params0):
         solution = _solve(wrapped, params0, jnp.asarray(time)[None], rtol, atol, max_steps)
@@ -321,7 +323,7 @@ def _first_return(ts, path, x) -> float | None:
     return None
 
 
-@eqx.filter_jit
+@compiled
 def _trace(wrapped, params, rtol, atol):
     """Times and places of many steps of the solver from a point, the start first."""
     wrapped = preserve_rows(wrapped)
@@ -340,13 +342,13 @@ def _trace(wrapped, params, rtol, atol):
     return solved.path
 
 
-@eqx.filter_jit
+@compiled
 def _velocity(wrapped, params):
     x, _, field = flat_drift(params)
     return field(x, wrapped)
 
 
-@eqx.filter_jit
+@compiled
 def _go_round(wrapped, params, period, rtol, atol):
     """Points over a time at equal intervals, the point at its end, and the velocity there."""
     ts = period * jnp.arange(_SAMPLES + 1) / _SAMPLES

@@ -9,12 +9,12 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ..base.compiling import compiled
 from ..model.game import scatter_successors
 from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
@@ -111,7 +111,7 @@ def drift(wrapped: WrappedGame, params):
     return _drift(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _drift(wrapped, params):
     return average(preserve_rows(wrapped), params).drift
 
@@ -135,7 +135,7 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
     return _jacobian(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _jacobian(wrapped, params):
     x, _, field = flat_drift(params)
     return jax.jacfwd(field)(x, preserve_rows(wrapped))
@@ -158,7 +158,7 @@ def occupation_measure(wrapped: WrappedGame, params) -> Float[Array, "S *A S"]:
     return _occupation_measure(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _occupation_measure(wrapped, params):
     wrapped = preserve_rows(wrapped)
     return scatter_successors(wrapped.game, average(wrapped, params).events)

@@ -36,6 +36,7 @@ from ..averaged.maxima import owners
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, check_function, is_concrete
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
 from ..model.game import check_agent, first_state_law
@@ -250,7 +251,7 @@ class Fluctuations(Result):
         return jnp.where(product > 0, self.covariance[:, rows, columns] / product, jnp.nan)
 
 
-@eqx.filter_jit
+@compiled
 def _shifted(params, shift):
     def move(params, shift):
         flat, unravel = ravel_pytree(params)
@@ -353,7 +354,7 @@ def _report(solution: Fluctuations, throw: bool) -> None:
         )
 
 
-@eqx.filter_jit
+@compiled
 def fluctuate(
     wrapped: WrappedGame,
     params0,
@@ -445,7 +446,7 @@ def linearised(
     return jax.device_get(_linearised(solution.wrapped, solution.params))
 
 
-@eqx.filter_jit
+@compiled
 def _linearised(wrapped, params):
     def at(params):
         process = LimitProcess(preserve_rows(wrapped), params)
@@ -454,7 +455,7 @@ def _linearised(wrapped, params):
     return jax.lax.map(at, params)
 
 
-@eqx.filter_jit
+@compiled
 def _layers(wrapped, params, initial, steps):
     return jax.lax.map(lambda a: _layer(wrapped, a[0], initial, a[1]), (params, steps))
 
