@@ -35,7 +35,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..averaged.maxima import name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
-from ..base.checks import check_count, check_flag, check_function, is_concrete
+from ..base.checks import check_count, check_flag, check_function, describe, is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import compiled
 from ..base.text import describe_result, describe_times
@@ -218,7 +218,10 @@ class Fluctuations(Result):
         check_function("observe", observe, "the parameters of all agents")
         first = jax.tree.map(lambda leaf: leaf[0], self.params)
         unravel = ravel_pytree(first)[1]
-        unravel_value = ravel_pytree(observe(first))[1]
+        value = observe(first)
+        if not jax.tree.leaves(value):
+            raise ValueError(f"observe must return numbers; found {describe(value)}.")
+        unravel_value = ravel_pytree(value)[1]
         shift = None if self.bias is None else self._shift(scale)
 
         def at(params, covariance, shift):
