@@ -61,7 +61,7 @@ class Solved(NamedTuple):
 def check_solver(
     rtol: Any,
     atol: Any,
-    max_steps: Any = None,
+    max_steps: Any,
     solver: Any = None,
     adjoint: Any = None,
 ) -> tuple[Any, Any]:
@@ -70,8 +70,7 @@ def check_solver(
     Raises:
         ValueError: if one is not positive, or another argument does not fit.
     """
-    if max_steps is not None:
-        check_count("max_steps", max_steps)
+    check_count("max_steps", max_steps)
     if solver is not None:
         kind = diffrax.AbstractSolver
         check_type("solver", solver, kind, "a solver of diffrax, e.g. diffrax.Tsit5()")
