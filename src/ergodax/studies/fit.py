@@ -128,7 +128,7 @@ def fit(
 
     def objective(free):
         value = loss(_from_free(free, intervals))
-        if np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        if as_real(value) is None or np.ndim(value) > 0:
             raise ValueError(f"loss must return one number; found {describe(value)}.")
         return value
 
