@@ -316,11 +316,11 @@ def test_nothing_global_changes(tmp_path):
     [
         (
             lambda c: plot.parameters(c, 2, 0),
-            "agent must be the number of an agent, 0 to 1; found 2",
+            "the number of an agent, 0 to 1; found 2",
         ),
         (
             lambda c: plot.policies(c, -1, 0),
-            "agent must be the number of an agent, 0 to 1; found -1",
+            "the number of an agent, 0 to 1; found -1",
         ),
         (lambda c: plot.policies(c, 0, 4), "state 4 is not a state; the states are CC, CD, DC, DD"),
         (lambda c: plot.state_distribution(c, "XY"), "state 'XY' is not a state"),

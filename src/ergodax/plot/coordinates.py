@@ -71,8 +71,8 @@ def _find(what: str, names: Sequence[str], found: Any) -> int:
     if isinstance(found, str) and found in names:
         return list(names).index(found)
     whole = isinstance(found, int | np.integer) and not isinstance(found, bool)
-    number = int(found) if whole else -1
-    if not 0 <= number < len(names):
+    place = int(found) if whole else -1
+    if not 0 <= place < len(names):
         kind, _, owner = what.partition(" ")
         article = "an" if kind == "action" else "a"
         listed = " ".join(filter(None, [f"{kind}s", owner]))
@@ -80,7 +80,7 @@ def _find(what: str, names: Sequence[str], found: Any) -> int:
             f"{kind} {describe(found)} is not {article} {what}; the {listed} are "
             f"{', '.join(names)}."
         )
-    return number
+    return place
 
 
 def find_table(wrapped: WrappedGame, agent: int, params: Any) -> Table | None:
