@@ -16,6 +16,7 @@ from .averaged.flow import solve as solve
 from .averaged.kinks import KinkReport as KinkReport
 from .averaged.kinks import kinks as kinks
 from .averaged.rest_points import RestPoint as RestPoint
+from .averaged.rest_points import RestPoints as RestPoints
 from .averaged.rest_points import rest_point as rest_point
 from .averaged.rest_points import rest_points as rest_points
 from .averaged.sensitivities import Sensitivities as Sensitivities

@@ -226,6 +226,6 @@ def test_schedules_are_swept():
     swept = ex.sweep(build, {"rate": jnp.array([0.1, 1.0])}, [3.0])
     for k, rate in enumerate((0.1, 1.0)):
         wrapped, params0 = build({"rate": rate})
-        expected = ravel_pytree(ex.solve(wrapped, params0, [3.0]).params)[0]
-        one = jax.tree.map(lambda leaf, k=k: leaf[k], swept.params)
-        np.testing.assert_allclose(ravel_pytree(one)[0], expected, rtol=1e-6)
+        expected = ex.solve(wrapped, params0, [3.0]).params[0].params
+        found = swept["parameters_agent0_params"].isel(rate=k)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)

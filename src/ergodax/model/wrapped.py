@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Real
 
 from ..base.checks import as_real, check_key, check_number, check_type, describe, is_concrete
 from .chain import joint_policy, state_chain
@@ -132,6 +132,17 @@ class WrappedGame(eqx.Module):
                 )
             policies.append(policy)
         return tuple(policies)
+
+    def are_policies(self, policies: tuple[Float[Array, "S _"], ...]) -> Bool[Array, ""]:
+        """Whether all rows are probabilities: not negative, and of sum one, up to 1e-5."""
+        return jnp.all(
+            jnp.stack(
+                [
+                    jnp.all(policy >= -1e-5) & jnp.all(jnp.abs(policy.sum(axis=-1) - 1) <= 1e-5)
+                    for policy in policies
+                ]
+            )
+        )
 
     def joint_policy(self, policies: tuple[Float[Array, "S _"], ...]) -> Float[Array, "S *A"]:
         """Probabilities of the joint actions, `[S, A_1, .., A_n]`: agents draw independently."""
