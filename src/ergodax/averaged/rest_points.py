@@ -21,6 +21,7 @@ from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import compiled
 from ..base.text import describe_result
+from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
@@ -234,6 +235,7 @@ def rest_point(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_flag("throw", throw)
     wrapped, guess = check_ergodic(wrapped, guess, "guess")
+    check_autonomous(wrapped.learners, "rest points")
     found, drifting = _rest_point(wrapped, guess, rtol, atol, max_steps)
     found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
@@ -279,6 +281,7 @@ def rest_points(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_concrete("rest_points", (wrapped, guesses))
     wrapped, guesses = admit(wrapped, guesses, "guesses", "guesses")
+    check_autonomous(wrapped.learners, "rest points")
     check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses), "guesses")
     found, last = _search(wrapped, guesses, rtol, atol, max_steps)
     unravel = flat_drift(jax.tree.map(lambda leaf: leaf[0], guesses))[1]
