@@ -12,6 +12,7 @@ from ..base.checks import is_concrete
 from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
 from .limit_process import LimitProcess
+from .poisson import check_covariance
 
 _MOST_DOUBLINGS = 60
 
@@ -36,6 +37,7 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
     """
     params = getattr(rest_point, "params", rest_point)
     wrapped, params = check_ergodic(wrapped, params, "rest_point")
+    check_covariance("the covariance", wrapped, params)
     drift, slope, noise, gaps = _at_rest(wrapped, params)
     if is_concrete(slope):
         _check_stable(*(np.asarray(part) for part in (drift, slope, gaps)))
