@@ -70,14 +70,15 @@ def _find(what: str, names: Sequence[str], found: Any) -> int:
     if isinstance(found, str) and found in names:
         return list(names).index(found)
     whole = isinstance(found, int | np.integer) and not isinstance(found, bool)
-    if not whole or not 0 <= found < len(names):
+    place = int(found) if whole else -1
+    if not 0 <= place < len(names):
         kind, _, owner = what.partition(" ")
         article = "an" if kind == "action" else "a"
         listed = " ".join(filter(None, [f"{kind}s", owner]))
         raise ValueError(
             f"{kind} {found!r} is not {article} {what}; the {listed} are {', '.join(names)}."
         )
-    return int(found)
+    return place
 
 
 def find_table(wrapped: WrappedGame, agent: int, params: Any) -> Table | None:

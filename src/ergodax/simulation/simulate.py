@@ -305,6 +305,8 @@ def simulate(
     if summary.lost[-1]:
         result = RESULTS.nonfinite
         _warn_nonfinite(summary.lost, job.done, times)
+    if inputs.own_game:  # of the runs that are complete, like all else
+        wrapped = take(wrapped, slice(job.done))
     return Simulation(
         wrapped=wrapped,
         ts=times[:count],
