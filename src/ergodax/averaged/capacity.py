@@ -24,9 +24,9 @@ def check_slopes(
     params: Any,
     instead: str,
     *,
-    columns: float = 1.0,
-    kept: float = 2.0,
-    beside: float = 0.0,
+    columns: int = 1,
+    kept: int = 2,
+    beside: int = 0,
 ) -> None:
     """Raises ValueError if memory does not suffice for derivatives by all parameters at once.
 

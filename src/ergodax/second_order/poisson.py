@@ -175,8 +175,8 @@ def check_covariance(
     # Solutions of Poisson's equation, and with bias their derivatives.
     beside = _PER_CORE * cores * size * (size if bias else 1)
     instead = (
-        "covariances hold a number for every pair of parameters; simulate many runs instead, or take "
-        "fewer states, actions or times"
+        "covariances hold a number for every pair of parameters; simulate many runs instead, or "
+        "take fewer states, actions or times"
     )
     columns, kept = (1, 8 + times) if slopes else (0, 2)
     check_slopes(what, wrapped, params, instead, columns=columns, kept=kept, beside=beside)
