@@ -10,7 +10,7 @@ from ..base.memory import check_room
 from ..model.wrapped import WrappedGame
 
 # Numbers per event that one column of the Jacobian takes beside the increments' own (measured).
-_PER_EVENT = 18
+_PER_EVENT = 28
 
 
 def size_of(params: Any) -> int:

@@ -238,7 +238,7 @@ def rest_point(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_flag("throw", throw)
     wrapped, guess = check_ergodic(wrapped, guess, "guess")
-    check_slopes("a rest point", wrapped, guess, _INSTEAD, columns=2, kept=6)
+    check_slopes("a rest point", wrapped, guess, _INSTEAD, columns=4, kept=6)
     found, drifting = _rest_point(wrapped, guess, rtol, atol, max_steps)
     found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
@@ -286,7 +286,7 @@ def rest_points(
     wrapped, guesses = admit(wrapped, guesses, "guesses", "guesses")
     first = jax.tree.map(lambda leaf: leaf[0], guesses)
     check_ergodic(wrapped, first, "guesses")
-    check_slopes("a rest point", wrapped, first, _INSTEAD, columns=2, kept=6)
+    check_slopes("a rest point", wrapped, first, _INSTEAD, columns=4, kept=6)
     found, last = _search(wrapped, guesses, rtol, atol, max_steps)
     unravel = flat_drift(first)[1]
     points: list[RestPoint] = []

@@ -17,7 +17,7 @@ def available_memory() -> int | None:
         return None
 
 
-def check_room(needed: float, what: str, instead: str) -> None:
+def check_room(needed: int, what: str, instead: str) -> None:
     """Raises ValueError if memory does not suffice.
 
     Args:
