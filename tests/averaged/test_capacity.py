@@ -33,7 +33,7 @@ def small(monkeypatch):
 )
 def test_what_memory_cannot_hold_is_refused_at_once(small, analysis, what):
     wrapped = market(15)
-    with pytest.raises(ValueError, match=rf"{what} of 6750 parameters needs \d+ GiB but 32 GiB"):
+    with pytest.raises(ValueError, match=rf"{what} of 6750 parameters needs [\d.]+ GiB but 32 GiB"):
         analysis(wrapped, wrapped.init())
 
 
