@@ -15,6 +15,7 @@ from ..base.codes import RESULTS
 from ..base.compiling import compiled
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
+from ..model.clock import check_schedules
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS, check_solver, integrate
 from ..ode.path_derivatives import differentiable_once, solve_differentiably
@@ -153,6 +154,7 @@ def solve(
     rtol, atol = check_solver(rtol, atol, most, solver, adjoint)
     check_flag("throw", throw)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    check_schedules(wrapped.learners, ts[-1])
     warn_single_precision()
     solved = _solve(
         wrapped,

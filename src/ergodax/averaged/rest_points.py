@@ -21,6 +21,7 @@ from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import compiled
 from ..base.text import describe_result
+from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
@@ -238,6 +239,7 @@ def rest_point(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_flag("throw", throw)
     wrapped, guess = check_ergodic(wrapped, guess, "guess")
+    check_autonomous(wrapped.learners, "rest points")
     check_slopes("a rest point", wrapped, guess, _INSTEAD, columns=4, kept=6)
     found, drifting = _rest_point(wrapped, guess, rtol, atol, max_steps)
     found = RestPoint(wrapped, *found)
@@ -284,6 +286,7 @@ def rest_points(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_concrete("rest_points", (wrapped, guesses))
     wrapped, guesses = admit(wrapped, guesses, "guesses", "guesses")
+    check_autonomous(wrapped.learners, "rest points")
     first = jax.tree.map(lambda leaf: leaf[0], guesses)
     check_ergodic(wrapped, first, "guesses")
     check_slopes("a rest point", wrapped, first, _INSTEAD, columns=4, kept=6)

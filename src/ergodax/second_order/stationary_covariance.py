@@ -11,6 +11,7 @@ from ..averaged.stationary import check_ergodic, preserve_rows
 from ..averaged.units import units
 from ..base.checks import is_concrete
 from ..base.compiling import compiled
+from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame
 from .limit_process import LimitProcess
 from .poisson import check_covariance
@@ -38,6 +39,7 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
     """
     params = getattr(rest_point, "params", rest_point)
     wrapped, params = check_ergodic(wrapped, params, "rest_point")
+    check_autonomous(wrapped.learners, "stationary covariances")
     check_covariance("the covariance", wrapped, params)
     drift, slope, noise, gaps = _at_rest(wrapped, params)
     if is_concrete(slope):
