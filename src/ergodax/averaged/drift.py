@@ -56,7 +56,7 @@ def average(wrapped: WrappedGame, params) -> Averages:
 def _expectation(weights, like, increments):
     """Sum of increments, sparse or dense, weighted by the probabilities of their events `[E]`."""
     if not isinstance(increments, At):
-        return jnp.tensordot(weights, increments, axes=1, precision="highest")
+        return jnp.tensordot(weights, increments, axes=1)
     values = increments.value
     weighted = weights.reshape(-1, *(1,) * (values.ndim - 1)) * values
     return accumulate(jnp.zeros_like(like), At(increments.index, weighted))
@@ -152,9 +152,5 @@ def _occupation_measure(wrapped, params):
 
 def expected_rewards(wrapped: WrappedGame, averages: Averages) -> Float[Array, " n"]:
     """Expected reward per step of every agent, `[n]`, under the stationary law."""
-    return jnp.einsum(
-        "ei,e->i",
-        wrapped.game.rewards.reshape(-1, wrapped.game.num_agents),
-        averages.events.ravel(),
-        precision="highest",
-    )
+    rewards = wrapped.game.rewards.reshape(-1, wrapped.game.num_agents)
+    return averages.events.ravel() @ rewards

@@ -33,7 +33,8 @@ class _Watch:
 def compiled(function: Function, **options) -> Function:
     """Compiles a function on its first call for arguments of their shapes and types.
 
-    Afterwards it sees to it that the process holds no more programs than Linux allows.
+    All its products are made in the precision of their numbers, which accelerators have to be asked
+    for. Afterwards it sees to it that the process holds no more programs than Linux allows.
 
     Args:
         function: a function of pytrees; what in them is no array is fixed in the program.
@@ -43,7 +44,8 @@ def compiled(function: Function, **options) -> Function:
     @functools.wraps(function)
     def trace(*args, **given):
         _Watch.compiled = True
-        return function(*args, **given)
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **given)
 
     jitted = cast(Any, eqx.filter_jit)(trace, **options)
 

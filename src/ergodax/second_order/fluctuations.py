@@ -216,24 +216,8 @@ class Fluctuations(Result):
         """
         scale = check_scale(scale)
         check_function("observe", observe, "the parameters of all agents")
-        first = jax.tree.map(lambda leaf: leaf[0], self.params)
-        unravel = ravel_pytree(first)[1]
-        unravel_value = ravel_pytree(observe(first))[1]
         shift = None if self.bias is None else self._shift(scale)
-
-        def at(params, covariance, shift):
-            x = ravel_pytree(params)[0]
-
-            def flat(x):
-                return ravel_pytree(observe(unravel(x)))[0]
-
-            value, slope = flat(x), jax.jacfwd(flat)(x)
-            if shift is not None:
-                value = value + slope @ shift + curvature(flat, x, covariance) / (2 * scale)
-            variance = jnp.einsum("oi,ij,oj->o", slope, covariance, slope) / scale
-            return unravel_value(value), unravel_value(root(variance))
-
-        return Band(*jax.lax.map(lambda a: at(*a), (self.params, self.covariance, shift)))
+        return _band(observe, self.params, self.covariance, shift, jnp.asarray(scale, dtype=float))
 
     def correlation(self, first: int, second: int) -> Float[Array, "K _ _"]:
         """Correlations of two agents' parameters, `[K, d_first, d_second]`; NaN where one is fixed.
@@ -249,6 +233,26 @@ class Fluctuations(Result):
         deviation = jnp.sqrt(jnp.einsum("kii->ki", self.covariance))
         product = deviation[:, rows, None] * deviation[:, None, columns]
         return jnp.where(product > 0, self.covariance[:, rows, columns] / product, jnp.nan)
+
+
+@compiled
+def _band(observe, params, covariance, shift, scale) -> Band:
+    unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], params))[1]
+
+    def at(here):
+        params, covariance, shift = here
+        x, unravel_value = ravel_pytree(params)[0], ravel_pytree(observe(params))[1]
+
+        def flat(x):
+            return ravel_pytree(observe(unravel(x)))[0]
+
+        value, slope = flat(x), jax.jacfwd(flat)(x)
+        if shift is not None:
+            value = value + slope @ shift + curvature(flat, x, covariance) / (2 * scale)
+        variance = jnp.sum((slope @ covariance) * slope, axis=1) / scale
+        return Band(unravel_value(value), unravel_value(root(variance)))
+
+    return jax.lax.map(at, (params, covariance, shift))
 
 
 @compiled
