@@ -39,6 +39,25 @@ def predicted():
     return ex.fluctuations(*bandit(), TS, bias=True)
 
 
+class Dense(ex.Sarsa):
+    """A learner whose increments are tables."""
+
+    def update(self, params, transition, game, agent):
+        own = super().update(params, transition, game, agent)
+        return jnp.zeros_like(params).at[own.index].add(own.value)
+
+
+def of_dense(rate):
+    wrapped = ex.WrappedGame(bandit()[0].game, [Dense(rate, 0.9)])
+    return ex.solve(wrapped, bandit()[1], jnp.array([1.0])).params[0][-1, 0, 0]
+
+
+def averages(rate):
+    wrapped, params = bandit(rate)
+    found = ex.jacobian(wrapped, params), ex.noise_covariance(wrapped, params)
+    return sum(map(jnp.sum, found))
+
+
 def at_rest():
     wrapped, params = bandit()
     return wrapped, ex.rest_point(wrapped, params)
@@ -48,6 +67,8 @@ CALLS = {
     "averages": lambda: [f(*bandit()) for f in (ex.drift, ex.jacobian, ex.occupation_measure)],
     "solve": lambda: ex.solve(*bandit(), TS),
     "gradient": lambda: jax.grad(share)(0.1),
+    "gradient of averages": lambda: jax.grad(averages)(0.1),
+    "gradient, dense": lambda: jax.grad(of_dense)(0.1),
     "sensitivities": lambda: ex.sensitivities(build, {"rate": 0.1}, TS),
     "kinks": lambda: ex.kinks(*bandit(), TS),
     "rest_point": at_rest,

@@ -3,6 +3,7 @@
 from . import games as games
 from . import io as io
 from . import learners as learners
+from . import outcomes as outcomes
 from . import plot as plot
 from .averaged.basins import Attractor as Attractor
 from .averaged.basins import Basins as Basins
@@ -39,6 +40,7 @@ from .learners import Reinforce as Reinforce
 from .learners import RothErev as RothErev
 from .learners import Sarsa as Sarsa
 from .learners import WolfPHC as WolfPHC
+from .learners import initial_values as initial_values
 from .model.check import check_learner as check_learner
 from .model.exploration import AbstractExploration as AbstractExploration
 from .model.exploration import EpsilonGreedy as EpsilonGreedy

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ..base.compiling import compiled
+from ..base.compiling import compiled, precise
 from ..model.game import scatter_successors
 from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
@@ -74,6 +74,7 @@ def flat_drift(params) -> tuple[Array, Callable, Callable]:
     """
     flat, unravel = ravel_pytree(params)
 
+    @precise
     def field(x: Float[Array, " d"], wrapped: WrappedGame) -> Float[Array, " d"]:
         return ravel_pytree(average(wrapped, unravel(x)).drift)[0]
 

@@ -145,7 +145,8 @@ def solve(
         (3, 4, 2)
     """
     ts = check_times(ts)
-    rtol, atol = check_solver(rtol, atol, max_steps, solver, adjoint)
+    most = MAX_STEPS if max_steps is None else max_steps
+    rtol, atol = check_solver(rtol, atol, most, solver, adjoint)
     check_flag("throw", throw)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     warn_single_precision()

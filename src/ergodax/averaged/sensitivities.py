@@ -23,7 +23,7 @@ from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.build import check_build, check_theta
 from ..model.wrapped import WrappedGame
-from ..ode.integrate import check_solver
+from ..ode.integrate import MAX_STEPS, check_solver
 from ..ode.path_derivatives import once, solve_with_tangents
 from ..results.labels import (
     OUTCOME,
@@ -160,7 +160,8 @@ def sensitivities(
     check_function("build", build, "theta")
     theta = check_theta(theta)
     ts = check_times(ts)
-    rtol, atol = check_solver(rtol, atol, max_steps, solver)
+    most = MAX_STEPS if max_steps is None else max_steps
+    rtol, atol = check_solver(rtol, atol, most, solver)
     check_flag("throw", throw)
     wrapped, params0 = check_build(build, theta)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")

@@ -7,6 +7,7 @@ from .market import AbstractMarket, LinearMarket, LogitMarket
 from .matrix import bimatrix, prisoners_dilemma, repeated
 from .pricing import bertrand, cournot, sequential, two_prices, unit_demand
 from .signals import with_signals
+from .tables import from_table
 from .two_by_two import (
     battle_of_the_sexes,
     chicken,
@@ -36,6 +37,7 @@ __all__ = [
     "cournot",
     "ecological_public_good",
     "first_price_auction",
+    "from_table",
     "hawk_dove",
     "matching_pennies",
     "minority",

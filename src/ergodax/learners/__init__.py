@@ -1,6 +1,7 @@
 """Learning algorithms, one family per file."""
 
 from .actor_critic import ActorCritic, ActorCriticParams
+from .initial import initial_values
 from .observing import Observing
 from .policy_gradient import ExponentialWeights, ProjectedGradient, Reinforce
 from .q_learning import CounterfactualQLearning, FrequencyAdjustedQLearning, QLearning
@@ -28,4 +29,5 @@ __all__ = [
     "Sarsa",
     "WolfPHC",
     "WolfParams",
+    "initial_values",
 ]

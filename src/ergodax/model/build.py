@@ -28,6 +28,9 @@ def check_theta(theta: PyTree) -> PyTree:
             raise ValueError(
                 f"theta{jax.tree_util.keystr(path)} must be floating-point; found {describe(leaf)}."
             )
+        if is_concrete(found) and not np.all(np.isfinite(found)):
+            name = f"theta{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{name} must be finite; found {describe(leaf)}.")
     if not jax.tree.leaves(theta):
         raise ValueError(f"theta must hold at least one number; found {describe(theta)}.")
     return jax.tree.map(jnp.asarray, theta)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..base.checks import check_count, check_number, check_type
+from ..base.compiling import precise
 
 MAX_STEPS = 16**4
 # The control of steps, as in diffrax's `PIDController`.
@@ -46,7 +47,7 @@ class Solved(NamedTuple):
 def check_solver(
     rtol: Any,
     atol: Any,
-    max_steps: Any = None,
+    max_steps: Any,
     solver: Any = None,
     adjoint: Any = None,
 ) -> tuple[Any, Any]:
@@ -55,8 +56,7 @@ def check_solver(
     Raises:
         ValueError: if one is not positive, or another argument does not fit.
     """
-    if max_steps is not None:
-        check_count("max_steps", max_steps)
+    check_count("max_steps", max_steps)
     if solver is not None:
         kind = diffrax.AbstractSolver
         check_type("solver", solver, kind, "a solver of diffrax, e.g. diffrax.Tsit5()")
@@ -65,6 +65,7 @@ def check_solver(
     return check_number("rtol", rtol, "(0, inf)"), check_number("atol", atol, "(0, inf)")
 
 
+@precise
 def integrate(
     field: Callable,
     start: Any,
@@ -108,7 +109,8 @@ def integrate(
     if forwards and isinstance(solver, diffrax.AbstractERK):
         method = _Explicit(solver, field, args, stop=stop, **options)
         return method.solve(start, begin, end, ts, keep, first_step)
-    term = diffrax.ODETerm(lambda t, x, args: field(x, args))
+    # In reverse mode diffrax traces the field once more, later.
+    term = diffrax.ODETerm(precise(lambda t, x, args: field(x, args)))
     solve = functools.partial(
         diffrax.diffeqsolve,
         term,
@@ -232,7 +234,7 @@ class _Explicit:
         weights = jnp.asarray(self.weights, x.dtype)
 
         def stage(j, slopes):
-            return slopes.at[j].set(field(x + h * _dot(weights[j], slopes)))
+            return slopes.at[j].set(field(x + h * jnp.dot(weights[j], slopes)))
 
         slopes = jnp.zeros((self.stages, x.size), x.dtype).at[0].set(standing.slope)
         return jax.lax.fori_loop(int(self.tableau.fsal), self.stages, stage, slopes)
@@ -241,8 +243,8 @@ class _Explicit:
         """One step: taken if its error is small enough; and where the next one ends."""
         h = (s.next - s.t).astype(s.x.dtype)
         tableau = self.tableau
-        x = s.x + h * _dot(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
-        error = h * _dot(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
+        x = s.x + h * jnp.dot(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
+        error = h * jnp.dot(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
         error, old, new = jax.lax.stop_gradient((error, s.x, x))
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         new = jnp.where(jnp.isnan(new).any(), old, new)
@@ -326,11 +328,6 @@ def _by_diffrax(solve, start, begin, end, ts, keep) -> Solved:
         stats=counts | {"max_steps": solve.keywords["max_steps"]},
         result=result,
     )
-
-
-def _dot(weights, slopes):
-    # Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told.
-    return jnp.dot(weights, slopes, precision="highest")
 
 
 def _norm(x):

@@ -35,9 +35,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..averaged.maxima import name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
-from ..base.checks import check_count, check_flag, check_function, is_concrete
+from ..base.checks import check_count, check_flag, check_function, describe, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import compiled
+from ..base.compiling import compiled, precise
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
 from ..model.game import check_agent, first_state_law
@@ -241,7 +241,10 @@ def _band(observe, params, covariance, shift, scale) -> Band:
 
     def at(here):
         params, covariance, shift = here
-        x, unravel_value = ravel_pytree(params)[0], ravel_pytree(observe(params))[1]
+        x, found = ravel_pytree(params)[0], observe(params)
+        if not jax.tree.leaves(found):
+            raise ValueError(f"observe must return numbers; found {describe(found)}.")
+        unravel_value = ravel_pytree(found)[1]
 
         def flat(x):
             return ravel_pytree(observe(unravel(x)))[0]
@@ -398,6 +401,7 @@ def _forwards(perturbed, inputs, **settings):
 
 
 @_fluctuate_differentiably.def_bwd
+@precise
 def _backwards(residuals, cotangents, perturbed, inputs, **settings):
     # Only here are the solver's steps differentiated: most calls need no such program.
     moved, fixed = eqx.partition(inputs, perturbed)
@@ -416,6 +420,7 @@ def _backwards(residuals, cotangents, perturbed, inputs, **settings):
     return pull(cotangents)[0]
 
 
+@precise
 def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
     wrapped, params0, ts, law, scale, rtol, atol = inputs
     owned = owners(wrapped)

@@ -187,7 +187,7 @@ class _Objective(NamedTuple):
 
     def __call__(self, free):
         value = self.loss(_from_free(free, self.intervals), *self.data)
-        if np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        if as_real(value) is None or np.ndim(value) > 0:
             raise ValueError(f"loss must return one number; found {describe(value)}.")
         return value
 
