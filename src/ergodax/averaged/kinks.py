@@ -25,6 +25,7 @@ from ..base.checks import check_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import quickly_compiled
 from ..base.times import check_times
+from ..model.clock import check_schedules
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS, check_solver
 from ..ode.path import follow
@@ -157,6 +158,7 @@ def kinks(
     rtol, atol = check_solver(rtol, atol, max_steps, solver)
     check_concrete("kinks", (wrapped, params0, ts, rtol, atol))
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    check_schedules(wrapped.learners, ts[-1])
     owned = owners(wrapped)
     if not len(owned.agent):
         return KinkReport((), wrapped)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import is_concrete
 from ..base.compiling import compiled
+from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame
 from .limit_process import LimitProcess
 
@@ -36,6 +37,7 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
     """
     params = getattr(rest_point, "params", rest_point)
     wrapped, params = check_ergodic(wrapped, params, "rest_point")
+    check_autonomous(wrapped.learners, "stationary covariances")
     drift, slope, noise, gaps = _at_rest(wrapped, params)
     if is_concrete(slope):
         _check_stable(*(np.asarray(part) for part in (drift, slope, gaps)))
