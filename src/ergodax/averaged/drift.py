@@ -18,6 +18,7 @@ from ..base.compiling import compiled, precise
 from ..model.game import scatter_successors
 from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
+from .capacity import check_slopes
 from .stationary import check_ergodic, preserve_rows, stationary_law
 
 
@@ -130,9 +131,10 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
         branches.
 
     Raises:
-        ValueError: as `stationary_distribution`.
+        ValueError: as `stationary_distribution`; if memory does not suffice.
     """
     wrapped, params = check_ergodic(wrapped, params)
+    check_slopes("the Jacobian", wrapped, params, "take products with it, by `jax.jvp` of `drift`")
     return _jacobian(wrapped, params)
 
 

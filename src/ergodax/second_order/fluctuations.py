@@ -56,7 +56,7 @@ from ..results.labels import (
 )
 from ..results.result import Result
 from .limit_process import NEAR, LimitProcess, curvature, huge, root
-from .poisson import core_law, poisson
+from .poisson import check_covariance, core_law, poisson
 
 _CHECKPOINTS = 32  # in reverse mode, from one report time to the next
 
@@ -309,7 +309,7 @@ def fluctuations(
         Flow, covariance, bias and kinks.
 
     Raises:
-        ValueError: as `solve`; if `initial_state` is not a state.
+        ValueError: as `solve`; if `initial_state` is not a state, or memory does not suffice.
         RuntimeError: where `throw` is true, if the solve fails, or more kinks are crossed than
             tracked: then x slides along a kink, or nearly so, and the theory does not hold.
 
@@ -324,6 +324,7 @@ def fluctuations(
     scale = None if scale is None else check_scale(scale)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_schedules(wrapped.learners, ts[-1])
+    check_covariance("fluctuations", wrapped, params0, times=len(ts), bias=bias)
     solution = fluctuate(
         wrapped,
         params0,
