@@ -1,6 +1,6 @@
 """The averaged flow on a plane or a simplex, and which start leads where."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -58,7 +58,7 @@ def phase_portrait(
     limits: Limits | None = None,
     embed: Embed | None = None,
     paths: Sequence[Solution] = (),
-    rest_points: Sequence[RestPoint] = (),
+    rest_points: Iterable[RestPoint] = (),
     runs: Simulation | None = None,
     ax: "matplotlib.axes.Axes | None" = None,
 ) -> "matplotlib.axes.Axes":
@@ -135,7 +135,7 @@ def simplex(
     at: Any = None,
     embed: Embed | None = None,
     paths: Sequence[Solution] = (),
-    rest_points: Sequence[RestPoint] = (),
+    rest_points: Iterable[RestPoint] = (),
     runs: Simulation | None = None,
     ax: "matplotlib.axes.Axes | None" = None,
 ) -> "matplotlib.axes.Axes":
