@@ -329,7 +329,7 @@ def _trace(wrapped, params, rtol, atol):
         atol=atol,
         max_steps=_TRACED_STEPS,
     )
-    return solved.path
+    return solved.path[:2]
 
 
 @compiled

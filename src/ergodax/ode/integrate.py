@@ -29,8 +29,8 @@ class Solved(NamedTuple):
         ts: report times, `[K]`; None where none were asked for.
         ys: the solution there, leaves `[K, ...]`.
         end: the last time reached, and the solution there.
-        path: ends of all steps `[M + 1]` and the solution there `[M + 1, ...]`, the start first;
-            None unless kept.
+        path: ends of all steps `[M + 1]`, the solution there `[M + 1, ...]` and its slopes, the
+            start first; None unless kept.
         stats: how many steps were made, taken and refused.
         result: how it ended, one of `diffrax.RESULTS`.
     """
@@ -38,7 +38,7 @@ class Solved(NamedTuple):
     ts: Any
     ys: Any
     end: tuple[Any, Any]
-    path: tuple[Any, Any] | None
+    path: tuple[Any, Any, Any] | None
     stats: dict
     result: Any
 
@@ -119,7 +119,7 @@ def integrate(
         max_steps=max_steps,
         throw=False,
     )
-    return _by_diffrax(solve, start, begin, end, ts, keep)
+    return _by_diffrax(solve, lambda x: field(x, args), start, begin, end, ts, keep)
 
 
 class _Standing(NamedTuple):
@@ -171,7 +171,8 @@ class _Explicit:
             reports = jnp.where(begin == end, len(ts), 0), none
         if keep:
             times = jnp.full(self.max_steps + 1, jnp.inf, begin.dtype).at[0].set(begin)
-            path = times, jnp.full((self.max_steps + 1, x.size), jnp.inf, x.dtype).at[0].set(x)
+            rows = jnp.full((self.max_steps + 1, x.size), jnp.inf, x.dtype)
+            path = times, rows.at[0].set(x), jnp.zeros_like(rows)
 
         def field(x):
             return ravel_pytree(self.field(unravel(x), self.args))[0]
@@ -188,10 +189,10 @@ class _Explicit:
             if reports is not None:
                 reports = self._report(before, after, slopes, taken, ts, *reports)
             if path is not None:
-                place = jnp.where(taken, after.taken, len(path[0]))
+                place = jnp.where(taken | ~before.begun, after.taken, len(path[0]))
                 path = tuple(
                     part.at[place].set(value, mode="drop")
-                    for part, value in zip(path, (after.t, after.x), strict=True)
+                    for part, value in zip(path, (after.t, after.x, after.slope), strict=True)
                 )
             return after, reports, path
 
@@ -201,6 +202,8 @@ class _Explicit:
             return going & (standing.steps < self.max_steps)
 
         standing, reports, path = jax.lax.while_loop(unfinished, advance, (standing, reports, path))
+        if path is not None and not self.tableau.fsal:
+            path = *path[:2], jax.vmap(field)(path[1])
         codes: Any = diffrax.RESULTS
         there = (standing.t >= end) | standing.stopped
         reached = ys = None
@@ -217,7 +220,7 @@ class _Explicit:
             ts=reached,
             ys=ys,
             end=(standing.t, unravel(standing.x)),
-            path=None if path is None else (path[0], jax.vmap(unravel)(path[1])),
+            path=None if path is None else (path[0], *map(jax.vmap(unravel), path[1:])),
             stats=stats,
             result=codes.where(there, codes.successful, codes.max_steps_reached),
         )
@@ -291,7 +294,7 @@ class _Explicit:
         return jax.lax.while_loop(inside, write, (index, values))
 
 
-def _by_diffrax(solve, start, begin, end, ts, keep) -> Solved:
+def _by_diffrax(solve, field, start, begin, end, ts, keep) -> Solved:
     """The same by diffrax, with steps that end at report times.
 
     Diffrax would check report times of its own on the host, and no program that calls the host is
@@ -302,7 +305,7 @@ def _by_diffrax(solve, start, begin, end, ts, keep) -> Solved:
     path, stops = None, end[None] if ts is None else jnp.append(ts, end)
     if keep:
         solved: Any = solve(y0=start, t0=begin, t1=end, saveat=diffrax.SaveAt(t0=True, steps=True))
-        path = solved.ts, solved.ys
+        path = solved.ts, solved.ys, jax.vmap(field)(solved.ys)
 
     def go_on(carry, stop):
         t, x, counts, result = carry
