@@ -250,7 +250,8 @@ def _start(options: argparse.Namespace) -> "WrappedGame":
 
     jax.config.update("jax_enable_x64", True)
     _keep_programs(options.cache)
-    with contextlib.suppress(RuntimeError):  # JAX runs already where Python calls `main`
+    # JAX runs already where Python calls `main`, or finds no device at all.
+    with contextlib.suppress(RuntimeError, AssertionError):
         use_all_cores()
     _devices()
     wrapped = _GAMES[options.game](options)
@@ -267,8 +268,9 @@ def _keep_programs(given: str | None) -> None:
     import jax
     import platformdirs
 
+    config: Any = jax.config
     folder = given or os.environ.get("ERGODAX_CACHE")
-    if folder == "off" or (folder is None and jax.config.read("jax_compilation_cache_dir")):
+    if folder == "off" or (folder is None and config.jax_compilation_cache_dir):
         return
     folder = Path(folder or platformdirs.user_cache_path("ergodax") / "programs")
     try:

@@ -314,8 +314,14 @@ def test_nothing_global_changes(tmp_path):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda c: plot.parameters(c, 2, 0), "agent must be 0 to 1; found 2"),
-        (lambda c: plot.policies(c, -1, 0), "agent must be 0 to 1; found -1"),
+        (
+            lambda c: plot.parameters(c, 2, 0),
+            "the number of an agent, 0 to 1; found 2",
+        ),
+        (
+            lambda c: plot.policies(c, -1, 0),
+            "the number of an agent, 0 to 1; found -1",
+        ),
         (lambda c: plot.policies(c, 0, 4), "state 4 is not a state; the states are CC, CD, DC, DD"),
         (lambda c: plot.state_distribution(c, "XY"), "state 'XY' is not a state"),
         (lambda c: plot.comparison(c, states=[-1]), "state -1 is not a state"),

@@ -425,7 +425,7 @@ def test_basins_and_their_shares():
     [
         ((0, 99), "a coordinate must be 0 to 15; found 99"),
         ((0, 0), "the two coordinates must differ; found 0 twice"),
-        ((0, (2, 0, 0)), "agent must be 0 to 1; found 2"),
+        ((0, (2, 0, 0)), "agent must be the number of an agent, 0 to 1; found 2"),
         ((0, ("up", 0, 0)), "agent must be the number of an agent, 0 to 1; found 'up'"),
         ((0, (0, 2, 0)), "state 2 is not a state; the states are up, down"),
         ((0, (1, 0, "e")), "action 'e' is not an action of agent 1; the actions of agent 1 are a"),

@@ -239,7 +239,7 @@ def test_correlation_between_agents(golden, solved):
     expected = (C / np.outer(deviation, deviation))[:6, 6:]
     np.testing.assert_allclose(found.correlation(0, 1)[4], expected, atol=1e-6)
     assert np.isnan(found.correlation(0, 1)[0]).all()
-    with pytest.raises(ValueError, match="agent must be 0 to 1; found 2"):
+    with pytest.raises(ValueError, match="second must be the number of an agent, 0 to 1; found 2"):
         found.correlation(0, 2)
 
 

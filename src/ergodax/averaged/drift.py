@@ -18,6 +18,7 @@ from ..base.compiling import compiled
 from ..model.game import scatter_successors
 from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
+from .capacity import check_slopes
 from .stationary import check_ergodic, preserve_rows, stationary_law
 
 
@@ -37,23 +38,37 @@ class Averages(NamedTuple):
 
 def average(wrapped: WrappedGame, params) -> Averages:
     """Averages over the stationary law; pure, unchecked, for use inside compiled code."""
-    policies = wrapped.policies(params)
-    given_state = wrapped.event_probabilities(wrapped.joint_policy(policies))
-    law = stationary_law(wrapped.state_chain(given_state))
-    events = law.reshape(-1, *(1,) * (given_state.ndim - 1)) * given_state
-
+    weights, law, events = event_weights(wrapped, wrapped.policies(params))
     drifts = []
-    for agent, learner in enumerate(wrapped.learners):
-        weights = events
-        if learner.needs_next_action:
-            weights = weights[..., None] * policies[agent][wrapped.game.successors]
-        expectation = functools.partial(_expectation, weights.ravel())
+    for agent in range(wrapped.game.num_agents):
+        mean = functools.partial(expectation, weights[agent])
         increments = wrapped.increments(agent, params[agent])
-        drifts.append(jax.tree.map(expectation, params[agent], increments))
+        drifts.append(jax.tree.map(mean, params[agent], increments))
     return Averages(tuple(drifts), law, events)
 
 
-def _expectation(weights, like, increments):
+def event_weights(
+    wrapped: WrappedGame, policies
+) -> tuple[list[Float[Array, " E"]], Float[Array, " S"], Float[Array, "S *A K"]]:
+    """Probabilities of all events for given policies.
+
+    Returns:
+        For every agent those of the events of `wrapped.transitions`, `[E]`; the stationary law of
+        the states, `[S]`; and those of the stored outcomes, `[S, A_1, .., A_n, K]`.
+    """
+    given_state = wrapped.event_probabilities(wrapped.joint_policy(policies))
+    law = stationary_law(wrapped.state_chain(given_state))
+    events = law.reshape(-1, *(1,) * (given_state.ndim - 1)) * given_state
+    weights = []
+    for agent, learner in enumerate(wrapped.learners):
+        own = events
+        if learner.needs_next_action:
+            own = own[..., None] * policies[agent][wrapped.game.successors]
+        weights.append(own.ravel())
+    return weights, law, events
+
+
+def expectation(weights, like, increments):
     """Sum of increments, sparse or dense, weighted by the probabilities of their events `[E]`."""
     if not isinstance(increments, At):
         return jnp.tensordot(weights, increments, axes=1, precision="highest")
@@ -115,9 +130,10 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
         branches.
 
     Raises:
-        ValueError: as `stationary_distribution`.
+        ValueError: as `stationary_distribution`; if memory does not suffice.
     """
     wrapped, params = check_ergodic(wrapped, params)
+    check_slopes("the Jacobian", wrapped, params, "take products with it, by `jax.jvp` of `drift`")
     return _jacobian(wrapped, params)
 
 

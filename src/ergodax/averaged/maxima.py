@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..model.wrapped import WrappedGame
 from ..ode.path import Path, evaluate, level_times, quintic
+from .units import units
 
 # Just after the start, in units of the time span: a tie there belongs to the side the flow enters.
 _START = 1e-6
@@ -142,7 +143,8 @@ class Maxima(NamedTuple):
         gap, normal = jax.value_and_grad(self.difference)(x, maximum, old, new)
         length = jnp.sum(normal**2)
         foot = x - gap * normal / length
-        reach = jnp.finfo(x.dtype).eps ** 0.75 * (1 + jnp.abs(x).max()) * normal
+        size = units(self.wrapped, self.unravel(x)) + jnp.abs(x).max()
+        reach = jnp.finfo(x.dtype).eps ** 0.75 * size * normal
         sides = jnp.stack([foot - reach, foot + reach])
         drifts, slopes = jax.vmap(lambda x: jax.jvp(drift, (x,), (normal,)))(sides)
         return Kink(gap, normal, drifts.mean(axis=0), (slopes[1] - slopes[0]) / length)

@@ -73,12 +73,13 @@ class TieSearch:
 
     Args:
         rtol: relative tolerance of the path.
-        atol: the same, absolute.
+        atol: the same, absolute, for every maximum, `[M]`.
+        reach: values larger than this do not raise the tolerance, `[M]`.
         present: which entries of the table of all maxima are values, `[M, A]`.
     """
 
-    def __init__(self, rtol: float, atol: float, present):
-        self.rtol, self.atol, self.present = rtol, atol, present
+    def __init__(self, rtol: float, atol, reach, present):
+        self.rtol, self.atol, self.reach, self.present = rtol, atol, reach, present
         self.stretches: dict[tuple[int, int, int], list[_Stretch]] = {}
 
     def look(self, times, points, rows) -> None:
@@ -94,7 +95,7 @@ class TieSearch:
         padded = np.pad(steps, _AROUND)
         free = np.lib.stride_tricks.sliding_window_view(padded, 2 * _AROUND + 1).max(axis=1)
         scale = np.maximum(*(np.abs(rows[end]).max(-1) for end in (0, -1)))
-        known = self.rtol * scale + self.atol
+        known = self.rtol * np.minimum(scale, self.reach) + self.atol
         near = list(self._near(rows, known))
         gaps = [
             rows[:, step, row, old] - rows[:, step, row, new] for step, row, _, old, new in near

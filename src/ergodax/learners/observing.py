@@ -52,6 +52,11 @@ class Observing(AbstractLearner):
         self.observation = tuple(seen.tolist())
 
     @property
+    def in_payoffs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the learner."""
+        return self.learner.in_payoffs
+
+    @property
     def continuous(self) -> bool:
         """As the learner."""
         return self.learner.continuous

@@ -35,9 +35,9 @@ def check_learner(learner: AbstractLearner, game: MarkovGame) -> None:
     """
     check_type("learner", learner, AbstractLearner, "a learner")
     check_type("game", game, MarkovGame, "a MarkovGame")
-    wrapped = WrappedGame(game, (learner,) * game.num_agents)
-    for agent in range(game.num_agents):
-        name = f"agent {agent}: {type(learner).__name__}"
+    wrapped, kind = WrappedGame(game, (learner,) * game.num_agents), type(learner).__name__
+    for agent, learner in enumerate(wrapped.learners):  # with its clock, if it has schedules
+        name = f"agent {agent}: {kind}"
         params = _check_init(f"{name}.init", learner, game, agent)
         _check_policy(f"{name}.policy", learner, game, agent, params)
         _check_update(f"{name}.update", wrapped, agent, params)

@@ -134,6 +134,8 @@ class AbstractLearner(HyperModule):
 
     # True (as for SARSA): every agent draws its next action before the update, then executes it.
     needs_next_action: ClassVar[bool] = False
+    # True: all parameters are values in the unit of payoffs, and tolerances are relative to theirs.
+    in_payoffs: ClassVar[bool] = False
     # The letter of a table of states and actions on axes; None where parameters have own names.
     symbol: ClassVar[str | None] = None
 

@@ -40,6 +40,7 @@ from ..base.codes import RESULTS
 from ..base.compiling import compiled
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
+from ..model.clock import check_schedules
 from ..model.game import check_agent, first_state_law
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import check_solver
@@ -55,7 +56,7 @@ from ..results.labels import (
 )
 from ..results.result import Result
 from .limit_process import NEAR, LimitProcess, curvature, huge, root
-from .poisson import core_law, poisson
+from .poisson import check_covariance, core_law, poisson
 
 _CHECKPOINTS = 32  # in reverse mode, from one report time to the next
 
@@ -304,7 +305,7 @@ def fluctuations(
         Flow, covariance, bias and kinks.
 
     Raises:
-        ValueError: as `solve`; if `initial_state` is not a state.
+        ValueError: as `solve`; if `initial_state` is not a state, or memory does not suffice.
         RuntimeError: where `throw` is true, if the solve fails, or more kinks are crossed than
             tracked: then x slides along a kink, or nearly so, and the theory does not hold.
 
@@ -318,6 +319,8 @@ def fluctuations(
     bias, throw = check_flag("bias", bias), check_flag("throw", throw)
     scale = None if scale is None else check_scale(scale)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    check_schedules(wrapped.learners, ts[-1])
+    check_covariance("fluctuations", wrapped, params0, times=len(ts), bias=bias)
     solution = fluctuate(
         wrapped,
         params0,

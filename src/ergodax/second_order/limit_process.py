@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from ..averaged.drift import flat_drift
 from ..averaged.maxima import Crossings, Maxima, crossings
+from ..averaged.units import unit_of
 from ..base.codes import RESULTS
 from ..model.wrapped import WrappedGame
-from ..ode.integrate import integrate
+from ..ode.integrate import Unit, integrate
 from ..ode.path import follow
 from .noise import covariance
 from .poisson import Poisson, core_law, inflow, poisson
@@ -54,6 +55,7 @@ class LimitProcess:
         self.wrapped = wrapped
         self.start, self.unravel, self._field = flat_drift(params)
         self.maxima = Maxima(wrapped, self.unravel)
+        self.unit = unit_of(wrapped, params)
 
     def drift(self, x) -> Float[Array, " d"]:
         """F."""
@@ -158,7 +160,9 @@ class LimitProcess:
             return Crossings(jnp.zeros(0, self.start.dtype), none, none, none), jnp.asarray(False)
         start, wrapped, until = jax.lax.stop_gradient((self.start, self.wrapped, end))
         forwards = options | {"adjoint": None}
-        path, _ = follow(self._field, start, until, wrapped, first_step=1e-3 * until, **forwards)
+        path, _ = follow(
+            self._field, start, until, wrapped, first_step=1e-3 * until, unit=self.unit, **forwards
+        )
         found, lost = crossings(Maxima(wrapped, self.unravel), path, most)
         if options["adjoint"] is None:
             return found, lost
@@ -170,6 +174,7 @@ class LimitProcess:
             self.wrapped,
             ts=found.time,
             first_step=1e-3 * end,
+            unit=self.unit,
             **options,
         )
 
@@ -201,6 +206,17 @@ class LimitProcess:
         """
         start, end = self.start, ts[-1]
         count = len(jumps.time)
+        size, reach = self.unit
+        square = jnp.outer(size, size)
+        with_bias = initial.bias is not None
+        unit = Unit(
+            State(size, square, size if with_bias else None),
+            State(
+                reach,
+                jnp.full_like(square, jnp.inf),
+                jnp.full_like(size, jnp.inf) if with_bias else None,
+            ),
+        )
 
         def segment(carry, piece):
             state, saved, result = carry
@@ -213,6 +229,7 @@ class LimitProcess:
                 begin=begin,
                 ts=inside,
                 first_step=(until - begin) * 1e-3,
+                unit=unit,
                 **options,
             )
             belongs = (ts > begin) & (ts <= until)

@@ -155,6 +155,7 @@ def noise_covariance(
     """
     wrapped, params = check_ergodic(wrapped, params)
     if vector is None:
+        check_covariance("the covariance", wrapped, params, slopes=False)
         return _noise_covariance(wrapped, params)
     size = ravel_pytree(params)[0].size
     direction = check_table("vector", vector, (size,))

@@ -1,13 +1,12 @@
 """How much goes into a device at once, runs and steps, and into memory in all."""
 
 import math
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from ..base.checks import check_count
+from ..base.memory import check_room
 from .inputs import Inputs
 from .moments import GROUP
 
@@ -103,32 +102,11 @@ def check_memory(inputs: Inputs, kept: Any = (), times: int = 0) -> None:
     Raises:
         ValueError: if they do not.
     """
-    available = _available_memory()
-    if available is None:
-        return
     final, values = 2 * _size(inputs.like), times * _size(kept)
-    needed = inputs.runs * (final + values)
-    if needed > available:
-        what = (
-            f"of {inputs.runs} runs at {times} times; report fewer times, observe less, or "
-            "leave keep_runs out"
-            if values > final
-            else f"of {inputs.runs} runs at the end; simulate fewer runs at once"
-        )
-        raise ValueError(
-            f"the result needs {needed / 2**30:.3g} GiB but {available / 2**30:.3g} GiB of memory "
-            f"are available: it holds the values {what}."
-        )
-
-
-def _available_memory() -> int | None:
-    """Bytes of memory that can be had, or None if the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
+    what = (
+        f"of {inputs.runs} runs at {times} times; report fewer times, observe less, or leave "
+        "keep_runs out"
+        if values > final
+        else f"of {inputs.runs} runs at the end; simulate fewer runs at once"
+    )
+    check_room(inputs.runs * (final + values), "the result", f"it holds the values {what}")
