@@ -16,6 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..base.checks import check_count, check_number, check_type
+from ..base.compiling import precise
 
 MAX_STEPS = 16**4
 # What rounding leaves of an error estimate, in units of the working precision.
@@ -79,6 +80,7 @@ def check_solver(
     return check_number("rtol", rtol, "(0, inf)"), check_number("atol", atol, "(0, inf)")
 
 
+@precise
 def integrate(
     field: Callable,
     start: Any,
@@ -127,7 +129,8 @@ def integrate(
         method = _Explicit(solver, field, args, stop=stop, unit=unit, **options)
         return method.solve(start, begin, end, ts, keep, first_step)
     size = _like(unit.size, start)
-    term = diffrax.ODETerm(lambda t, y, args: _over(field(_times(y, size), args), size))
+    # In reverse mode diffrax traces the field once more, later.
+    term = diffrax.ODETerm(precise(lambda t, y, args: _over(field(_times(y, size), args), size)))
     solve = functools.partial(
         diffrax.diffeqsolve,
         term,
@@ -282,7 +285,7 @@ class _Explicit:
         weights = jnp.asarray(self.weights, x.dtype)
 
         def stage(j, slopes):
-            return slopes.at[j].set(field(x + h * _dot(weights[j], slopes)))
+            return slopes.at[j].set(field(x + h * jnp.dot(weights[j], slopes)))
 
         slopes = jnp.zeros((self.stages, x.size), x.dtype).at[0].set(standing.slope)
         return jax.lax.fori_loop(int(self.tableau.fsal), self.stages, stage, slopes)
@@ -296,8 +299,8 @@ class _Explicit:
         """One step: taken if its error is small enough; and where the next one ends."""
         h = (s.next - s.t).astype(s.x.dtype)
         tableau = self.tableau
-        x = s.x + h * _dot(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
-        error = h * _dot(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
+        x = s.x + h * jnp.dot(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
+        error = h * jnp.dot(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
         error, old, new = jax.lax.stop_gradient((error, s.x, x))
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         new = jnp.where(jnp.isnan(new).any(), old, new)
@@ -383,11 +386,6 @@ def _by_diffrax(solve, start, begin, end, ts, keep) -> Solved:
         stats=counts | {"max_steps": solve.keywords["max_steps"]},
         result=result,
     )
-
-
-def _dot(weights, slopes):
-    # Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told.
-    return jnp.dot(weights, slopes, precision="highest")
 
 
 def _norm(x):

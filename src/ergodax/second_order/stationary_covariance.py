@@ -79,6 +79,7 @@ def _check_stable(drift, slope, gaps, unit) -> None:
         )
 
 
+@compiled
 def lyapunov(slope: Float[Array, "d d"], noise: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """Solves `A C + C A^T = -Sigma` for C; NaN where A is not stable.
 
