@@ -45,8 +45,8 @@ class Solved(NamedTuple):
         ts: report times, `[K]`; None where none were asked for.
         ys: the solution there, leaves `[K, ...]`.
         end: the last time reached, and the solution there.
-        path: ends of all steps `[M + 1]` and the solution there `[M + 1, ...]`, the start first;
-            None unless kept.
+        path: ends of all steps `[M + 1]`, the solution there `[M + 1, ...]` and its slopes, the
+            start first; None unless kept.
         stats: how many steps were made, taken and refused.
         result: how it ended, one of `diffrax.RESULTS`.
     """
@@ -54,7 +54,7 @@ class Solved(NamedTuple):
     ts: Any
     ys: Any
     end: tuple[Any, Any]
-    path: tuple[Any, Any] | None
+    path: tuple[Any, ...] | None
     stats: dict
     result: Any
 
@@ -143,10 +143,14 @@ def integrate(
         throw=False,
     )
     solved = _by_diffrax(solve, _over(start, size), begin, end, ts, keep)
+    path = solved.path
+    if path is not None:
+        values = _times(path[1], size)
+        path = path[0], values, jax.vmap(field, (0, None))(values, args)
     return solved._replace(
         ys=None if ts is None else _times(solved.ys, size),
         end=(solved.end[0], _times(solved.end[1], size)),
-        path=None if solved.path is None else (solved.path[0], _times(solved.path[1], size)),
+        path=path,
     )
 
 
@@ -218,7 +222,8 @@ class _Explicit:
             reports = jnp.where(begin == end, len(ts), 0), none
         if keep:
             times = jnp.full(self.max_steps + 1, jnp.inf, begin.dtype).at[0].set(begin)
-            path = times, jnp.full((self.max_steps + 1, x.size), jnp.inf, x.dtype).at[0].set(x)
+            rows = jnp.full((self.max_steps + 1, x.size), jnp.inf, x.dtype)
+            path = times, rows.at[0].set(x), jnp.zeros_like(rows)
 
         def field(x):
             return ravel_pytree(self.field(unravel(x), self.args))[0]
@@ -235,10 +240,10 @@ class _Explicit:
             if reports is not None:
                 reports = self._report(before, after, slopes, taken, ts, *reports)
             if path is not None:
-                place = jnp.where(taken, after.taken, len(path[0]))
+                place = jnp.where(taken | ~before.begun, after.taken, len(path[0]))
                 path = tuple(
                     part.at[place].set(value, mode="drop")
-                    for part, value in zip(path, (after.t, after.x), strict=True)
+                    for part, value in zip(path, (after.t, after.x, after.slope), strict=True)
                 )
             return after, reports, path
 
@@ -248,6 +253,8 @@ class _Explicit:
             return going & (standing.steps < self.max_steps)
 
         standing, reports, path = jax.lax.while_loop(unfinished, advance, (standing, reports, path))
+        if path is not None and not self.tableau.fsal:
+            path = *path[:2], jax.vmap(field)(path[1])
         codes: Any = diffrax.RESULTS
         there = (standing.t >= end) | standing.stopped
         reached = ys = None
@@ -264,7 +271,7 @@ class _Explicit:
             ts=reached,
             ys=ys,
             end=(standing.t, unravel(standing.x)),
-            path=None if path is None else (path[0], jax.vmap(unravel)(path[1])),
+            path=None if path is None else (path[0], *map(jax.vmap(unravel), path[1:])),
             stats=stats,
             result=codes.where(there, codes.successful, codes.max_steps_reached),
         )
