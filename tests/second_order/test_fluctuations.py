@@ -54,7 +54,7 @@ def test_golden_sources_of_bias(golden, wrapped_games, case):
 
     @jax.jit
     def sources(x, covariance):
-        slope, averaging = process.averaging(x)
+        _, slope, averaging = process.averaging(x)
         return (
             slope,
             averaging,
