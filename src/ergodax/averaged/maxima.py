@@ -184,7 +184,7 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
 
     def overtaken(lead, s):
         """When from s on a lead is lost; infinite if it is not."""
-        nodes = jnp.stack([s, *jnp.maximum(level_times(lead, 0.0), s), jnp.ones_like(s)])
+        nodes = jnp.stack([s, *jnp.maximum(level_times(lead, 0.0)[1], s), jnp.ones_like(s)])
         lost = evaluate(lead, (nodes[1:] + nodes[:-1]) / 2) < 0
         lost &= jnp.diff(nodes) > _INSTANT
         return jnp.where(jnp.any(lost), nodes[jnp.argmax(lost)], jnp.inf)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ..base.compiling import quickly_compiled
-from ..ode.path import evaluate, level_times, monotone_pieces
+from ..ode.path import evaluate, level_times
 
 _PARTS = np.linspace(0, 1, 5)  # where in a step the order of entries is looked at
 _NEAR = 1e-3  # by what share of its values a row may miss a tie and still be listed
@@ -173,8 +173,9 @@ def _divide(gaps, known):
     """Ends of the monotone pieces of differences, and when in each they are -known, 0, known."""
 
     def divide(gap, known):
-        levels = jax.vmap(level_times, (None, 0))(gap, known * np.array([-1.0, 0.0, 1.0]))
-        return monotone_pieces(gap), levels
+        levels = known * np.array([-1.0, 0.0, 1.0])
+        ends, times = jax.vmap(level_times, (None, 0))(gap, levels)
+        return ends[0], times
 
     return jax.vmap(divide)(gaps, known)
 

@@ -20,6 +20,9 @@ from .clock import Clocked, has_schedule
 from .game import MarkovGame, check_agent
 from .learner import AbstractLearner, Params, Transition, undecided
 
+# Parameters as users give them.
+_Given = PyTree[Float[ArrayLike, "..."]]
+
 
 class WrappedGame(eqx.Module):
     """A Markov game together with one learner per agent.
@@ -109,7 +112,7 @@ class WrappedGame(eqx.Module):
         frozen = [own.at(t) if isinstance(own, Clocked) else own for own in self.learners]
         return WrappedGame(self.game, frozen)
 
-    def policies(self, params: tuple[Params, ...]) -> tuple[Float[Array, "S _"], ...]:
+    def policies(self, params: tuple[_Given, ...]) -> tuple[Float[Array, "S _"], ...]:
         """Policies of all agents in all states: one array `[S, A_i]` per agent.
 
         Raises:
@@ -156,7 +159,7 @@ class WrappedGame(eqx.Module):
         """Transition matrix `P(s, s')` of the state chain, for event probabilities given s."""
         return state_chain(self.game, events)
 
-    def frozen_chain(self, params: tuple[Params, ...]) -> Float[Array, "S S"]:
+    def frozen_chain(self, params: tuple[_Given, ...]) -> Float[Array, "S S"]:
         """Transition matrix of the states when all agents' parameters are frozen."""
         return self.state_chain(self.event_probabilities(self.joint_policy(self.policies(params))))
 
@@ -182,7 +185,7 @@ class WrappedGame(eqx.Module):
             next_action=index[-1] if learner.needs_next_action else None,
         )
 
-    def increments(self, agent: int, params: Params) -> PyTree:
+    def increments(self, agent: int, params: _Given) -> PyTree:
         """What one agent's learner would add to its parameters at every event of `transitions`."""
         learner = self.learners[check_agent(self.game, agent)]
         transitions = self.transitions(agent)
@@ -301,7 +304,7 @@ def warn_rounded(wrapped: WrappedGame, stacklevel: int = 5) -> None:
     if jnp.result_type(float) != np.float64:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(wrapped):
-        if is_concrete(leaf) and leaf.dtype == np.float32:
+        if is_concrete(leaf) and getattr(leaf, "dtype", None) == np.float32:
             warnings.warn(
                 f"wrapped{jax.tree_util.keystr(path)} is in float32, precise to 7 digits: make "
                 "games and learners after jax_enable_x64 is turned on.",

@@ -65,43 +65,39 @@ class LimitProcess:
         """The solution of Poisson's equation."""
         return poisson(self.wrapped, self.unravel(x))
 
-    def noise(self, x) -> Float[Array, "d d"]:
-        """Sigma."""
-        return covariance(self.wrapped, self.poisson(x))
-
     def linearised(self, x) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, "d d"]]:
         """F, DF and Sigma."""
-        return self.drift(x), jax.jacfwd(self.drift)(x), self.noise(x)
+        solved, slope, _ = self.averaging(x)
+        return solved.drift, slope, covariance(self.wrapped, solved)
 
-    def averaging(self, x) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
-        """DF, and the source of bias by averaging, `B = sum over c of D_x v(c) [G(c)]`."""
+    def averaging(self, x) -> tuple[Poisson, Float[Array, "d d"], Float[Array, " d"]]:
+        """The solution of Poisson's equation, DF, and the source of bias by averaging.
+
+        The latter is `B = sum over c of D_x v(c) [G(c)]`.
+        """
 
         def both(x):
             solved = self.poisson(x)
-            return solved.drift, solved.values
+            return (solved.drift, solved.values), solved
 
-        directions = jnp.eye(x.size, dtype=x.dtype)
-        directions = jnp.concatenate([directions, inflow(self.wrapped, self.poisson(x))])
-        drifts, values = jax.vmap(lambda w: jax.jvp(both, (x,), (w,))[1])(directions)
-        return drifts[: x.size].T, jnp.einsum("ccd->d", values[x.size :])
+        _, push, solved = jax.linearize(both, x, has_aux=True)
+        slope = jax.vmap(push)(jnp.eye(x.size, dtype=x.dtype))[0].T
+        moved = jax.vmap(push)(inflow(self.wrapped, solved))[1]
+        return solved, slope, jnp.einsum("ccd->d", moved)
 
     def velocity(self, state: State, scale: Any = None) -> State:
         """dx/dt, dC/dt and db/dt; kinks are smoothed as they are at a scale, if given."""
-        x, drift = state.x, self.drift(state.x)
+        x = state.x
+        solved, slope, averaging = self.averaging(x)
+        spread, drift = slope @ state.covariance, solved.drift
+        spread = spread + spread.T + covariance(self.wrapped, solved)
         if state.bias is None:
-            slope = jax.jacfwd(self.drift)(x)
-            return State(drift, self._spreading(state, slope), None)
-        slope, averaging = self.averaging(x)
+            return State(drift, spread, None)
         # The last term is the error of Euler's method with step 1 / N.
         source = averaging + curvature(self.drift, x, state.covariance) / 2 - slope @ drift / 2
         if scale is not None:
             source = source + self.smoothing(state, scale)
-        return State(drift, self._spreading(state, slope), slope @ state.bias + source)
-
-    def _spreading(self, state: State, slope):
-        """dC/dt."""
-        spread = slope @ state.covariance
-        return spread + spread.T + self.noise(state.x)
+        return State(drift, spread, slope @ state.bias + source)
 
     def smoothing(self, state: State, scale) -> Float[Array, " d"]:
         """Source of bias near kinks at finite scale, by the best two entries of every row."""
@@ -252,7 +248,7 @@ class LimitProcess:
 
         # It starts just ahead, so that a tie takes the side that the flow enters.
         ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end
-        entering = initial._replace(x=start + ahead * self.poisson(start).drift)
+        entering = initial._replace(x=start + ahead * self.drift(start))
         saved = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), initial)
         times = jnp.concatenate([jnp.zeros_like(ts[:1]), jumps.time, ts[-1:]])
         # The last segment ends without a kink: any pair of entries will do.
