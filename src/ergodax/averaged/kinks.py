@@ -25,6 +25,7 @@ from ..base.checks import check_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import quickly_compiled
 from ..base.times import check_times
+from ..model.check import check_kinks
 from ..model.clock import check_schedules
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS, check_solver
@@ -152,7 +153,8 @@ def kinks(
         All ties, each with an estimate of the error.
 
     Raises:
-        ValueError: as `solve`; if values are traced by JAX.
+        ValueError: as `solve`; if values are traced by JAX, or a learner has a kink that it does
+            not declare by `maximised`.
         RuntimeError: if the solve fails.
     """
     ts = check_times(ts)
@@ -160,6 +162,7 @@ def kinks(
     check_concrete("kinks", (wrapped, params0, ts, rtol, atol))
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_schedules(wrapped.learners, ts[-1])
+    check_kinks(wrapped)
     owned = owners(wrapped)
     if not len(owned.agent):
         return KinkReport((), wrapped)

@@ -40,6 +40,7 @@ from ..base.codes import RESULTS
 from ..base.compiling import compiled, precise
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
+from ..model.check import check_kinks
 from ..model.clock import check_schedules
 from ..model.game import check_agent, first_state_law
 from ..model.wrapped import WrappedGame
@@ -323,6 +324,7 @@ def fluctuations(
     bias, throw = check_flag("bias", bias), check_flag("throw", throw)
     scale = None if scale is None else check_scale(scale)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    check_kinks(wrapped)
     check_schedules(wrapped.learners, ts[-1])
     check_covariance("fluctuations", wrapped, params0, times=len(ts), bias=bias)
     solution = fluctuate(

@@ -11,6 +11,7 @@ from ..averaged.stationary import check_ergodic, preserve_rows
 from ..averaged.units import units
 from ..base.checks import is_concrete
 from ..base.compiling import compiled
+from ..model.check import check_kinks
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame
 from .limit_process import LimitProcess
@@ -33,12 +34,14 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
         C, `[d, d]`, in the order of `jax.flatten_util.ravel_pytree(params)`.
 
     Raises:
-        ValueError: as `stationary_distribution`; where values are concrete also if the drift
+        ValueError: as `stationary_distribution`, or if a learner has a kink that it does not
+            declare by `maximised`; where values are concrete also if the drift
             does not vanish, the rest point is not stable (it names the eigenvalues), or a maximum
             is tied there.
     """
     params = getattr(rest_point, "params", rest_point)
     wrapped, params = check_ergodic(wrapped, params, "rest_point")
+    check_kinks(wrapped)
     check_autonomous(wrapped.learners, "stationary covariances")
     check_covariance("the covariance", wrapped, params)
     drift, slope, noise, gaps = _at_rest(wrapped, params)

@@ -25,6 +25,7 @@ from ..base.checks import check_concrete, check_count, check_flag, check_key
 from ..base.codes import RESULTS
 from ..base.compiling import compiled, in_this_context, quickly_compiled
 from ..base.times import check_scale, check_times, steps_at
+from ..model.check import check_kinks
 from ..model.game import MarkovGame, first_state_law
 from ..model.observable import parameters_and_policies
 from ..model.wrapped import WrappedGame, admit
@@ -72,7 +73,8 @@ def compare(
         Both trajectories and the gap between them.
 
     Raises:
-        ValueError: as `simulate` and `solve`; also if two times are the same step.
+        ValueError: as `simulate` and `solve`; also if two times are the same step, or a learner has
+            a kink that it does not declare.
         RuntimeError: if the ODE cannot be solved up to the last time.
     """
     check_concrete("compare", (wrapped, params0, ts, scale), NO_DERIVATIVES)
@@ -86,6 +88,7 @@ def compare(
     law = jnp.asarray(first_state_law(wrapped.game, initial_state))
     key_data = np.asarray(jax.random.key_data(check_key(key)))
     averaged = admit(wrapped, params0, "params0")
+    check_kinks(averaged[0])
     # The ODE first: it is quick, and says whether there is anything to compare with.
     solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
     with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
