@@ -339,13 +339,13 @@ CACHE = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
 def cache(monkeypatch):
     """Folder and size of the cache after a start of the command line with some option."""
     held = [*CACHE, "jax_persistent_cache_min_compile_time_secs"]
-    before = {name: jax.config.read(name) for name in held}
+    before = {name: getattr(jax.config, name) for name in held}
     monkeypatch.delenv("ERGODAX_CACHE", raising=False)
 
     def start(given=None, folder=None):
         jax.config.update("jax_compilation_cache_dir", folder)
         cli._keep_programs(given)
-        return tuple(jax.config.read(name) for name in CACHE)
+        return tuple(getattr(jax.config, name) for name in CACHE)
 
     yield start
     for name, value in before.items():

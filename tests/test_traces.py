@@ -84,7 +84,7 @@ def test_compiled_once_for_all_values(function, monkeypatch):
             call(function, *first)
     call(function, *first)
     seal(monkeypatch)
-    call(function, 0.3, 0, 2, 0, 2.5, 1.0, jnp.array([0.5, 0.6, 9.0]), 1e-6)
+    call(function, 0.3, 0.25, 2, 1, 2.5, 1.0, jnp.array([0.5, 0.6, 9.0]), 1e-6)
     ts = np.array([1.0, 7.0, 8.0])
     call(function, np.float32(0.2), 0.5, jnp.asarray(0.5), 1, np.float64(1.1), -2.0, ts, 1e-8)
 

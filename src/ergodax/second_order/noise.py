@@ -25,7 +25,7 @@ from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.compiling import compiled
 from ..model.validity import check_table
 from ..model.wrapped import WrappedGame
-from .poisson import Poisson, inflow, poisson
+from .poisson import Poisson, check_covariance, inflow, poisson
 
 # Up to so many numbers (events times parameters) are the martingale differences written out.
 _DENSE_LIMIT = 2**22
