@@ -72,7 +72,7 @@ def _events(wrapped: WrappedGame, solved: Poisson) -> _Events:
     joint = int(np.prod(game.num_actions))
     cores = game.num_states * joint
     source = jnp.repeat(jnp.arange(cores), game.num_successors * joint)
-    target = (successors[:, None] * joint + jnp.arange(joint, dtype=successors.dtype)).ravel()
+    target = (successors[:, None] * joint + jnp.arange(joint, dtype=successors.dtype)[None]).ravel()
     return _Events(_joint_weights(wrapped, solved, agents), source, target, agents)
 
 
