@@ -88,7 +88,7 @@ class Summary(NamedTuple):
     Attributes:
         mean: mean over runs of the observable and of what every recorder reported, a tuple.
         variance: their variance over runs.
-        lost: number of runs no longer finite.
+        lost: number of lost runs, of all and by the policy of every agent, `[E, K, 1 + n]`.
     """
 
     mean: tuple
@@ -268,10 +268,10 @@ class Job:
         )
         numbers = jnp.arange(self.done, self.done + self._batch, dtype=jnp.uint32)
         keys = self._keys_of(numbers)
-        standing = rows.standing
-        if standing is None:
-            standing = block.start(self._setting, keys, rows.params0, rows.law)
-        batch = block.start_recorders(self._setting, standing)
+        begun = rows.standing, np.zeros(self._batch, np.int32)
+        if rows.standing is None:
+            begun = block.start(self._setting, keys, rows.params0, rows.law)
+        batch = block.start_recorders(self._setting, *begun)
         counted = np.zeros(self._batch, bool)
         counted[: self._live] = self._counting[self.done : self.done + self._live]
         self._keys, batch, self._counted = self._spread((keys, batch, counted))

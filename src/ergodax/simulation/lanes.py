@@ -212,13 +212,19 @@ def _vmapped(bind, inputs: list[Lanes], axis: int | None) -> list[Lanes]:
 
 
 def _keep(value: Lanes) -> Lanes:
-    """The same value, behind a reduction: XLA's CPU compiler does not compute those twice."""
+    """The same value, behind a reduction: XLA's CPU compiler does not compute those twice.
+
+    Bits are added, for sums of float32 may go to a library that is slower, or has none.
+    """
     array = value.array
     if value.axis == 0 or array.dtype == bool:
         return value
+    bits = array
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
     first = jnp.arange(2).reshape(2, *(1,) * array.ndim) == 0
-    kept = jnp.where(first, array, jnp.zeros((), array.dtype))
-    return Lanes(jnp.sum(kept, axis=0, dtype=array.dtype), -1)
+    kept = jnp.sum(jnp.where(first, bits, jnp.zeros_like(bits)), axis=0, dtype=bits.dtype)
+    return Lanes(jax.lax.bitcast_convert_type(kept, array.dtype), -1)
 
 
 def _reads_few(name: str, inputs: list[Lanes], params) -> bool:

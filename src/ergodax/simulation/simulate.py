@@ -280,9 +280,10 @@ def simulate(
     result: Any = RESULTS.successful if complete else RESULTS.interrupted
     if job.done < inputs.runs or count < len(times):
         _warn_interrupted(job.done, inputs.runs, times[count - 1], checkpoint)
-    if summary.lost[-1]:
-        result = RESULTS.nonfinite
-        _warn_nonfinite(summary.lost, job.done, times)
+    if summary.lost[-1, 0]:
+        result, text = describe_lost(wrapped, summary.lost[-1], job.done)
+        first = times[np.argmax(summary.lost[:, 0] > 0)]
+        warnings.warn(f"{text}, the first by t = {first:.6g}.", stacklevel=2)
     return Simulation(
         wrapped=wrapped,
         ts=times[:count],
@@ -325,12 +326,19 @@ def _warn_interrupted(done: int, runs: int, time: float, checkpoint) -> None:
     )
 
 
-def _warn_nonfinite(lost, runs: int, times) -> None:
-    warnings.warn(
-        f"{lost[-1]:.0f} of {runs} runs became infinite or NaN, the first by t = "
-        f"{times[np.argmax(lost > 0)]:.6g}: are the updates too large for their scale?",
-        stacklevel=3,
-    )
+def describe_lost(wrapped: WrappedGame, lost, runs: int) -> tuple[Any, str]:
+    """A result code and a text for runs of which some are lost, `[1 + n]` as in `Summary`."""
+    count, *by_agent = lost
+    faults = [
+        f"agent {agent} ({type(wrapped.learners[agent]).__name__}) played probabilities that are "
+        f"negative, NaN or do not sum to one in {number:.0f}"
+        for agent, number in enumerate(by_agent)
+        if number
+    ]
+    result = RESULTS.improper_policy if faults else RESULTS.nonfinite
+    if count > max(by_agent):
+        faults.append("parameters became infinite or NaN: are updates too large for their scale?")
+    return result, f"{count:.0f} of {runs} runs are lost ({'; '.join(faults)})"
 
 
 def _check_start(start: Simulation, key, scale: float, steps) -> int:

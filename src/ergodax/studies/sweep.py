@@ -251,11 +251,8 @@ def _simulate_batches(build: Build, names, sets, rest, planned: Plan):
             "state_frequency": state_frequency,
             "rewards": rewards,
         }
-        good, bad = _ended(RESULTS.successful), _ended(RESULTS.nonfinite)
-        lost, runs = found.lost[:, -1], planned.inputs.runs
-        outcome["result"] = np.where(lost > 0, bad["result"], good["result"])
-        texts = [f"{n:.0f} of {runs} runs became infinite or NaN" for n in lost]
-        outcome["message"] = np.where(lost > 0, texts, good["message"])
+        ended = [_simulated(wrapped, lost, planned.inputs.runs) for lost in found.lost[:, -1]]
+        outcome |= {k: np.array([one[k] for one in ended]) for k in ended[0]}
         count = len(chosen)
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
 
