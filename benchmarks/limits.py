@@ -15,7 +15,7 @@ import numpy as np
 import ergodax as ex
 from _common import machine, table
 
-PAYOFFS = [[[0.3375, 0.3375], [0.1180, 0.3679]], [[0.3679, 0.1180], [0.2229, 0.2229]]]
+PAYOFFS = [[(0.3375, 0.3375), (0.1180, 0.3679)], [(0.3679, 0.1180), (0.2229, 0.2229)]]
 PERIODS = 80_000.0
 
 

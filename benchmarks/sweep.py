@@ -146,7 +146,7 @@ def best(call) -> float:
 
 
 def number_of_states(memories: tuple[int, ...], count: int) -> str:
-    payoffs = np.array([[[3.0, 3.0], [1.5, 3.5]], [[3.5, 1.5], [2.0, 2.0]]])
+    payoffs = [[(3.0, 3.0), (1.5, 3.5)], [(3.5, 1.5), (2.0, 2.0)]]
     rows = []
     for memory in memories:
         game = ex.games.repeated(payoffs, memory=memory)

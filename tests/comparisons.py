@@ -81,8 +81,6 @@ def market():
 @functools.cache
 def untabulated():
     """Parameters that are no tables of states and actions."""
-    game = ex.games.repeated(
-        np.array([[[1.0, 2.0], [0.0, 1.0]], [[2.0, 0.5], [1.0, 3.0]]]), memory=0
-    )
+    game = ex.games.repeated([[(1.0, 2.0), (0.0, 1.0)], [(2.0, 0.5), (1.0, 3.0)]], memory=0)
     wrapped = ex.WrappedGame(game, [Logit(), Vague()])
     return ex.compare(wrapped, wrapped.init(), TIMES, scale=5.0, runs=16, key=jax.random.key(2))

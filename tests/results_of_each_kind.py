@@ -12,7 +12,7 @@ import ergodax as ex
 
 def build(theta):
     """Two learners in a game of one state: compiled in no time."""
-    rewards = np.array([[[1.0, 2.0], [0.0, 1.0]], [[2.0, 0.5], [1.0, 3.0]]])
+    rewards = [[(1.0, 2.0), (0.0, 1.0)], [(2.0, 0.5), (1.0, 3.0)]]
     game = ex.games.repeated(rewards, memory=0)
     learners = [
         ex.QLearning(0.05, 0.5, ex.EpsilonSoftmax(theta["tau"], theta["eps"][agent]))
@@ -70,6 +70,12 @@ def result(name):
             return ex.fit(lambda theta: jnp.sum((theta["x"] - 2.0) ** 2), {"x": jnp.zeros(2)})
         case "study":
             return study()
+        case "kinks":
+            return ex.kinks(wrapped, start, ts)
+        case "game":
+            return wrapped.game
+        case "no rest points":
+            return ()
     raise AssertionError(name)
 
 
@@ -107,4 +113,5 @@ RESULTS = (
     *("dilemma", "market", "untabulated", "solution", "failed solution", "batched solutions"),
     *("simulation", "own games", "fluctuations", "rest point", "batched rest points"),
     *("rest points", "basins", "sensitivities", "fit", "study"),
+    *("kinks", "game", "no rest points"),
 )

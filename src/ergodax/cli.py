@@ -295,15 +295,15 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
 
 
 def _write(result: Any, figure: Any, stem: Path, command: str) -> None:
-    """Writes figure and data, prints the result and where it is."""
+    """Prints the result, writes figure and data, and says where they are."""
     from . import io
     from .base.files import replacing
 
+    print(result, flush=True)  # first: a disk that is full shall not lose it
     image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
+    io.save(result, data, attributes={"command": command})
     with replacing(image) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    io.save(result, data, attributes={"command": command})
-    print(result)
     print("\nwritten:", image, data)
 
 

@@ -10,7 +10,7 @@ from ergodax.averaged.basins import wilson_interval
 def stateless(payoffs, tau, gamma):
     """Two Q-learners with softmax exploration in a repeated symmetric game without memory."""
     payoffs = np.asarray(payoffs, dtype=float)
-    game = ex.games.repeated(np.stack([payoffs, payoffs.T], axis=-1), memory=0)
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
     learner = ex.QLearning(1.0, gamma, ex.EpsilonSoftmax(tau))
     return ex.WrappedGame(game, [learner, learner])
 
@@ -118,11 +118,11 @@ def test_wilson_intervals_cover():
 def test_bad_input_is_refused():
     wrapped = stateless(np.eye(2), 0.6, 0.0)
     params = starts(0, 3, 0.0, 1.0)
-    with pytest.raises(ValueError, match="leading axis of the same length"):
+    with pytest.raises(ValueError, match="leading axis of starts of the same length"):
         ex.basins(wrapped, (params[0], params[1][:2]), 10.0)
-    with pytest.raises(ValueError, match="found ts\\[0\\] = -1"):
+    with pytest.raises(ValueError, match=r"time must be a positive number; found -1.0"):
         ex.basins(wrapped, params, -1.0)
-    with pytest.raises(ValueError, match="confidence must be between 0 and 1"):
+    with pytest.raises(ValueError, match=r"confidence must be a number in \(0, 1\)"):
         ex.basins(wrapped, params, 10.0, confidence=1.0)
     with pytest.raises(ValueError, match="must be finite"):
         ex.basins(wrapped, (params[0], params[1] * np.nan), 10.0)

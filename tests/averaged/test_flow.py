@@ -31,7 +31,7 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 def matching_pennies(**spec):
     """A small wrapped game: one state, two agents, two actions."""
-    payoffs = np.array([[[1.0, -1.0], [-1.0, 1.0]], [[-1.0, 1.0], [1.0, -1.0]]])
+    payoffs = [[(1.0, -1.0), (-1.0, 1.0)], [(-1.0, 1.0), (1.0, -1.0)]]
     learner = make_learner(Spec(**({"kind": "q", "gamma": 0.5, "eps": 0.1} | spec)))
     wrapped = ex.WrappedGame(ex.games.repeated(payoffs, memory=0), [learner, learner])
     return wrapped, (jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.5]]))

@@ -12,7 +12,7 @@ from helpers import Spec, assert_close, central_difference, flatten, make_learne
 def stateless(payoffs, tau, gamma, learning_rate=1.0):
     """Two Q-learners with softmax exploration in a repeated symmetric game without memory."""
     payoffs = np.asarray(payoffs, dtype=float)
-    game = ex.games.repeated(np.stack([payoffs, payoffs.T], axis=-1), memory=0)
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
     learner = ex.QLearning(learning_rate, gamma, ex.EpsilonSoftmax(tau))
     return ex.WrappedGame(game, [learner, learner])
 
@@ -115,7 +115,7 @@ def test_coordination_has_a_pitchfork_at_one_half(tau, outer, middle):
 
 
 def test_matching_pennies_rests_in_a_centre():
-    payoffs = np.array([[[2.0, 1.0], [1.0, 2.0]], [[1.0, 2.0], [2.0, 1.0]]])
+    payoffs = [[(2.0, 1.0), (1.0, 2.0)], [(1.0, 2.0), (2.0, 1.0)]]
     wrapped = ex.WrappedGame(ex.games.repeated(payoffs, memory=0), [Share(0.4), Share(0.7)])
     found = ex.rest_point(wrapped, wrapped.init())
     np.testing.assert_allclose(flatten(found.params), 0.5, atol=1e-9)
@@ -260,9 +260,9 @@ def test_discontinuous_learners_are_refused():
 
 def test_bad_guesses_are_refused(random):
     params = random.init()
-    with pytest.raises(ValueError, match=r"params of agent 0.* must be finite"):
+    with pytest.raises(ValueError, match=r"guess of agent 0.* must be finite"):
         ex.rest_point(random, (params[0].at[0, 0].set(np.nan), params[1]))
-    with pytest.raises(ValueError, match="leading axis of the same length"):
+    with pytest.raises(ValueError, match=r"guesses of agent 0 must have shape .*leading axis"):
         ex.rest_points(random, (params[0], jnp.zeros((2, 3, 3))))
-    with pytest.raises(ValueError, match=r"params of agent 1.* must be finite"):
+    with pytest.raises(ValueError, match=r"guesses of agent 1.* must be finite"):
         ex.rest_points(random, (params[0][None], params[1][None] * np.nan))

@@ -28,7 +28,7 @@ def test_one_device_for_every_core_asked_for():
 
 
 def test_counts_below_one_and_late_calls_are_refused():
-    with pytest.raises(ValueError, match="count must be a positive number of devices; found 0"):
+    with pytest.raises(ValueError, match="count must be a positive integer; found 0"):
         ex.use_all_cores(0)
     jax.devices()
     with pytest.raises(RuntimeError, match="JAX has already started"):

@@ -9,6 +9,7 @@ import ergodax as ex
 from helpers import annotations_off
 
 PAYOFFS = np.random.default_rng(0).normal(size=(2, 3, 2))
+TABLES = tuple(np.moveaxis(PAYOFFS, -1, 0))
 
 
 def test_prisoners_dilemma_is_the_golden_game(golden):
@@ -37,7 +38,7 @@ def test_prisoners_dilemmas_stack():
 
 @pytest.mark.parametrize("memory", [0, 1, 2, 3])
 def test_the_state_is_the_memory_of_past_play(memory):
-    game = ex.games.repeated(PAYOFFS, memory=memory)
+    game = ex.games.repeated(TABLES, memory=memory)
     joint_actions = list(itertools.product(range(2), range(3)))
     histories = list(itertools.product(joint_actions, repeat=memory))
     assert game.num_states == len(histories) == 6**memory
@@ -73,12 +74,12 @@ def test_three_agents_with_unequal_actions():
     ],
 )
 def test_states_are_named_after_actions(memory, names, expected):
-    game = ex.games.repeated(PAYOFFS, memory=memory, action_names=names)
+    game = ex.games.repeated(TABLES, memory=memory, action_names=names)
     assert game.state_names == expected
 
 
 def test_longer_memories_are_named_oldest_first():
-    names = ex.games.repeated(PAYOFFS, memory=2).state_names
+    names = ex.games.repeated(TABLES, memory=2).state_names
     assert names[:3] == ("00 00", "00 01", "00 02")
     assert names[-1] == "12 12"
     assert names[6] == "01 00"
@@ -86,25 +87,28 @@ def test_longer_memories_are_named_oldest_first():
 
 def test_initial_law_is_passed_on():
     initial = np.array([0, 0, 0.5, 0, 0.5, 0])
-    np.testing.assert_array_equal(ex.games.repeated(PAYOFFS, initial=initial).initial, initial)
-    np.testing.assert_allclose(ex.games.repeated(PAYOFFS).initial, 1 / 6)
+    np.testing.assert_array_equal(ex.games.repeated(TABLES, initial=initial).initial, initial)
+    np.testing.assert_allclose(ex.games.repeated(TABLES).initial, 1 / 6)
 
 
 def test_integer_payoffs_are_allowed():
-    game = ex.games.repeated(np.array([[[3, 3], [0, 5]], [[5, 0], [1, 1]]]))
+    game = ex.games.repeated([[(3, 3), (0, 5)], [(5, 0), (1, 1)]])
     assert game.rewards.dtype == jnp.float64
     np.testing.assert_array_equal(game.rewards[2, 0, 1, 0], [0, 5])
 
 
 def test_bad_repeated_games_are_refused():
-    with pytest.raises(ValueError, match="memory must be 0 or more rounds; found -1"):
-        ex.games.repeated(PAYOFFS, memory=-1)
+    with pytest.raises(ValueError, match="memory must be 0 or a positive integer; found -1"):
+        ex.games.repeated(TABLES, memory=-1)
     wrong = PAYOFFS.copy()
     wrong[1, 2, 0] = np.nan
     with pytest.raises(ValueError, match=r"nan of agent 0 at state 0, joint action \(1, 2\)"):
-        ex.games.repeated(wrong)
+        ex.games.repeated(tuple(np.moveaxis(wrong, -1, 0)))
     for shape in [(2, 3, 3), (2,), ()]:
-        with annotations_off(), pytest.raises(ValueError, match="payoffs must have shape"):
+        with (
+            annotations_off(),
+            pytest.raises(ValueError, match="payoffs must be a tuple with one table"),
+        ):
             ex.games.repeated(np.zeros(shape))
 
 
@@ -112,4 +116,61 @@ def test_bad_repeated_games_are_refused():
 @pytest.mark.parametrize("names", [[["C", "D"]], [["C", "D"], ["L", "R"]]])
 def test_missing_action_names_are_refused_by_their_own_name(memory, names):
     with pytest.raises(ValueError, match=r"^action_names"):
-        ex.games.repeated(PAYOFFS, memory=memory, action_names=names)
+        ex.games.repeated(TABLES, memory=memory, action_names=names)
+
+
+ROWS = np.array([[3.0, 0.0, 2.0], [5.0, 1.0, 4.0]])
+COLUMNS = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ex.games.bimatrix(ROWS, COLUMNS.tolist()),
+        lambda: ex.games.repeated((ROWS, COLUMNS)),
+        lambda: ex.games.repeated([ROWS, COLUMNS]),
+        lambda: ex.games.repeated((ROWS.tolist(), COLUMNS.tolist())),
+        lambda: ex.games.repeated(
+            [[tuple(cell) for cell in row] for row in np.stack([ROWS, COLUMNS], axis=-1).tolist()]
+        ),
+    ],
+)
+def test_every_form_of_a_bimatrix_is_the_same_game(make):
+    rewards = make().rewards
+    for row, column in np.ndindex(2, 3):
+        expected = [ROWS[row, column], COLUMNS[row, column]]
+        np.testing.assert_array_equal(rewards[0, row, column, 0], expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 3, 2), (3, 3, 3, 3), (3, 1, 2, 3)])
+def test_payoffs_that_may_have_the_agents_first_are_refused(shape):
+    for payoffs in (np.zeros(shape), jnp.zeros(shape), np.zeros(shape).tolist()):
+        with pytest.raises(ValueError, match=r"payoffs of shape .* agents first or last"):
+            ex.games.repeated(payoffs)
+
+
+def test_a_single_agent_has_no_two_readings():
+    assert ex.games.repeated(np.zeros((1, 1))).num_actions == (1,)
+
+
+def test_payoffs_are_differentiable_in_either_form():
+    def total(make):
+        return jax.grad(lambda x: ex.games.repeated(make(x)).rewards.sum())(2.0)
+
+    assert total(lambda x: (x * ROWS, COLUMNS)) == 6 * ROWS.sum()
+    assert total(lambda x: [[(x, 1.0), (2.0, x)], [(x, 0.0), (0.0, 0.0)]]) == 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ex.games.bimatrix(ROWS, COLUMNS.T), r"second must be a matrix .*\(3, 2\)"),
+        (lambda: ex.games.bimatrix(ROWS[0], ROWS[0]), r"first must be a matrix .*\(3,\)"),
+        (lambda: ex.games.repeated((ROWS, COLUMNS, ROWS)), "one table .* for each of 3 agents"),
+        (lambda: ex.games.repeated((ROWS, COLUMNS.T)), "for each of 2 agents; found shapes"),
+        (lambda: ex.games.repeated(np.zeros((2, 3, 3))), "np.moveaxis"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(make, message):
+    with annotations_off(), pytest.raises(ValueError, match=message):
+        make()

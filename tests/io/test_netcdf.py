@@ -1,6 +1,7 @@
 import importlib.util
+import os
 import sys
-import types
+from pathlib import Path
 
 import equinox as eqx
 import h5py
@@ -33,14 +34,13 @@ def test_folders_are_made(tmp_path):
     assert (tmp_path / "new" / "deep" / "a.nc").is_file()
 
 
-def break_off(self, path, **_):
-    path.write_bytes(b"half")
+def break_off(descriptor):
     raise OSError("disk full")
 
 
 @pytest.mark.parametrize("old", [b"precious", None])
 def test_failures_leave_nothing_half_written(tmp_path, monkeypatch, old):
-    monkeypatch.setattr(xarray.Dataset, "to_netcdf", break_off)
+    monkeypatch.setattr(os, "fsync", break_off)
     if old:
         (tmp_path / "a.nc").write_bytes(old)
     with pytest.raises(OSError, match="disk full"):
@@ -172,10 +172,8 @@ def test_double_precision_is_not_lost_silently(tmp_path):
 def test_learners_of_users_must_be_there(tmp_path, monkeypatch):
     io.save(comparisons.untabulated(), tmp_path / "a.nc")
     monkeypatch.delitem(sys.modules, "comparisons")
-    with pytest.raises(ValueError, match="needs Logit of comparisons: import comparisons first"):
-        io.load(tmp_path / "a.nc")
-    monkeypatch.setitem(sys.modules, "comparisons", types.ModuleType("comparisons"))
-    with pytest.raises(ValueError, match="needs Logit of comparisons, which is not there"):
+    monkeypatch.setattr(comparisons.Logit, "__module__", "elsewhere")
+    with pytest.raises(ValueError, match="needs the class Logit of comparisons: import or define"):
         io.load(tmp_path / "a.nc")
 
 
@@ -185,6 +183,7 @@ def test_a_class_that_has_changed(tmp_path, monkeypatch):
     class Logit(comparisons.Logit):
         slope: jax.Array = ex.hyper(1.0)
 
+    Logit.__module__, Logit.__qualname__ = "comparisons", "Logit"
     monkeypatch.setattr(comparisons, "Logit", Logit)
     with pytest.raises(ValueError, match="Logit has other fields than when it was saved: slope"):
         io.load(tmp_path / "a.nc")
@@ -243,11 +242,11 @@ def foreign(path):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (break_bytes, "damaged, cut short or no netCDF-4 file"),
-        (break_object, "damaged, cut short or no netCDF-4 file"),
+        (break_bytes, "was damaged, or changed by another program, after it was saved"),
+        (break_object, "was damaged, or changed by another program, after it was saved"),
         (cut_short, "damaged, cut short or no netCDF-4 file"),
         (replace_by_text, "damaged, cut short or no netCDF-4 file"),
-        (newer, r"written by a newer version of ergodax \(layout 99; this one reads 1\)"),
+        (newer, r"written by a newer version of ergodax \(layout 99; this one reads 2\)"),
         (foreign, "was not written by ergodax.io.save"),
     ],
 )
@@ -263,6 +262,53 @@ def test_files_that_cannot_be_read(tmp_path, act, message):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file '.*a\.nc'"):
         io.load(tmp_path / "a.nc")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("a", value)
+            for value in (True, None, {"b": 1}, Path("x"), 1j, [], [[1]], [1, "x", None])
+        ),
+        *(("a", value) for value in ([1, [2]], object(), 2**70, b"x")),
+        *((name, 1) for name in ("", "a/b")),
+    ],
+)
+def test_attributes_are_texts_and_numbers(tmp_path, name, value):
+    with pytest.raises(ValueError, match="attributes"):
+        io.save(comparisons.market(), tmp_path / "a.nc", attributes={name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attributes_do_not_hide_how_the_result_was_made(tmp_path):
+    with pytest.raises(ValueError, match="'settings' says how the result was made"):
+        io.save(comparisons.market(), tmp_path / "a.nc", attributes={"settings": "mine"})
+    own = {"a": "text", "b": 1, "c": np.float32(2), "d": [1.5, 2.5], "e": ["x", "y"], "f": "\u00e9"}
+    own["g"] = jax.numpy.arange(3)
+    io.save(comparisons.market(), tmp_path / "a.nc", attributes=own)
+    with xarray.open_dataset(tmp_path / "a.nc") as data:
+        assert {name: np.asarray(data.attrs[name]).tolist() for name in own} == {
+            name: np.asarray(value).tolist() for name, value in own.items()
+        }
+
+
+def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "a.nc").symlink_to(tmp_path / "real" / "b.nc")
+    for _ in range(2):
+        io.save(comparisons.market(), tmp_path / "a.nc")
+        assert (tmp_path / "a.nc").is_symlink()
+        assert [path.name for path in (tmp_path / "real").iterdir()] == ["b.nc"]
+    assert io.load(tmp_path / "a.nc").wrapped.game.num_agents == 2
+
+
+def test_home_folders_and_long_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = "a" * 252 + ".nc"
+    io.save(comparisons.market(), f"~/{name}")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert io.load(f"~/{name}").wrapped.game.num_agents == 2
 
 
 def test_only_results_are_saved(tmp_path):

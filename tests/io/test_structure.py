@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import sys
+import types
 from typing import NamedTuple
 
 import diffrax
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.io.structure import put_together, take_apart
+from ergodax.io.structure import known_classes, put_together, take_apart
 
 
 class Pair(NamedTuple):
@@ -42,7 +44,8 @@ def there_and_back(value):
         flat = np.frombuffer(arrays[place["k"]], np.dtype(place["dtype"]))
         return flat.reshape(place["shape"])
 
-    return put_together(json.loads(json.dumps(take_apart(value, store))), fetch)
+    own = known_classes([Pair, Plain, Holder, diffrax.Tsit5])
+    return put_together(json.loads(json.dumps(take_apart(value, store))), fetch, own)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def there_and_back(value):
         Pair(1, Pair((), "x")),
         Plain({"x": [1]}),
         Holder((1, 2), ("CC", "CD")),
-        *(np.float32, np.dtype("int8"), jax.nn.relu, Plain, ex.QLearning),
+        np.dtype("int8"),
     ],
 )
 def test_plain_values_come_back(value):
@@ -96,7 +99,13 @@ def test_results_are_known_by_their_message(result):
 
     structure = take_apart(result, lambda array: array)
     structure["messages"] = [[code + 100, text] for code, text in structure["messages"]]
-    assert put_together(structure, renumbered) == result
+    assert put_together(structure, renumbered, {}) == result
+    structure["messages"][0][1] = "a text of another version"
+    with pytest.raises(ValueError, match=r"no result is known with code .* and text 'a text of an"):
+        put_together(structure, renumbered, {})
+    structure["messages"] = []
+    with pytest.raises(ValueError, match="no result is known"):
+        put_together(structure, renumbered, {})
 
 
 def test_batched_results():
@@ -114,7 +123,8 @@ def test_only_what_has_a_form_is_taken():
     for value, message in (
         ({"a": [Pair(1, {2})]}, r"\['a'\]\[0\]\.second cannot be saved: set objects"),
         (Local(), "Local cannot be found by its name; define it at the top level"),
-        (lambda: 1, "<lambda> cannot be found by its name"),
+        (Plain(jax.nn.relu), r"\.values cannot be saved: relu is code, which no file holds"),
+        ([ex.QLearning], r"\[0\] cannot be saved: QLearning is code"),
         (jax.random.key(0), r"keep jax\.random\.key_data of a key"),
         (np.array([None]), "an array of Python objects"),
     ):
@@ -127,10 +137,13 @@ def test_only_what_has_a_form_is_taken():
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
-        ({"name": "no.such.module:f"}, r"import no\.such\.module first"),
-        ({"name": "ergodax:no_such"}, "needs no_such of ergodax, which is not there"),
-        ({"name": "ergodax:__version__"}, "is neither a class nor a function"),
-        ({"class": "os:system", "fields": {}}, "is neither a dataclass nor a named tuple"),
+        ({"name": "os:system"}, "nothing is written as"),
+        ({"class": "os:system", "fields": {}}, r"needs the class system of os: .*classes=\[system"),
+        ({"class": "test_structure:Plain", "fields": {"values": 1}}, "needs the class Plain of"),
+        ({"class": "equinox:Partial", "fields": {}}, "needs the class Partial of equinox"),
+        ({"class": "ergodax:no_such", "fields": {}}, "which this version does not have"),
+        ({"class": "ergodax:simulate", "fields": {}}, "which this version does not have"),
+        ({"class": "ergodax:At.apply", "fields": {}}, "which this version does not have"),
         (
             {"class": "ergodax:At", "fields": {"x": 1}},
             "other fields than when it was saved",
@@ -140,13 +153,43 @@ def test_only_what_has_a_form_is_taken():
 )
 def test_structures_that_cannot_be_put_together(structure, message):
     with pytest.raises(ValueError, match=message):
-        put_together(structure, lambda place: np.zeros(1))
+        put_together(structure, lambda place: np.zeros(1), known_classes())
 
 
-def test_no_module_is_imported_because_a_file_names_it(monkeypatch):
+def test_no_module_is_imported_or_looked_into_because_a_file_names_it(monkeypatch):
+    class Trap(types.ModuleType):
+        def __getattr__(self, name):
+            raise AssertionError
+
+    monkeypatch.setitem(sys.modules, "trap", Trap("trap"))
     monkeypatch.setattr("builtins.__import__", None)
-    with pytest.raises(ValueError, match="import this first"):
-        put_together({"name": "this:s"}, lambda place: np.zeros(1))
+    for name in ("this:s", "trap:x"):
+        with pytest.raises(ValueError, match="import or define it first"):
+            put_together({"class": name, "fields": {}}, lambda place: np.zeros(1), {})
+
+
+def test_only_classes_with_fields_are_known():
+    for wrong in (jax.nn.relu, int, "Plain", Plain(1)):
+        with pytest.raises(TypeError, match="classes must be dataclasses or named tuples"):
+            known_classes([wrong])
+    assert all(map(callable, known_classes().values()))
+    assert {"ergodax:QLearning", "ergodax:ActorCriticParams", "ergodax:Solution"} <= {
+        *known_classes()
+    }
+
+
+def test_a_class_defined_anew_is_the_one_that_counts(monkeypatch):
+    def define():
+        class Anew(ex.QLearning):
+            pass
+
+        Anew.__qualname__ = "Anew"
+        return Anew
+
+    first, second = define(), define()
+    for current in (first, second):
+        monkeypatch.setattr(sys.modules[__name__], "Anew", current, raising=False)
+        assert known_classes()[f"{__name__}:Anew"] is current
 
 
 def test_solvers_are_dataclasses_like_any_other():

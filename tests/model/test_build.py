@@ -62,7 +62,7 @@ def test_another_structure_when_traced_is_named():
     [
         (lambda theta: dilemma(theta)[0], "must return a wrapped game and the parameters"),
         (lambda theta: dilemma(theta)[::-1], "must return a wrapped game and the parameters"),
-        (lambda theta: (dilemma(theta)[0], ()), "params must be a tuple with one pytree for each"),
+        (lambda theta: (dilemma(theta)[0], ()), r"params must be a tuple .* one pytree for each"),
         (
             lambda theta: jax.vmap(dilemma)(jax.tree.map(lambda x: x * jnp.ones(3), theta)),
             "must return one game, without an axis of runs",

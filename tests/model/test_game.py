@@ -275,7 +275,7 @@ def test_wrong_shapes_of_dense_games_are_refused(change, message):
         ({"successors": np.zeros((3, 2), dtype=int)}, "successors must have shape"),
         ({"successors": np.zeros((3, 2, 0), dtype=int)}, "at least one state, agent"),
         ({"successors": np.zeros((3, 2, 1))}, "successors must be integers; found dtype float64"),
-        ({"probabilities": np.ones((3, 2, 2))}, r"must have the shape of successors, \(3, 2, 1\)"),
+        ({"probabilities": np.ones((3, 2, 2))}, r"must have shape \(3, 2, 1\), that of successors"),
         ({"rewards": np.zeros((3, 2, 1, 2))}, r"rewards must have shape \(3, 2, 1, 1\)"),
     ],
 )

@@ -25,7 +25,7 @@ class Fields(ex.AbstractExploration):
 
 
 def test_hyper_fields_hold_float_arrays():
-    fields = Fields(0, 2, True, np.array([0, 1]))
+    fields = Fields(0, 2, 1, np.array([0, 1]))
     for value in (fields.required, fields.positive, fields.free, fields.table):
         assert isinstance(value, jax.Array)
         assert value.dtype == jnp.float64
@@ -78,7 +78,7 @@ def test_hyper_parameters_do_not_retrace():
         return rule(values)
 
     values = jnp.array([0.0, 1.0])
-    for temperature, epsilon in [(1, 0), (0.5, 0.1), (np.float32(2), True)]:
+    for temperature, epsilon in [(1, 0), (0.5, 0.1), (np.float32(2), 1.0)]:
         probabilities(ex.EpsilonSoftmax(temperature, epsilon), values)
 
 

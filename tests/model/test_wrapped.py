@@ -108,7 +108,10 @@ def test_wrong_number_of_learners_is_refused(count):
 
 
 def test_what_is_not_a_learner_is_refused():
-    with pytest.raises(ValueError, match=r"agent 1: .* is not an AbstractLearner instance"):
+    with pytest.raises(
+        ValueError,
+        match=r"learners must be instances of AbstractLearner; found .* as that of agent 1",
+    ):
         ex.WrappedGame(ex.games.prisoners_dilemma(), [ex.QLearning(), ex.QLearning])
 
 
@@ -118,12 +121,15 @@ TABLE = jnp.zeros((4, 2))
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ([TABLE, TABLE], "params must be a tuple .* for each of 2 agents; found list"),
-        ((TABLE,), "params must be a tuple .* for each of 2 agents; found tuple of length 1"),
+        ([TABLE, TABLE], r"params0? must be a tuple .* for each of 2 agents; found list"),
+        ((TABLE,), r"params0? must be a tuple .* for each of 2 agents; found tuple of length 1"),
         ((TABLE, TABLE, TABLE), "found tuple of length 3"),
-        ((TABLE, {"Q": TABLE}), r"params of agent 1 must have the structure PyTreeDef\(\*\)"),
-        ((TABLE, jnp.zeros((4, 3))), r"params of agent 1 must have shape \(4, 2\); found \(4, 3\)"),
-        ((jnp.zeros(8), TABLE), r"params of agent 0 must have shape \(4, 2\); found \(8,\)"),
+        ((TABLE, {"Q": TABLE}), r"params0? of agent 1 must have the structure PyTreeDef\(\*\)"),
+        (
+            (TABLE, jnp.zeros((4, 3))),
+            r"params0? of agent 1 must have shape \(4, 2\); found \(4, 3\)",
+        ),
+        ((jnp.zeros(8), TABLE), r"params0? of agent 0 must have shape \(4, 2\); found \(8,\)"),
     ],
 )
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_path_is_the_solution_everywhere():
         path, solved = follow(
             lambda x, _: -x, start, 3.0, ts=jnp.array([3.0]), rtol=1e-9, atol=1e-9
         )
-        return jax.vmap(path)(ts), path.count, solved.ys[0]
+        return jax.vmap(path)(ts), path.count, solved.ys
 
     ts = jnp.linspace(0.0, 3.0, 50)
     start = jnp.array([1.0, -2.0])

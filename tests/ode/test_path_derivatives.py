@@ -140,7 +140,7 @@ def test_derivatives_of_a_failed_solve_are_not_numbers():
 
 def test_gradients_at_an_exact_symmetry_are_finite_however_little_is_optimised():
     payoffs = np.array([[4.0, 0.0], [3.0, 2.0]])
-    game = ex.games.repeated(np.stack([payoffs, payoffs.T], axis=-1), memory=0)
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
 
     def cooperation(epsilon):
         learner = ex.QLearning(0.1, 0.0, ex.EpsilonSoftmax(0.25, epsilon), [[4.0, 3.0]])

@@ -83,7 +83,7 @@ def test_sweeps_that_cannot_be_drawn(variable, options, message):
 def found():
     """Derivatives that are known, of two agents with one state and two actions each."""
     learner = ex.QLearning(0.1, 0.0, ex.EpsilonSoftmax(0.3))
-    payoffs = np.stack([np.eye(2)] * 2, axis=-1)
+    payoffs = (np.eye(2), np.eye(2))
     wrapped = ex.WrappedGame(ex.games.repeated(payoffs, memory=0), [learner] * 2)
     ts = jnp.array([0.0, 5.0])
     table = jnp.array([[[1.0, 2.0]], [[3.0, 4.0]]])

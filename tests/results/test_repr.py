@@ -9,7 +9,10 @@ import pytest
 import ergodax as ex
 from helpers import golden_game
 
-GAME = "MarkovGame(2 agents, 4 states (CC, CD, DC, DD), 2 x 2 actions (C, D), 1 successor)"
+GAME = (
+    "MarkovGame(2 agents, 4 states (CC, CD, DC, DD), 2 x 2 actions (C, D), 1 successor"
+    "; payoffs CC (3, 3), CD (1.5, 3.5), DC (3.5, 1.5), DD (2, 2))"
+)
 
 
 def build(theta):
@@ -27,10 +30,14 @@ def dilemma():
 def test_game_says_its_sizes_and_names():
     assert repr(ex.games.prisoners_dilemma()) == GAME
     unlike = ex.games.repeated(
-        np.zeros((2, 3, 2)), memory=0, action_names=[["up", "down"], ["l", "m", "r"]]
+        (np.zeros((2, 3)), np.ones((2, 3))),
+        memory=0,
+        action_names=[["up", "down"], ["l", "m", "r"]],
     )
     assert repr(unlike) == (
-        "MarkovGame(2 agents, 1 state (-), 2 x 3 actions (up, down) (l, m, r), 1 successor)"
+        "MarkovGame(2 agents, 1 state (-), 2 x 3 actions (up, down) (l, m, r), 1 successor; "
+        "payoffs up-l (0, 1), up-m (0, 1), up-r (0, 1), down-l (0, 1), down-m (0, 1), "
+        "down-r (0, 1))"
     )
     many = ex.games.repeated(np.zeros((4, 4, 2)), action_names=[list("abcd")] * 2)
     assert "16 states (aa, ab, ac, ad, ba, bb, bc, bd, ..), 4 x 4 actions (a, b, c, d)," in repr(

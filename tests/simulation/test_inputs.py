@@ -61,7 +61,7 @@ INVALID = [
     (dict(scale=-1.0), "scale must be a positive number; found -1.0."),
     (dict(scale=float("nan")), "scale must be a positive number; found nan."),
     (dict(scale=float("inf")), "scale must be a positive number; found inf."),
-    (dict(scale=np.ones(2)), "scale must be a positive number; found [1. 1.]."),
+    (dict(scale=np.ones(2)), "scale must be a positive number; found array([1., 1.])."),
     (dict(dtype=jnp.float16), "dtype must be float32 or float64; found float16."),
     (dict(dtype=int), "dtype must be float32 or float64; found int64."),
     (dict(initial_state="XX"), "initial_state 'XX' is not a state; the states are CC, CD, DC, DD."),
@@ -99,12 +99,12 @@ def test_parameters_that_do_not_fit_are_refused():
         with annotations_off(), pytest.raises(ValueError, match=re.escape(message)):
             ex.simulate(wrapped, params, np.arange(3.0), key=KEY)
 
-    refuse((first,), "params must be a tuple with one pytree for each of 2 agents; found tuple of")
-    refuse([first, second], "one pytree for each of 2 agents; found list.")
-    refuse((first, first), "params of agent 1 must have the structure")
-    refuse((first.T[:, :3], second), "params of agent 0 must have shape (4, 2); found (2, 3).")
+    refuse((first,), "with one pytree for each of 2 agents; found tuple of")
+    refuse([first, second], "one pytree for each of 2 agents; found list of length 2.")
+    refuse((first, first), "params0 of agent 1 must have the structure")
+    refuse((first.T[:, :3], second), "params0 of agent 0 must have shape (4, 2); found (2, 3).")
     wrong = second._replace(V=jnp.zeros(5))
-    refuse((first, wrong), "params of agent 1.V must have shape (4,); found (5,).")
+    refuse((first, wrong), "params0 of agent 1.V must have shape (4,); found (5,).")
     lost = second._replace(theta=second.theta.at[1, 0].set(jnp.nan))
-    refuse((first, lost), "params of agent 1.theta must be finite; found")
-    refuse((first.at[0, 0].set(jnp.inf), second), "params of agent 0 must be finite; found")
+    refuse((first, lost), "params0 of agent 1.theta must be finite; found")
+    refuse((first.at[0, 0].set(jnp.inf), second), "params0 of agent 0 must be finite; found")

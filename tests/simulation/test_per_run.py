@@ -72,7 +72,10 @@ def test_every_run_has_its_own_parameters_and_first_state():
             "wrapped has 3, params0 has 3, initial_state has 2",
         ),
         (dict(initial_state=[0, 1, 4]), "initial_state must be a state, 0 to 3; found 4"),
-        (dict(initial_state=[0.0, 1.0, 1.5]), "initial_state must be a state, 0 to 3; found 0.0"),
+        (
+            dict(initial_state=[0.0, 1.0, 1.5]),
+            r"initial_state must be a state, 0 to 3; found \[0.0",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_together_are_refused(options, message):

@@ -128,7 +128,7 @@ def market(actor, critic, sarsa):
 
 
 def uneven(*rates):
-    game = ex.games.repeated(np.stack([np.eye(2)] * 2, axis=-1), memory=0)
+    game = ex.games.repeated((np.eye(2), np.eye(2)), memory=0)
     wrapped = ex.WrappedGame(game, [Uneven(rates=rates), comparisons.Vague(0.0)])
     return wrapped, wrapped.init()
 

@@ -74,7 +74,7 @@ def test_learning_parameters_are_recovered_from_an_observed_mean():
 def test_temperature_and_learning_rates_for_a_target_of_cooperation():
     bounds = {"tau": (0.1, 10.0), "alpha0": (0.005, 0.5), "alpha1": (0.005, 0.5)}
     payoffs = np.array([[3.0, 0.0], [5.0, 1.0]])
-    game = ex.games.repeated(np.stack([payoffs, payoffs.T], axis=-1), memory=0)
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
 
     def cooperation(theta):
         exploration = ex.EpsilonSoftmax(theta["tau"], 0.02)
@@ -105,7 +105,7 @@ def test_temperature_and_learning_rates_for_a_target_of_cooperation():
 @pytest.mark.slow
 def test_the_smallest_exploration_that_restores_competitive_play():
     payoffs = np.array([[4.0, 0.0], [3.0, 2.0]])
-    game = ex.games.repeated(np.stack([payoffs, payoffs.T], axis=-1), memory=0)
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
 
     def cooperation(epsilon):
         learner = ex.QLearning(0.1, 0.0, ex.EpsilonSoftmax(0.25, epsilon), [[4.0, 3.0]])

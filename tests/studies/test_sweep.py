@@ -594,7 +594,7 @@ def test_batches_suit_the_size_of_the_game():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("sets",))
 
     def size(memory, count=10_000):
-        game = ex.games.repeated(np.ones((2, 2, 2)), memory=memory)
+        game = ex.games.repeated((np.ones((2, 2)), np.ones((2, 2))), memory=memory)
         wrapped = ex.WrappedGame(game, [ex.QLearning(0.1)] * 2)
         return sweep_module._batch_size(None, wrapped, wrapped.init(), 2, mesh, count)
 

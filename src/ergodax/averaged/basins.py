@@ -17,15 +17,15 @@ from jaxtyping import ArrayLike, Float, Int, Real
 from scipy.stats import binomtest
 from tqdm import tqdm
 
+from ..base.checks import check_concrete, check_flag, check_number
 from ..base.codes import RESULTS
-from ..base.times import check_times
-from ..model.wrapped import WrappedGame
-from ..ode.integrate import integrate
+from ..model.wrapped import WrappedGame, admit
+from ..ode.integrate import check_solver, integrate
 from ..results.labels import SETTING, TIME_UNITS, Entries, Label, labelled, of_agents
 from ..results.result import Result
 from .drift import flat_drift
 from .flow import solve
-from .rest_points import RestPoint, count_batch, rest_point
+from .rest_points import RestPoint, rest_point
 from .stationary import check_ergodic, preserve_rows
 
 _BATCH = 128
@@ -167,13 +167,15 @@ def basins(
     Warns:
         UserWarning: if ends were not identified.
     """
-    count = count_batch(params0)
-    params0 = jax.tree.map(jnp.asarray, params0)
-    wrapped.check_finite(params0)
-    check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], params0))
-    check_times([time])
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1; found {confidence}.")
+    check_concrete("basins", (wrapped, params0, time))
+    time = check_number("time", time, "(0, inf)")
+    tolerance = check_number("tolerance", tolerance, "(0, inf)")
+    confidence = check_number("confidence", confidence, "(0, 1)")
+    rtol, atol = check_solver(rtol, atol, max_steps)
+    check_flag("progress", progress)
+    wrapped, params0 = admit(wrapped, params0, "params0", "starts")
+    check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], params0), "params0")
+    count = len(jax.tree.leaves(params0)[0])
     ends, reached = _settle_all(wrapped, params0, count, (time, rtol, atol, max_steps), progress)
 
     flat = np.asarray(jax.vmap(lambda params: flat_drift(params)[0])(ends))
@@ -320,12 +322,12 @@ def _trace(wrapped, params, rtol, atol):
         start,
         jnp.inf,
         wrapped,
-        saveat=diffrax.SaveAt(t0=True, steps=True),
+        keep=True,
         rtol=rtol,
         atol=atol,
         max_steps=_TRACED_STEPS,
     )
-    return solved.ts, solved.ys
+    return solved.path
 
 
 @eqx.filter_jit

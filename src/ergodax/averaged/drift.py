@@ -93,7 +93,7 @@ def drift(wrapped: WrappedGame, params):
     Raises:
         ValueError: as `stationary_distribution`.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     return _drift(wrapped, params)
 
 
@@ -117,7 +117,7 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
     Raises:
         ValueError: as `stationary_distribution`.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     return _jacobian(wrapped, params)
 
 
@@ -140,7 +140,7 @@ def occupation_measure(wrapped: WrappedGame, params) -> Float[Array, "S *A S"]:
     Raises:
         ValueError: as `stationary_distribution`.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     return _occupation_measure(wrapped, params)
 
 

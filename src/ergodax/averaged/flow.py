@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from ..base.checks import is_concrete
+from ..base.checks import check_flag, is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
-from ..ode.integrate import MAX_STEPS, integrate
+from ..ode.integrate import MAX_STEPS, check_solver, integrate
 from ..ode.path_derivatives import differentiable_once, solve_differentiably
 from ..results.labels import (
     OUTCOME,
@@ -143,8 +143,10 @@ def solve(
         >>> flow.params[0].shape  # of agent 0: time, state, action
         (3, 4, 2)
     """
-    check_times(ts)
-    check_ergodic(wrapped, params0)
+    ts = check_times(ts)
+    rtol, atol = check_solver(rtol, atol, max_steps, solver, adjoint)
+    check_flag("throw", throw)
+    wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     warn_single_precision()
     solved = _solve(
         wrapped,
@@ -178,7 +180,7 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
             start,
             ts[-1],
             wrapped,
-            saveat=diffrax.SaveAt(ts=ts),
+            ts=ts,
             adjoint=adjoint,
             max_steps=max_steps or MAX_STEPS,
             **tolerances,

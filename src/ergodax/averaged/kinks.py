@@ -13,24 +13,24 @@ about `J w`, relative to their size. In doubt is
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import ArrayLike, Real
 
-from ..base.checks import is_concrete
+from ..base.checks import check_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import quickly_compiled
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
-from ..ode.integrate import MAX_STEPS
+from ..ode.integrate import MAX_STEPS, check_solver
 from ..ode.path import follow
 from ..ode.path_derivatives import PATH_TOLERANCE
+from ..results.labels import Entries, Label
+from ..results.result import Result
 from .drift import flat_drift
 from .maxima import Maxima, owners
 from .stationary import check_ergodic
@@ -40,9 +40,24 @@ from .ties import Tie, TieSearch
 TOLERANCE = 1e-4
 _STEPS = 256  # steps of the path that are looked at together
 _SAME = 1e-12  # times this near to each other, relatively, are one
+_TIES = ("tie",)
+_LABELS = {
+    "kind": "what it is",
+    "agent": "whose maximum it is",
+    "row": "the row of values",
+    "old": "the entry that is best before",
+    "new": "the other entry",
+    "time": "when the two are nearest, in unscaled steps",
+    "speed": "of their difference then, per unscaled step",
+    "margin": "their difference then",
+    "doubt": "for how long it is in doubt which is best, in unscaled steps",
+    "visit": "of a short visit to the other side, in unscaled steps",
+    "jump": "of the derivative of the drift, in the spectral norm",
+    "error": "estimated relative error of derivatives",
+}
 
 
-class KinkReport(NamedTuple):
+class KinkReport(Result):
     """The ties along a solution.
 
     Attributes:
@@ -75,7 +90,14 @@ class KinkReport(NamedTuple):
             return any(abs(tie.time - time) <= _SAME * time for time in stops)
 
         ties = (tie._replace(visit=0.0) if stopped(tie) else tie for tie in self.ties)
-        return self._replace(ties=tuple(ties))
+        return KinkReport(tuple(ties), self.wrapped)
+
+    def _derived(self) -> Entries:
+        """Every number of a tie along all ties; the agent is `tie_agent`, and so on."""
+        return {
+            f"tie_{name}": (np.array([getattr(tie, name) for tie in self.ties]), Label(text, _TIES))
+            for name, text in _LABELS.items()
+        }
 
     def __repr__(self) -> str:
         if not self.ties:
@@ -134,11 +156,10 @@ def kinks(
         ValueError: as `solve`; if values are traced by JAX.
         RuntimeError: if the solve fails.
     """
-    check_times(ts)
-    check_ergodic(wrapped, params0)
-    arrays = eqx.filter((wrapped, params0, ts), eqx.is_array)
-    if not all(is_concrete(leaf) for leaf in jax.tree.leaves(arrays)):
-        raise ValueError("kinks looks at values: call it outside jit, grad and vmap.")
+    ts = check_times(ts)
+    rtol, atol = check_solver(rtol, atol, max_steps, solver)
+    check_concrete("kinks", (wrapped, params0, ts, rtol, atol))
+    wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     owned = owners(wrapped)
     if not len(owned.agent):
         return KinkReport((), wrapped)

@@ -8,7 +8,6 @@ which is what `jax.grad` through `rest_point` computes.
 
 from typing import Any, Literal
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,11 @@ import numpy as np
 import optimistix
 from jaxtyping import Array, Complex, Float
 
-from ..base.checks import is_concrete
+from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_result
-from ..model.wrapped import WrappedGame
-from ..ode.integrate import integrate
+from ..model.wrapped import WrappedGame, admit
+from ..ode.integrate import check_solver, integrate
 from ..results.labels import OUTCOME, Entries, Label, labelled, of_agents
 from ..results.result import Result, policies
 from .drift import flat_drift
@@ -169,7 +168,9 @@ def rest_point(
         >>> ex.rest_point(wrapped, wrapped.init()).stability
         'stable'
     """
-    check_ergodic(wrapped, guess)
+    rtol, atol = check_solver(rtol, atol, max_steps)
+    check_flag("throw", throw)
+    wrapped, guess = check_ergodic(wrapped, guess, "guess")
     found = RestPoint(wrapped, *_rest_point(wrapped, guess, rtol, atol, max_steps))
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
         raise RuntimeError(
@@ -207,10 +208,10 @@ def rest_points(
     Raises:
         ValueError: as `rest_point`, or if `guesses` have no common leading axis.
     """
-    count_batch(guesses)
-    guesses = jax.tree.map(jnp.asarray, guesses)
-    wrapped.check_finite(guesses)
-    check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses))
+    rtol, atol = check_solver(rtol, atol, max_steps)
+    check_concrete("rest_points", (wrapped, guesses))
+    wrapped, guesses = admit(wrapped, guesses, "guesses", "guesses")
+    check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses), "guesses")
     found = _rest_points(wrapped, guesses, rtol, atol, max_steps)
     distinct: list[RestPoint] = []
     *_, results = found
@@ -219,21 +220,6 @@ def rest_points(
         if not any(distance(one.params, other.params) <= _SAME for other in distinct):
             distinct.append(one)
     return tuple(distinct)
-
-
-def count_batch(batch: Any) -> int:
-    """Length of the leading axis that all leaves share.
-
-    Raises:
-        ValueError: if they share none.
-    """
-    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(lengths) != 1 or () in lengths or (0,) in lengths:
-        raise ValueError(
-            "all leaves of a batch of parameters need one leading axis of the same length, not "
-            f"empty; found shapes {[np.shape(leaf) for leaf in jax.tree.leaves(batch)]}."
-        )
-    return lengths.pop()[0]
 
 
 def distance(params: Any, other: Any) -> float:
@@ -329,19 +315,17 @@ def _follow(field, start, wrapped):
     """Where the flow from a start comes to rest, or is after many steps."""
     rate = jnp.linalg.norm(jax.jacfwd(field)(start, wrapped))
 
-    def at_rest(t, x, wrapped, **_):
-        return jnp.linalg.norm(field(x, wrapped)) <= _AT_REST * rate * jnp.linalg.norm(x)
+    def at_rest(x, velocity):
+        return jnp.linalg.norm(velocity) <= _AT_REST * rate * jnp.linalg.norm(x)
 
-    solved = integrate(
+    solved: Any = integrate(
         field,
         start,
         jnp.inf,
         wrapped,
-        saveat=diffrax.SaveAt(t1=True),
         rtol=_FLOW_TOLERANCE,
         atol=_FLOW_TOLERANCE,
-        event=diffrax.Event(at_rest),
+        stop=at_rest,
         max_steps=_MOST_FLOW_STEPS,
     )
-    ends: Any = solved.ys
-    return ends[-1]
+    return solved.end[1]

@@ -16,12 +16,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
-from ..base.checks import is_concrete
+from ..base.checks import check_flag, check_function, is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.build import check_build, check_theta
 from ..model.wrapped import WrappedGame
+from ..ode.integrate import check_solver
 from ..ode.path_derivatives import once, solve_with_tangents
 from ..results.labels import (
     OUTCOME,
@@ -154,10 +155,13 @@ def sensitivities(
             touches a tie of a maximum, rests on it, or crosses it so slowly that it is not known
             when; see `ergodax.kinks`. Not under a JAX transformation.
     """
+    check_function("build", build, "theta")
     theta = check_theta(theta)
-    check_times(ts)
+    ts = check_times(ts)
+    rtol, atol = check_solver(rtol, atol, max_steps, solver)
+    check_flag("throw", throw)
     wrapped, params0 = check_build(build, theta)
-    check_ergodic(wrapped, params0)
+    wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     warn_single_precision()
     solve = functools.partial(
         _sensitivities,

@@ -23,7 +23,9 @@ from jaxtyping import Array, Bool, Float
 
 from ..base.checks import is_concrete
 from ..model.game import row_preserving
-from ..model.wrapped import WrappedGame
+from ..model.learner import At
+from ..model.validity import check_probabilities
+from ..model.wrapped import WrappedGame, admit
 
 # Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told not to.
 _dot = functools.partial(jnp.dot, precision="highest")
@@ -206,7 +208,7 @@ def stationary_distribution(wrapped: WrappedGame, params) -> Float[Array, " S"]:
         ValueError: if the chain has several closed classes or is numerically reducible, or a policy
             is not continuous; where values are concrete.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     return _stationary_distribution(wrapped, params)
 
 
@@ -220,22 +222,52 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
     return eqx.tree_at(lambda w: w.game, wrapped, row_preserving(wrapped.game))
 
 
-_frozen_chain = eqx.filter_jit(WrappedGame.frozen_chain)
+@eqx.filter_jit
+def _look(wrapped, params):
+    """Policies, state chain, and for every agent the first event learnt outside its tables."""
+    policies = wrapped.policies(params)
+    chain = wrapped.state_chain(wrapped.event_probabilities(wrapped.joint_policy(policies)))
+    outside = []
+    for agent, own in enumerate(params):
+        structure, transitions = jax.tree.structure(own), wrapped.transitions(agent)
+        bad = jnp.zeros(transitions.state.shape, bool)
+        increments = structure.flatten_up_to(wrapped.increments(agent, own))
+        for table, increment in zip(jax.tree.leaves(own), increments, strict=True):
+            if isinstance(increment, At):
+                for index, size in zip(increment.index, table.shape, strict=False):
+                    bad |= (index < 0) | (index >= size)
+        event = jnp.argmax(bad)
+        outside.append((bad[event], transitions.state[event], transitions.joint_action[event]))
+    return policies, chain, outside
+
+
 _mixing_time = eqx.filter_jit(mixing_time)
 
 
-def check_ergodic(wrapped: WrappedGame, params) -> None:
+def check_ergodic(
+    wrapped: WrappedGame, params: Any, name: str = "params"
+) -> tuple[WrappedGame, tuple]:
     """Checks that the averaged dynamics exist at the given parameters.
 
-    Policies must be continuous, and the frozen state chain must have one closed class and not be
-    reducible to working precision. Only concrete values are checked, on the host.
+    Policies must be continuous and probabilities, increments must lie in their tables, and the
+    frozen state chain must have one closed class and not be reducible to working precision. Only
+    concrete values are checked, on the host.
+
+    Args:
+        wrapped: a game and its learners.
+        params: parameters of all agents.
+        name: what these are called, for messages.
+
+    Returns:
+        Both in JAX's precision, as `admit` returns them.
 
     Raises:
-        ValueError: otherwise, naming the agent or the closed classes.
+        ValueError: otherwise, naming the agent or the closed classes; as `admit`.
 
     Warns:
         UserWarning: if some states are transient, or the chain mixes slowly.
     """
+    wrapped, params = admit(wrapped, params, name)
     for agent, learner in enumerate(wrapped.learners):
         if not learner.continuous:
             raise ValueError(
@@ -244,12 +276,21 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
                 "behind the ODE does not hold; such learners can only be simulated."
             )
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
-        return
-    wrapped.check_finite(params)
-    chain = _frozen_chain(wrapped, params)
+        return wrapped, params
+    policies, chain, outside = _look(wrapped, params)
     if not is_concrete(chain):  # under an outer trace that closes over concrete values
-        return
+        return wrapped, params
     names = wrapped.game.state_names
+    for agent, learner in enumerate(wrapped.learners):
+        who = f"agent {agent}: {type(learner).__name__}"
+        for state, policy in enumerate(np.asarray(policies[agent])):
+            check_probabilities(f"{who}.policy in state {state} ({names[state]})", policy)
+        bad, state, actions = jax.device_get(outside[agent])
+        if bad:
+            raise ValueError(
+                f"{who}.update returns an At outside its table in state {state} ({names[state]}), "
+                f"joint action {tuple(actions.tolist())}."
+            )
     closed, transient = closed_classes(np.asarray(chain))
     if len(closed) > 1:
         listed = "; ".join("{" + ", ".join(names[s] for s in c) + "}" for c in closed)
@@ -276,6 +317,7 @@ def check_ergodic(wrapped: WrappedGame, params) -> None:
             "change little in that time.",
             stacklevel=3,
         )
+    return wrapped, params
 
 
 def closed_classes(chain: np.ndarray) -> tuple[list[list[int]], list[int]]:

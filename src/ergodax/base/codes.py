@@ -15,3 +15,14 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "More kinks are crossed than tracked: the flow slides along a kink, or nearly so, and the "
         "theory of fluctuations does not hold; if not, raise max_kinks."
     )
+    invalid_policy = (
+        "A policy became negative, did not sum to one, or was not a number, so that what followed "
+        "is no play of the game."
+    )
+    unbounded = (
+        "An entry of the parameters grew without bound: there is no solution beyond, and no number "
+        "of steps helps."
+    )
+    vanishing = (
+        "The drift vanishes only as what is learnt from becomes ever rarer: there is no rest point."
+    )

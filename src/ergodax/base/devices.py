@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from .checks import check_count
+
 
 def default_devices() -> list[Any]:
     """The device that `jax.default_device` names, or else all local ones of JAX's default kind."""
@@ -34,8 +36,7 @@ def use_all_cores(count: int | None = None) -> None:
     if count is None:
         usable = getattr(os, "sched_getaffinity", None)
         count = len(usable(0)) if usable else os.cpu_count() or 1
-    if count < 1:
-        raise ValueError(f"count must be a positive number of devices; found {count}.")
+    count = check_count("count", count)
     try:
         jax.config.update("jax_num_cpu_devices", count)
         with _one_thread_per_device():

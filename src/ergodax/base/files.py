@@ -4,8 +4,31 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+
+def write(path: str | os.PathLike[str], parts: Iterable[Any]) -> None:
+    """Writes parts of bytes to a file one after the other, completely or not at all.
+
+    Raises:
+        OSError: if the file cannot be written; one that was there is left as it was.
+    """
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def target(path: str | os.PathLike[str]) -> Path:
+    """The place that a path leads to: beyond symbolic links, "~" being the home folder."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 @contextlib.contextmanager
@@ -13,7 +36,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Lends a temporary path beside `path`, which takes its place if the block succeeds.
 
     Args:
-        path: the file to write or replace.
+        path: the file to write or replace. A symbolic link stays, and what it leads to is replaced.
 
     Yields:
         The path to write to. It is removed if the block fails, and `path` is left as it was.
@@ -21,9 +44,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: if the folder cannot be made or written.
     """
-    path = Path(path)
+    path = target(path)
     prepare_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -34,9 +57,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 @contextlib.contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Lends a temporary folder beside the folder `path`, as `replacing` does for files."""
-    path = Path(path)
+    path = target(path)
     prepare_folder(path.parent)
-    stem = f".{path.name}.{uuid.uuid4().hex}"
+    stem = f".{uuid.uuid4().hex}"
     temporary, old = path.with_name(f"{stem}.tmp"), path.with_name(f"{stem}.old")
     try:
         yield temporary
@@ -54,7 +77,7 @@ def prepare_folder(folder: str | os.PathLike[str]) -> None:
     Raises:
         OSError: if they cannot, naming the folder and the reason.
     """
-    probe = Path(folder) / f".{uuid.uuid4().hex}.tmp"
+    probe = target(folder) / f".{uuid.uuid4().hex}.tmp"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

@@ -1,21 +1,27 @@
 """Report times, in unscaled steps, and the steps of the rescaled process that they stand for."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 
-from .checks import is_concrete
+from .checks import check_array, check_number, is_concrete
 
 
-def check_times(ts) -> None:
+def check_times(ts: Any) -> Any:
     """Checks report times: one axis, finite, not negative, increasing.
+
+    Returns:
+        The times as an array of NumPy; as they are, if JAX traces them.
 
     Raises:
         ValueError: otherwise, naming the first time that does not fit.
     """
+    ts = check_array("ts", ts, "a non-empty list of times")
     if np.ndim(ts) != 1 or np.shape(ts)[0] == 0:
         raise ValueError(f"ts must be a non-empty list of times; found shape {np.shape(ts)}.")
     if not is_concrete(ts):
-        return
+        return ts
     times = np.asarray(ts, dtype=float)
     bad = ~np.isfinite(times) | (times < 0)
     bad[1:] |= np.diff(times) <= 0
@@ -25,17 +31,16 @@ def check_times(ts) -> None:
             f"ts must be finite, not negative and increasing; found ts[{k}] = {times[k]}"
             + (f" after {times[k - 1]}." if k else ".")
         )
+    return times
 
 
-def check_scale(scale) -> float:
-    """Returns a scale as a float.
+def check_scale(scale: Any) -> Any:
+    """Returns a scale as a float, or as it is if JAX traces it.
 
     Raises:
         ValueError: unless it is a positive number.
     """
-    if not (np.ndim(scale) == 0 and np.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a positive number; found {scale}.")
-    return float(scale)
+    return check_number("scale", scale, "(0, inf)")
 
 
 def steps_at(ts, scale: float) -> tuple[Int[np.ndarray, " K"], Float[np.ndarray, " K"]]:

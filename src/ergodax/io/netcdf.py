@@ -1,8 +1,7 @@
 """Results in files: labelled netCDF that any tool reads and `load` turns back into the same object.
 
 The root of a file is the labelled data set. Its group `object` holds what else is needed to build
-the object again: its structure as JSON, and the arrays that are not in the data set, byte by byte.
-No code is stored and none is run. Numbers carry checksums (HDF5's Fletcher-32).
+the object again. No code is stored and none is run.
 """
 
 import hashlib
@@ -16,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..base.files import replacing, replacing_folder
-from .structure import put_together, take_apart
+from ..base.files import replacing_folder, target, write
+from ..results.result import versions
+from .container import UnfitError, opened, pack
+from .structure import is_own, known_classes, put_together, take_apart
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
-# Raised whenever a file of the new layout would mislead an older reader.
-_LAYOUT = 1
-_GROUP = "object"
 # Arrays of fewer bytes are not looked for in the data set.
 _SMALL = 64
 # Dimensions of the numbers of one agent.
@@ -41,21 +39,21 @@ def save(
     """Writes a result or a data set to a file, completely or not at all.
 
     Args:
-        result: any result of this package, a tuple of results of one kind (as `rest_points` returns
-            them), or an `xarray.Dataset` (as `sweep` does).
+        result: any result or other object of this package, a tuple of results of one kind (as
+            `rest_points` returns them), or an `xarray.Dataset` (as `sweep` does).
         path: the netCDF file; an existing one is replaced once the new one is complete. A data set
             becomes a zarr store if the name ends in `.zarr`; that needs `ergodax[zarr]`.
-        attributes: further attributes of the data set.
+        attributes: further attributes of the data set: texts, numbers, or lists of either.
 
     Raises:
-        ValueError: if the result holds something that cannot be stored (a learner whose class is
-            defined inside a function, say), naming it.
-        OSError: if the file's folder cannot be made or written.
+        ValueError: if the result holds something that cannot be stored (a function, or a learner
+            whose class is defined inside a function), or an attribute is none, naming it.
+        OSError: if the file cannot be written.
     """
-    path = Path(path)
+    path = target(path)
     data = _labelled(result)
     is_data_set = result is data
-    data = data.assign_attrs(attributes or {})
+    data = data.assign_attrs(_checked(attributes or {}))
     if path.suffix == ".zarr":
         if not is_data_set:
             raise ValueError(
@@ -65,24 +63,21 @@ def save(
         return
     arrays = _Arrays(data)
     structure = None if is_data_set else take_apart(result, arrays.store)
-    text = json.dumps({"is_data_set": is_data_set, "structure": structure}).encode()
-    checked = {
-        name: {"fletcher32": True}
-        for name, variable in data.variables.items()
-        if variable.dtype.kind in "biuf" and variable.ndim and variable.size
-    }
-    with replacing(path) as temporary:
-        data.to_netcdf(temporary, engine="h5netcdf", encoding=checked)
-        _append(temporary, text, b"".join(arrays.stored))
+    described = {"is_data_set": is_data_set, "structure": structure}
+    write(path, pack(data, described, arrays.stored))
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def load(path: str | os.PathLike[str], *, classes: Sequence[type] = ()) -> Any:
     """The object that was saved: the same classes, and arrays that are the same bit by bit.
 
-    Classes of learners that are not this package's must be imported (or defined again) beforehand.
+    A file is data: it cannot name code to be run, and leads to no other file. Objects are made of
+    this package's classes, of those derived from them, such as your learners, and of `classes`.
+    Your own classes must be imported (or defined again) beforehand.
 
     Args:
         path: what `save` wrote. Of a zarr store, arrays are read when they are used.
+        classes: dataclasses and named tuples of your own of which the file may hold objects: the
+            parameters of a learner, for instance.
 
     Returns:
         The result, tuple of results or data set.
@@ -90,41 +85,19 @@ def load(path: str | os.PathLike[str]) -> Any:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is foreign, damaged or of a newer version; if it needs a class that
-            is not imported; if it holds float64 arrays of JAX and JAX computes in float32.
+            is not known; if it holds float64 arrays of JAX and JAX computes in float32.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}.")
-    if path.suffix == ".zarr":
+    path = target(path)
+    if path.suffix == ".zarr" and path.exists():
         return _load_zarr(path)
-    import h5py
-    import xarray
-
-    try:
-        with h5py.File(path) as file:
-            layout = _layout(file, path)
-            if layout > _LAYOUT:
-                raise ValueError(
-                    f"{str(path)!r} was written by a newer version of ergodax (layout {layout}; "
-                    f"this one reads {_LAYOUT})."
-                )
-            text: Any = file[f"{_GROUP}/structure"]
-            described = json.loads(text[()].tobytes())
-            if not described["is_data_set"]:
-                return _rebuild(described["structure"], file, path)
-        return xarray.load_dataset(path, engine="h5netcdf")
-    except (
-        OSError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        UnicodeError,
-        json.JSONDecodeError,
-    ) as error:
-        raise ValueError(
-            f"{str(path)!r} is damaged, cut short or no netCDF-4 file; it was left as it is "
-            f"({error})."
-        ) from error
+    known = known_classes(classes)
+    with opened(path) as file:
+        if file.structure["is_data_set"]:
+            return file.data_set()
+        try:
+            return put_together(file.structure["structure"], file.fetch, known)
+        except ValueError as error:
+            raise UnfitError(str(error)) from error
 
 
 def table(result: Any) -> "pandas.DataFrame":
@@ -164,9 +137,11 @@ def _labelled(result: Any) -> "xarray.Dataset":
         return result
     if hasattr(result, "to_xarray"):
         return result.to_xarray()
-    if isinstance(result, tuple | list) and result and hasattr(result[0], "to_xarray"):
-        members: Any = xarray.concat(
-            [one.to_xarray() for one in result],
+    own = is_own(type(result).__module__)
+    members = result if isinstance(result, tuple | list) and not own else ()
+    if members and all(hasattr(member, "to_xarray") for member in members):
+        together: Any = xarray.concat(
+            [one.to_xarray() for one in members],
             "member",
             data_vars="all",
             coords="minimal",
@@ -174,10 +149,40 @@ def _labelled(result: Any) -> "xarray.Dataset":
             join="exact",
             combine_attrs="override",
         )
-        return members
+        return together
+    if own or (
+        isinstance(result, tuple | list) and not result
+    ):  # a game, say, or that there are no rest points: nothing to label
+        settings = {"result": type(result).__name__} | versions()
+        return xarray.Dataset(attrs={"settings": json.dumps(settings)})
     raise ValueError(
         f"a result, a tuple of results or a data set is needed; found {type(result).__name__}."
     )
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as netCDF has them."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"attributes must be a dictionary; found {given!r}.")
+    for name, value in given.items():
+        if not isinstance(name, str) or not name or "/" in name or "\0" in name:
+            raise ValueError(f"attributes must have names without '/'; found {name!r}.")
+        if name == "settings":
+            raise ValueError("attributes: 'settings' says how the result was made; rename yours.")
+        if not _is_plain(value):
+            raise ValueError(
+                f"attributes[{name!r}] must be a text, a number, or a list of either; found "
+                f"{value!r}: write str(..), int(..) or json.dumps(..) of it."
+            )
+    return {k: v if isinstance(v, str | list | tuple) else np.asarray(v) for k, v in given.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        found = np.asarray(value)
+    except ValueError:  # a ragged list
+        return False
+    return found.dtype.kind in "iufU" and found.ndim < 2 and found.size > 0
 
 
 def _rows(data: "xarray.Dataset", agent: int) -> "pandas.DataFrame | None":
@@ -267,58 +272,6 @@ def _type_name(array: np.ndarray) -> str:
 
 def _identify(array: np.ndarray) -> tuple:
     return _type_name(array), array.shape, hashlib.blake2b(_bytes(array)).digest()
-
-
-def _append(path: Path, structure: bytes, arrays: bytes) -> None:
-    """Adds the group of what is not labelled."""
-    import h5netcdf
-
-    with h5netcdf.File(path, "a") as file:
-        group = file.create_group(_GROUP)
-        group.attrs["layout"] = _LAYOUT
-        for name, content in (("structure", structure), ("arrays", arrays)):
-            if content:
-                group.dimensions[name] = len(content)
-                values = np.frombuffer(content, np.uint8)
-                group.create_variable(name, (name,), data=values, fletcher32=True)
-
-
-def _layout(file: Any, path: Path) -> int:
-    if _GROUP not in file or "layout" not in file[_GROUP].attrs:
-        raise ValueError(f"{str(path)!r} was not written by ergodax.io.save.")
-    return int(np.ravel(file[_GROUP].attrs["layout"])[0])
-
-
-def _rebuild(structure: Any, file: Any, path: Path) -> Any:
-    stored = file[_GROUP]["arrays"][()].tobytes() if "arrays" in file[_GROUP] else b""
-    labelled: dict[str, tuple[np.ndarray, Sequence[str]]] = {}
-
-    def fetch(place) -> np.ndarray:
-        if "offset" in place:
-            dtype = np.dtype(place["dtype"])
-            count = int(np.prod(place["shape"], dtype=int))
-            flat = np.frombuffer(stored, dtype, count, place["offset"])
-            return flat.reshape(place["shape"]).copy()
-        name = place["variable"]
-        if name not in labelled:
-            labelled[name] = file[name][()], _dimensions(file[name])
-        values, dims = labelled[name]
-        return values[tuple(place["index"].get(dim, slice(None)) for dim in dims)].copy()
-
-    try:
-        return put_together(structure, fetch)
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} cannot be loaded: {error}.") from error
-
-
-def _dimensions(variable: Any) -> list[str]:
-    """Names of a variable's dimensions."""
-    if "DIMENSION_LIST" not in variable.attrs:
-        return [variable.name.rsplit("/", 1)[-1]]  # a coordinate
-    return [
-        variable.file[scale[0]].name.rsplit("/", 1)[-1]
-        for scale in variable.attrs["DIMENSION_LIST"]
-    ]
 
 
 # zarr

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..base.files import prepare_folder, replacing
+from ..base.files import prepare_folder, target, write
 from ..results.result import versions
 from .identity import bytes_of, identify
 
@@ -45,7 +45,7 @@ class Store:
             ValueError: if an input cannot be identified.
             OSError: if the folder cannot be made or written.
         """
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else target(path)
         self._next_save = 0.0
         if self.path is not None:
             self._identity = _identify(work, inputs)
@@ -84,7 +84,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str] | None, work: str, inputs: Mapping[str, Any]):
         """Names the folder and what the work is about, as `Store` does."""
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else target(path)
         self._identity = {} if path is None else _identify(work, inputs)
 
     def load(self) -> list[Arrays]:
@@ -136,10 +136,7 @@ def _write(path: Path, identity: dict[str, str], arrays: Arrays) -> None:
     for part in parts:
         digest.update(part)
     try:
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            file.writelines([_FORMAT, _VERSION, digest.digest(), *parts])
-            file.flush()
-            os.fsync(file.fileno())
+        write(path, [_FORMAT, _VERSION, digest.digest(), *parts])
     except OSError as error:
         warnings.warn(
             f"{str(path)!r} could not be written ({error}); what it held before remains, and the "

@@ -1,7 +1,29 @@
 """Learning algorithms, one family per file."""
 
 from .actor_critic import ActorCritic, ActorCriticParams
-from .q_learning import CounterfactualQLearning, QLearning
-from .sarsa import Sarsa
+from .policy_gradient import ExponentialWeights, ProjectedGradient, Reinforce
+from .q_learning import CounterfactualQLearning, FrequencyAdjustedQLearning, QLearning
+from .reinforcement import BushMosteller, Cross, RothErev
+from .sarsa import ExpectedSarsa, Sarsa
+from .visits import CountedParams, FallingRate
+from .wolf import WolfParams, WolfPHC
 
-__all__ = ["ActorCritic", "ActorCriticParams", "CounterfactualQLearning", "QLearning", "Sarsa"]
+__all__ = [
+    "ActorCritic",
+    "ActorCriticParams",
+    "BushMosteller",
+    "CountedParams",
+    "CounterfactualQLearning",
+    "Cross",
+    "ExpectedSarsa",
+    "ExponentialWeights",
+    "FallingRate",
+    "FrequencyAdjustedQLearning",
+    "ProjectedGradient",
+    "QLearning",
+    "Reinforce",
+    "RothErev",
+    "Sarsa",
+    "WolfPHC",
+    "WolfParams",
+]

@@ -1,7 +1,8 @@
-"""SARSA (Rummery and Niranjan 1994)."""
+"""SARSA (Rummery and Niranjan 1994) and its expected form (van Seijen et al. 2009)."""
 
 from typing import ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..model.game import MarkovGame
@@ -24,4 +25,21 @@ class Sarsa(AbstractActionValueLearner):
         """Returns the temporal-difference step of the entry (state, action)."""
         t = transition
         target = t.reward + self.discount * params[t.next_state, t.next_action]
+        return At((t.state, t.action), self.learning_rate * (target - params[t.state, t.action]))
+
+
+class ExpectedSarsa(AbstractActionValueLearner):
+    """Expected SARSA: `Q(s,a) += alpha (r + gamma sum_b pi(b|s') Q(s',b) - Q(s,a))`.
+
+    Its drift is that of SARSA; its noise is smaller, as the next action is not drawn (van Seijen,
+    van Hasselt, Whiteson and Wiering 2009).
+    """
+
+    def update(
+        self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int
+    ) -> At:
+        """Returns the temporal-difference step of the entry (state, action)."""
+        t = transition
+        values = params[t.next_state]
+        target = t.reward + self.discount * jnp.sum(self.exploration(values) * values)
         return At((t.state, t.action), self.learning_rate * (target - params[t.state, t.action]))

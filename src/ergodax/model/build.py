@@ -14,15 +14,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..base.checks import is_concrete
+from .learner import DECIDES
 from .wrapped import WrappedGame
 
 Build = Callable[[Any], tuple[WrappedGame, Any]]
-
-_DECIDES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 
 
 def check_theta(theta: PyTree) -> PyTree:
@@ -65,7 +60,7 @@ def check_build(
         name = f"theta{jax.tree_util.keystr(path)}"
         try:
             traced = jax.eval_shape(with_leaf, leaf)
-        except _DECIDES as error:
+        except DECIDES as error:
             for there, other in others:
                 _compare(expected, _shapes(_learnt(build(other))), "theta", here, there)
             raise ValueError(

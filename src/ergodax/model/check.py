@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..base.checks import check_type
 from .game import MarkovGame
 from .learner import AbstractLearner, At, Transition
+from .validity import check_probabilities
 from .wrapped import WrappedGame
 
 _PROBED_EVENTS = 3
@@ -31,6 +33,8 @@ def check_learner(learner: AbstractLearner, game: MarkovGame) -> None:
     Raises:
         ValueError: naming the agent, the method and what is wrong.
     """
+    check_type("learner", learner, AbstractLearner, "a learner")
+    check_type("game", game, MarkovGame, "a MarkovGame")
     wrapped = WrappedGame(game, (learner,) * game.num_agents)
     for agent in range(game.num_agents):
         name = f"agent {agent}: {type(learner).__name__}"
@@ -69,16 +73,9 @@ def _check_policy(name, learner, game, agent, params):
                 f"{name} must return {count} probabilities; found shape {jnp.shape(policy)}."
             )
         where = f"{name} in state {state} ({game.state_names[state]})"
-        _check_probabilities(where, policy)
+        check_probabilities(where, np.asarray(policy))
         _check_same(where, policy, learner.policy(params, jnp.asarray(state)))
         _check_same(where, policy, eqx.filter_jit(learner.policy)(params, jnp.asarray(state)))
-
-
-def _check_probabilities(where, policy):
-    if not np.all(np.isfinite(policy)) or np.min(policy) < 0:
-        raise ValueError(f"{where} must not be negative or NaN; found {policy}.")
-    if abs(float(jnp.sum(policy)) - 1) > 1e-5:
-        raise ValueError(f"{where} must sum to 1; found {policy}, sum {jnp.sum(policy)}.")
 
 
 def _check_update(name, wrapped, agent, params):
@@ -158,9 +155,9 @@ def _check_reached(name, wrapped, agent, reached):
     transitions = wrapped.transitions(agent)
     for k, policies in enumerate(found):
         for state, policy in enumerate(policies):
-            _check_probabilities(
+            check_probabilities(
                 f"{name}.policy, after some updates, in state {state} ({game.state_names[state]})",
-                policy,
+                np.asarray(policy),
             )
         here, added = (jax.tree.map(lambda x, k=k: x[k], tree) for tree in (reached, increments))
         _check_increments(f"{name}.update, after some updates", transitions, here, added)
@@ -181,6 +178,8 @@ def _check_adds(name, wrapped, agent, reached):
     ):
         if isinstance(increment, At):
             own, change = own[increment.index], change.value
+        if change is None:  # the same increment whatever the parameters are
+            continue
         follows = np.isclose(own, change, rtol=1e3 * jnp.finfo(own.dtype).eps, atol=0)
         if follows.reshape(len(change), -1).any(axis=1).all():
             raise ValueError(

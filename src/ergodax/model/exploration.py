@@ -74,6 +74,36 @@ class EpsilonSoftmax(AbstractExploration):
         return share * (chosen - softmax) / self.temperature
 
 
+class Projection(AbstractExploration):
+    """The point of the simplex next to the values, mixed with uniform play.
+
+    `pi = (1 - epsilon) P(values / temperature) + epsilon / A` with the Euclidean projection
+    `P(z) = max(z - c, 0)`, c such that it sums to one (sparsemax; Martins and Astudillo 2016).
+    Actions far behind the best have probability zero; the probabilities have kinks there.
+
+    Attributes:
+        temperature: positive.
+        epsilon: probability of a uniformly drawn action, in [0, 1].
+    """
+
+    temperature: Scalar = hyper(1.0, within="(0, inf)")
+    epsilon: Scalar = hyper(0.0, within="[0, 1]")
+
+    def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
+        """Returns the action probabilities for the action values `[A]`."""
+        projected = jnp.maximum(self.margins(values), 0)
+        return (1 - self.epsilon) * projected + self.epsilon / values.shape[-1]
+
+    def margins(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
+        """Returns `values / temperature - c`: the projection where positive, `[A]`."""
+        scaled = (values - values.max()) / self.temperature
+        falling = jnp.sort(scaled, descending=True)
+        ranks = jnp.arange(1, len(values) + 1, dtype=values.dtype)
+        # The k best actions are played where the k-th lies above the level they would share.
+        levels = (jnp.cumsum(falling) - 1) / ranks
+        return scaled - levels[jnp.sum(falling > levels) - 1]
+
+
 class EpsilonGreedy(AbstractExploration):
     """The best action, ties broken at random, mixed with uniform play; for simulation only.
 

@@ -12,6 +12,8 @@ package needs to know.
 Rows with fewer than `K` outcomes are padded: the last outcome is repeated with probability zero.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,13 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
-from ..base.checks import is_concrete
+from ..base.checks import as_real, check_array, describe, is_concrete
 from .validity import (
-    check_distribution,
+    check_law,
     check_names,
     check_rewards,
     check_rows,
     check_successors,
+    check_table,
     name_actions,
 )
 
@@ -83,6 +86,7 @@ class MarkovGame(eqx.Module):
                 not a probability vector (tolerance 1e-8, or 1e-5 in float32), or a reward is not
                 finite. Values are checked only where they are concrete (not under a JAX trace).
         """
+        successors = check_array("successors", successors, "integers of shape [S, A_1, .., A_n, K]")
         shape = np.shape(successors)
         if len(shape) < 3 or 0 in shape:
             raise ValueError(
@@ -91,21 +95,9 @@ class MarkovGame(eqx.Module):
             )
         num_states, num_actions = shape[0], shape[1:-1]
         num_agents = len(num_actions)
-        if np.shape(probabilities) != shape:
-            raise ValueError(
-                f"probabilities must have the shape of successors, {shape}; "
-                f"found {np.shape(probabilities)}."
-            )
-        if np.shape(rewards) != (*shape, num_agents):
-            raise ValueError(
-                f"rewards must have shape {(*shape, num_agents)} (agent axis last); "
-                f"found {np.shape(rewards)}."
-            )
-        if initial is None:
-            initial = np.full(num_states, 1.0 / num_states)
-        law: Any = initial
-        if np.shape(law) != (num_states,):
-            raise ValueError(f"initial must have shape ({num_states},); found {np.shape(law)}.")
+        probabilities = check_table("probabilities", probabilities, shape, ", that of successors")
+        rewards = check_table("rewards", rewards, (*shape, num_agents), " (agent axis last)")
+        law = check_law(initial, num_states)
 
         self.num_states = num_states
         self.num_actions = num_actions
@@ -114,11 +106,9 @@ class MarkovGame(eqx.Module):
         if is_concrete(successors):
             check_successors("successors", num_states, np.asarray(successors))
         if is_concrete(probabilities):
-            check_rows(self, np.asarray(probabilities))
+            check_rows("probabilities", self, np.asarray(probabilities))
         if is_concrete(rewards):
             check_rewards(self, np.asarray(rewards))
-        if is_concrete(law):
-            check_distribution("initial", np.asarray(law))
         self.successors = jnp.asarray(successors, dtype=jnp.int32)
         self.probabilities = jnp.asarray(probabilities, dtype=float)
         self.rewards = jnp.asarray(rewards, dtype=float)
@@ -151,9 +141,11 @@ class MarkovGame(eqx.Module):
         Raises:
             ValueError: as the constructor; also if the kernel puts probability outside `support`.
         """
+        kernel = check_array("kernel", kernel, "an array of shape [S, A_1, .., A_n, S]")
         shape = np.shape(kernel)
-        if len(shape) < 3 or shape[0] != shape[-1]:
+        if len(shape) < 3 or shape[0] != shape[-1] or 0 in shape:
             raise ValueError(f"kernel must have shape [S, A_1, .., A_n, S]; found {shape}.")
+        rewards = check_array("rewards", rewards, "an array of shape [S, A_1, .., A_n, n]")
         num_states, num_agents = shape[0], len(shape) - 2
         if np.shape(rewards) not in ((*shape[:-1], num_agents), (*shape, num_agents)):
             raise ValueError(
@@ -162,9 +154,9 @@ class MarkovGame(eqx.Module):
             )
         if is_concrete(kernel):
             # Checked before the support is taken: a negative or NaN entry must not be dropped.
-            check_rows(None, np.asarray(kernel))
+            check_rows("kernel", None, np.asarray(kernel))
         if support is not None:
-            table = np.asarray(support)
+            table = np.asarray(check_array("support", support))
             if table.ndim != len(shape) or table.shape[:-1] != shape[:-1]:
                 raise ValueError(
                     f"support must have shape {(*shape[:-1], 'K')}; found {table.shape}."
@@ -220,15 +212,15 @@ class MarkovGame(eqx.Module):
         Raises:
             ValueError: as the constructor.
         """
+        next_state = np.asarray(check_array("next_state", next_state, "integers [S, A_1, .., A_n]"))
         shape = np.shape(next_state)
-        if np.shape(rewards) != (*shape, len(shape) - 1):
-            raise ValueError(
-                f"rewards must have shape {(*shape, len(shape) - 1)} (agent axis last); "
-                f"found {np.shape(rewards)}."
-            )
+        if len(shape) < 2 or 0 in shape:
+            raise ValueError(f"next_state must have shape [S, A_1, .., A_n]; found {shape}.")
+        check_successors("next_state", len(next_state), next_state[..., None])
+        rewards = check_table("rewards", rewards, (*shape, len(shape) - 1), " (agent axis last)")
         backend = np if is_concrete(rewards) else jnp
         return cls(
-            np.asarray(next_state)[..., None],
+            next_state[..., None],
             np.ones((*shape, 1)),
             backend.asarray(rewards)[..., None, :],
             initial=initial,
@@ -274,7 +266,7 @@ class MarkovGame(eqx.Module):
             _count(self.num_agents, "agent"),
             _count(self.num_states, "state") + _own_names(self.state_names),
             f"{actions} actions" + "".join(map(_own_names, dict.fromkeys(self.action_names))),
-            _count(self.num_successors, "successor"),
+            _count(self.num_successors, "successor") + _payoffs(self),
         ]
         return f"MarkovGame({', '.join(sizes)})"
 
@@ -290,7 +282,36 @@ def _own_names(names: tuple[str, ...]) -> str:
     return f" ({', '.join(names[:_SHOWN])}{', ..' if len(names) > _SHOWN else ''})"
 
 
+def _payoffs(game: MarkovGame) -> str:
+    """The payoffs of every joint action, if these are few and pay the same in all states."""
+    shape = (game.num_states, *game.num_actions, 1, game.num_agents)
+    few = game.rewards.shape == shape and math.prod(game.num_actions) <= _SHOWN + 1
+    if not few or not is_concrete(game.rewards):
+        return ""
+    first, *others = np.asarray(game.rewards)[..., 0, :]
+    if any(not np.array_equal(first, other) for other in others):
+        return ""
+    profiles = list(itertools.product(*game.action_names))
+    between = "" if all(len(name) == 1 for profile in profiles for name in profile) else "-"
+    listed = [
+        f"{between.join(profile)} ({', '.join(f'{payoff:.6g}' for payoff in payoffs)})"
+        for profile, payoffs in zip(profiles, first.reshape(-1, game.num_agents), strict=True)
+    ]
+    return f"; payoffs {', '.join(listed)}"
+
+
 _SHOWN = 8
+
+
+def check_agent(game: MarkovGame, agent: Any, name: str = "agent") -> int:
+    """Returns the number of an agent; raises ValueError if there is no such agent."""
+    whole = isinstance(agent, int | np.integer) and not isinstance(agent, bool)
+    if not whole or not 0 <= agent < game.num_agents:
+        raise ValueError(
+            f"{name} must be the number of an agent, 0 to {game.num_agents - 1}; found "
+            f"{describe(agent)}."
+        )
+    return int(agent)
 
 
 def first_state_law(
@@ -317,16 +338,15 @@ def first_state_law(
                 f"{', '.join(game.state_names)}."
             )
         initial_state = game.state_names.index(initial_state)
-    states = np.asarray(initial_state)
-    bad = (
-        ~((states >= 0) & (states < game.num_states))
-        if np.issubdtype(states.dtype, np.integer) and states.ndim <= 1
-        else np.ones(states.shape, bool)
-    )
-    if bad.any():
+    states = as_real(initial_state)
+    whole = states is not None and np.issubdtype(states.dtype, np.integer) and states.size > 0
+    states = np.asarray(states if whole else -1)
+    bad = ~((states >= 0) & (states < game.num_states))
+    if bad.any() or states.ndim > 1:
+        found = np.atleast_1d(states)[np.atleast_1d(bad)]
         raise ValueError(
             f"initial_state must be a state, 0 to {game.num_states - 1}; found "
-            f"{np.atleast_1d(states)[np.atleast_1d(bad)][0]}."
+            f"{found[0] if whole and len(found) else describe(initial_state)}."
         )
     return np.eye(game.num_states)[states]
 

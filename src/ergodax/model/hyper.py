@@ -1,14 +1,16 @@
 """Hyper-parameters: fields of learners that always hold floating-point arrays, in an interval."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..base.checks import is_concrete
+from ..base.checks import as_real, check_known, describe, is_concrete, is_within
 from ..base.text import describe_value
 
 # A hyper-parameter: given as a number or an array, held as an array.
@@ -34,18 +36,45 @@ def hyper(default: Any = None, *, within: str = "(-inf, inf)", scalar: bool = Tr
     return eqx.field(converter=_as_float_array, metadata=metadata, **options)
 
 
-def _as_float_array(value) -> Array:
-    return jnp.asarray(value, dtype=float)
+# Names of other packages and papers for the same.
+_OTHERS = {
+    "alpha": "learning_rate",
+    "alpha_v": "critic_rate",
+    "lr": "learning_rate",
+    "step_size": "learning_rate",
+    "gamma": "discount",
+    "tau": "temperature exploration",
+    "eps": "epsilon exploration",
+    "temperature": "exploration",
+    "epsilon": "exploration",
+    "policy": "exploration",
+}
+
+
+def _as_float_array(value) -> Any:
+    found = as_real(value)
+    # What is no number is refused when the module is made, by the name of its field.
+    return value if found is None else jnp.asarray(found, dtype=float)
 
 
 class HyperModule(eqx.Module):
     """A module whose `hyper` fields are checked when it is made."""
+
+    def __new__(cls, *args, **kwargs):
+        """Refuses keywords that are no fields, and says which was meant."""
+        if kwargs:
+            known = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+            if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+                check_known(cls.__name__, kwargs, known, _OTHERS)
+        return super().__new__(cls)
 
     def __check_init__(self):
         for field in dataclasses.fields(self):
             if "within" not in field.metadata:
                 continue
             name, value = f"{type(self).__name__}.{field.name}", getattr(self, field.name)
+            if not isinstance(value, jax.Array):
+                raise ValueError(f"{name} must be a number; found {describe(value)}.")
             if field.metadata["scalar"] and jnp.ndim(value) > 0:
                 raise ValueError(
                     f"{name} must be a scalar (each agent has its own learner); found an array of "
@@ -61,11 +90,3 @@ class HyperModule(eqx.Module):
             for field in dataclasses.fields(self)
         ]
         return f"{type(self).__name__}({', '.join(settings)})"
-
-
-def is_within(value: np.ndarray, interval: str) -> bool:
-    """Whether all values are finite and in an interval written as for `hyper`."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
-    return bool(np.all(np.isfinite(value) & above & below))

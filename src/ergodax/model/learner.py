@@ -10,13 +10,18 @@ An increment has the structure of the parameters; each leaf is an array of the l
 """
 
 import abc
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from ..base.checks import check_type, describe
+from .exploration import AbstractExploration
 from .game import MarkovGame
 from .hyper import HyperModule
 
@@ -44,6 +49,26 @@ class Transition(NamedTuple):
     next_action: Int[Array, ""] | None = None
 
 
+# Raised by JAX where a program asks for a value that it does not know yet.
+DECIDES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+@contextlib.contextmanager
+def undecided(what: str) -> Iterator[None]:
+    """Raises ValueError if a function, called `what`, decides on a value that JAX traces."""
+    try:
+        yield
+    except DECIDES as error:
+        raise ValueError(
+            f"{what} decides on a value, which JAX cannot trace; use jnp.where in place of `if`: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+
+
 def _as_arrays(index) -> tuple[Array, ...]:
     return tuple(jnp.asarray(scalar) for scalar in index)
 
@@ -59,6 +84,16 @@ class At(eqx.Module):
 
     index: tuple[Shaped[Array, "..."], ...] = eqx.field(converter=_as_arrays)
     value: Shaped[Array, "..."] = eqx.field(converter=jnp.asarray)
+
+    def __init__(self, index: Any, value: Any, *rest: Any):
+        """Takes the indices as a tuple, and the increment there."""
+        if rest or not isinstance(index, tuple | list):
+            raise TypeError(
+                "At takes the indices as a tuple, and the increment: At((state, action), value) or "
+                f"At((state,), row); found {describe(index)} as index"
+                + (f", and {2 + len(rest)} arguments." if rest else ".")
+            )
+        self.index, self.value = tuple(index), value
 
 
 def accumulate(table: Float[Array, "..."], batch: At) -> Float[Array, "..."]:
@@ -97,6 +132,13 @@ class AbstractLearner(HyperModule):
     needs_next_action: ClassVar[bool] = False
     # The letter of a table of states and actions on axes; None where parameters have own names.
     symbol: ClassVar[str | None] = None
+
+    def __check_init__(self):
+        rule = getattr(self, "exploration", None)
+        if hasattr(self, "exploration"):
+            hint = "called: {}(..)" if isinstance(rule, type) else "e.g. EpsilonSoftmax(0.5)"
+            what = f"an exploration rule, {hint.format(getattr(rule, '__name__', ''))}"
+            check_type(f"{type(self).__name__}.exploration", rule, AbstractExploration, what)
 
     @property
     def continuous(self) -> bool:

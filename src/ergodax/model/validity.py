@@ -3,10 +3,12 @@
 Messages name the field, or agent, state and joint action.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from ..base.checks import check_array, describe, is_concrete
 
 
 def name_actions(
@@ -19,6 +21,12 @@ def name_actions(
     """
     if action_names is None:
         action_names = [[str(a) for a in range(count)] for count in num_actions]
+    if isinstance(action_names, str) or not isinstance(action_names, Iterable):
+        raise ValueError(
+            "action_names must be a list with the names of each agent's actions; found "
+            f"{describe(action_names)}."
+        )
+    action_names = list(action_names)
     if len(action_names) != len(num_actions):
         raise ValueError(
             f"action_names must hold one sequence per agent ({len(num_actions)}); "
@@ -34,6 +42,8 @@ def check_names(field: str, names: Sequence[str] | None, count: int) -> tuple[st
     """Returns names as texts, by default numbers; raises ValueError unless all are distinct."""
     if names is None:
         return tuple(str(k) for k in range(count))
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"{field} must be a list of names; found {describe(names)}.")
     names = tuple(str(name) for name in names)
     if len(names) != count:
         raise ValueError(f"{field} must hold {count} names; found {len(names)}: {names}.")
@@ -52,6 +62,24 @@ def _where(game: Any, index: tuple[np.integer, ...]) -> str:
     return f"state {state}, joint action {actions}" + labels
 
 
+def check_table(field: str, value: Any, shape: Any, note: str = "") -> Any:
+    """Returns an array of real numbers of a given shape; raises ValueError if it is none."""
+    found = check_array(field, value, f"an array of shape {shape}")
+    if np.shape(found) != shape:
+        raise ValueError(f"{field} must have shape {shape}{note}; found {np.shape(found)}.")
+    return found
+
+
+def check_law(law: Any, num_states: int) -> Any:
+    """Returns the law of the first state, uniform by default; raises ValueError if it is none."""
+    if law is None:
+        return np.full(num_states, 1.0 / num_states)
+    law = check_table("initial", law, (num_states,))
+    if is_concrete(law):
+        check_distribution("initial", np.asarray(law))
+    return law
+
+
 def check_successors(field: str, num_states: int, successors: np.ndarray) -> None:
     """Raises ValueError unless all successors are states, naming the first place that is not."""
     if not np.issubdtype(successors.dtype, np.integer):
@@ -65,21 +93,22 @@ def check_successors(field: str, num_states: int, successors: np.ndarray) -> Non
         )
 
 
-def check_rows(game: Any, probabilities: np.ndarray) -> None:
+def check_rows(field: str, game: Any, probabilities: np.ndarray) -> None:
     """Raises ValueError unless every row is a distribution, naming state and joint action."""
     bad = ~np.isfinite(probabilities) | (probabilities < 0)
     if bad.any():
         index = tuple(np.argwhere(bad)[0])
         raise ValueError(
-            f"transition probability {probabilities[index]} at {_where(game, index[:-1])}, "
-            f"entry {int(index[-1])}, is negative or not finite."
+            f"{field}: transition probability {probabilities[index]} at "
+            f"{_where(game, index[:-1])}, entry {int(index[-1])}, is negative or not finite."
         )
     totals = probabilities.sum(axis=-1)
     bad = np.abs(totals - 1.0) > _tolerance(probabilities)
     if bad.any():
         index = tuple(np.argwhere(bad)[0])
         raise ValueError(
-            f"transition probabilities of {_where(game, index)} sum to {totals[index]:.10g}, not 1."
+            f"{field}: transition probabilities of {_where(game, index)} sum to "
+            f"{totals[index]:.10g}, not 1."
         )
 
 
@@ -92,6 +121,14 @@ def check_rewards(game: Any, rewards: np.ndarray) -> None:
             f"reward {rewards[index]} of agent {int(index[-1])} at {_where(game, index[:-2])} "
             "is not finite."
         )
+
+
+def check_probabilities(where: str, policy: np.ndarray) -> None:
+    """Raises ValueError unless an agent's policy in a state is a probability vector."""
+    if not np.all(np.isfinite(policy)) or np.min(policy) < 0:
+        raise ValueError(f"{where} must not be negative or NaN; found {policy}.")
+    if abs(float(policy.sum()) - 1) > 1e-5:
+        raise ValueError(f"{where} must sum to 1; found {policy}, sum {policy.sum():.6g}.")
 
 
 def check_distribution(field: str, values: np.ndarray) -> None:

@@ -5,15 +5,18 @@ event `(s, a, k)` for every stored outcome. This module enumerates that chain an
 would learn from each event; it neither averages nor simulates.
 """
 
+import warnings
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..base.checks import is_concrete
-from .game import MarkovGame
-from .learner import AbstractLearner, At, Params, Transition, accumulate
+from ..base.checks import as_real, check_key, check_type, describe, is_concrete
+from .game import MarkovGame, check_agent
+from .learner import AbstractLearner, At, Params, Transition, accumulate, undecided
 
 
 class WrappedGame(eqx.Module):
@@ -38,14 +41,24 @@ class WrappedGame(eqx.Module):
             ValueError: if the number of learners is not n, one is not a learner, or one holds a
                 plain Python number where an array is needed.
         """
-        learners = tuple(learners)
+        check_type("game", game, MarkovGame, "a MarkovGame")
+        if isinstance(learners, AbstractLearner):
+            raise ValueError(
+                "learners must hold one learner per agent; found one alone: for agents alike, "
+                f"write [learner] * {game.num_agents}."
+            )
+        learners = tuple(check_type("learners", learners, (tuple, list), "a list of learners"))
         if len(learners) != game.num_agents:
             raise ValueError(
                 f"the game has {game.num_agents} agents but {len(learners)} learners were given."
             )
         for agent, learner in enumerate(learners):
             if not isinstance(learner, AbstractLearner):
-                raise ValueError(f"agent {agent}: {learner!r} is not an AbstractLearner instance.")
+                called = ": call it" if isinstance(learner, type) else ""
+                raise ValueError(
+                    f"learners must be instances of AbstractLearner; found {describe(learner)} as "
+                    f"that of agent {agent}{called}."
+                )
             for path, leaf in jax.tree_util.tree_leaves_with_path(learner):
                 if isinstance(leaf, float | int | complex):
                     raise ValueError(
@@ -72,7 +85,7 @@ class WrappedGame(eqx.Module):
         keys = (
             [None] * len(self.learners)
             if key is None
-            else jax.random.split(key, len(self.learners))
+            else jax.random.split(check_key(key), len(self.learners))
         )
         return tuple(
             learner.init(self.game, agent, key=keys[agent])
@@ -86,16 +99,19 @@ class WrappedGame(eqx.Module):
             ValueError: if `params` does not hold the parameters of every agent, or a policy does
                 not return one probability per action.
         """
-        self.check_structure(params)
+        params = self.check_structure(params)
         states = jnp.arange(self.game.num_states)
         policies = []
         for agent, learner in enumerate(self.learners):
-            policy = jax.vmap(learner.policy, in_axes=(None, 0))(params[agent], states)
+            name = f"agent {agent}: {type(learner).__name__}.policy"
+            with undecided(name):
+                policy = jax.vmap(learner.policy, in_axes=(None, 0))(params[agent], states)
             expected = (self.game.num_states, self.game.num_actions[agent])
-            if policy.shape != expected:
+            found = getattr(policy, "shape", None)
+            if found != expected:
                 raise ValueError(
-                    f"agent {agent}: {type(learner).__name__}.policy must return "
-                    f"{expected[1]} probabilities; found shape {policy.shape[1:]}."
+                    f"{name} must return {expected[1]} probabilities; found "
+                    + (f"a {type(policy).__name__}." if found is None else f"shape {found[1:]}.")
                 )
             policies.append(policy)
         return tuple(policies)
@@ -133,7 +149,7 @@ class WrappedGame(eqx.Module):
             A `Transition` of arrays `[E]`, E = S A_1 .. A_n K, events in C order. For a learner
             that needs its next action, E is A_agent times larger, the next action varying fastest.
         """
-        game, learner = self.game, self.learners[agent]
+        game, learner = self.game, self.learners[check_agent(self.game, agent)]
         shape = game.successors.shape
         if learner.needs_next_action:
             shape = (*shape, game.num_actions[agent])
@@ -150,46 +166,69 @@ class WrappedGame(eqx.Module):
 
     def increments(self, agent: int, params: Params) -> PyTree:
         """What one agent's learner would add to its parameters at every event of `transitions`."""
-        learner = self.learners[agent]
+        learner = self.learners[check_agent(self.game, agent)]
         transitions = self.transitions(agent)
-        return jax.vmap(lambda t: learner.update(params, t, self.game, agent))(transitions)
+        params = jax.tree.map(jnp.asarray, params)
+        with undecided(f"agent {agent}: {type(learner).__name__}.update"):
+            return jax.vmap(lambda t: learner.update(params, t, self.game, agent))(transitions)
 
-    def check_structure(self, params: tuple[Params, ...]) -> None:
-        """Raises ValueError unless `params` has the structure and shapes of `init`."""
+    def check_structure(
+        self, params: Any, name: str = "params", batch: str | None = None
+    ) -> tuple[Params, ...]:
+        """Checks that parameters are like those of `init`.
+
+        Args:
+            params: parameters of all agents.
+            name: what they are called, for messages.
+            batch: what a leading axis of all arrays is of; None if there shall be none.
+
+        Returns:
+            The same as arrays of JAX.
+
+        Raises:
+            ValueError: unless they have the structure, shapes and types of those of `init`.
+        """
         if not isinstance(params, tuple) or len(params) != len(self.learners):
+            several = isinstance(params, tuple | list)
+            kind = f"{type(params).__name__} of length {len(params)}" if several else ""
             raise ValueError(
-                f"params must be a tuple with one pytree for each of {len(self.learners)} agents; "
-                f"found {type(params).__name__}"
-                + (f" of length {len(params)}." if isinstance(params, tuple) else ".")
+                f"{name} must be a tuple as wrapped.init() returns it, with one pytree for each "
+                f"of {len(self.learners)} agents; found {kind or describe(params)}."
             )
-        expected = jax.eval_shape(lambda: self.init(jax.random.key(0)))
+        expected, lengths = jax.eval_shape(lambda: self.init(jax.random.key(0))), set()
         for agent, (found, like) in enumerate(zip(params, expected, strict=True)):
+            who = f"{name} of agent {agent}"
             if jax.tree.structure(found) != jax.tree.structure(like):
                 raise ValueError(
-                    f"params of agent {agent} must have the structure "
-                    f"{jax.tree.structure(like)}; found {jax.tree.structure(found)}."
+                    f"{who} must have the structure {jax.tree.structure(like)}; found "
+                    f"{jax.tree.structure(found)}."
                 )
             for (path, leaf), aval in zip(
                 jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(like), strict=True
             ):
-                if jnp.shape(leaf) != aval.shape:
-                    raise ValueError(
-                        f"params of agent {agent}{jax.tree_util.keystr(path)} must have shape "
-                        f"{aval.shape}; found {jnp.shape(leaf)}."
-                    )
-                if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-                    raise ValueError(
-                        f"params of agent {agent}{jax.tree_util.keystr(path)} must be "
-                        f"floating-point; found {jnp.result_type(leaf)}."
-                    )
+                where, shape, array = who + jax.tree_util.keystr(path), aval.shape, as_real(leaf)
+                if array is None or not jnp.issubdtype(array.dtype, jnp.floating):
+                    kind = describe(leaf) if array is None else array.dtype
+                    raise ValueError(f"{where} must be floating-point; found {kind}.")
+                ahead = array.shape[: array.ndim - len(shape)]
+                fits = array.shape[len(ahead) :] == shape and len(ahead) == (batch is not None)
+                if not fits or 0 in ahead:
+                    raise ValueError(_misfit(where, shape, array.shape, batch))
+                lengths.add(ahead)
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{name} must have one leading axis of {batch} of the same length in all arrays; "
+                f"found lengths {sorted(length[0] for length in lengths)}."
+            )
+        return jax.tree.map(jnp.asarray, params)
 
-    def check_finite(self, params: tuple[Params, ...]) -> None:
+    def check_finite(self, params: tuple[Params, ...], name: str = "params") -> None:
         """Raises ValueError if a concrete parameter is infinite or NaN, naming its agent."""
         for agent, own in enumerate(params):
             for path, leaf in jax.tree_util.tree_leaves_with_path(own):
                 if is_concrete(leaf) and not np.all(np.isfinite(leaf)):
                     raise ValueError(
-                        f"params of agent {agent}{jax.tree_util.keystr(path)} must be finite; "
+                        f"{name} of agent {agent}{jax.tree_util.keystr(path)} must be finite; "
                         f"found {leaf}."
                     )
 
@@ -199,3 +238,68 @@ class WrappedGame(eqx.Module):
             agents.setdefault(repr(learner), []).append(str(agent))
         lines = [f"  {', '.join(numbers)}: {learner}" for learner, numbers in agents.items()]
         return "\n".join([f"WrappedGame of {self.game!r} and the learners", *lines])
+
+
+def _misfit(where: str, shape: tuple, found: tuple, batch: str | None) -> str:
+    """What is wrong with the shape of a parameter, and what to do about it."""
+    hint = "."
+    if batch is None and found[1:] == shape:
+        hint = ", with a leading axis: take one of them, or map all by jax.vmap."
+    elif batch is not None and found == shape:
+        hint = f": one alone, without the leading axis of {batch}."
+    needed = shape if batch is None else f"[{', '.join(map(str, (batch, *shape)))}]"
+    return f"{where} must have shape {needed}; found {found}{hint}"
+
+
+def admit(
+    wrapped: WrappedGame, params: Any, name: str = "params", batch: str | None = None
+) -> tuple[WrappedGame, tuple[Params, ...]]:
+    """A wrapped game and parameters as users give them, checked and in JAX's precision.
+
+    Args:
+        wrapped: a game and its learners.
+        params: parameters of all agents.
+        name: what these are called, for messages.
+        batch: what a leading axis of all parameters is of; None if there shall be none.
+
+    Returns:
+        The same with all floating-point arrays in float64, or in float32 where JAX computes in it.
+
+    Raises:
+        ValueError: if either is something else, or a concrete parameter is not finite.
+
+    Warns:
+        UserWarning: if the game or a learner holds constants in a lower precision.
+    """
+    check_type("wrapped", wrapped, WrappedGame, "a WrappedGame(game, learners)")
+    params = wrapped.check_structure(params, name, batch)
+    wrapped.check_finite(params, name)
+    warn_rounded(wrapped)
+    return cast((wrapped, params), jnp.result_type(float))
+
+
+def warn_rounded(wrapped: WrappedGame, stacklevel: int = 5) -> None:
+    """Warns if JAX computes in float64 with constants that were rounded to float32."""
+    if jnp.result_type(float) != np.float64:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wrapped):
+        if is_concrete(leaf) and leaf.dtype == np.float32:
+            warnings.warn(
+                f"wrapped{jax.tree_util.keystr(path)} is in float32, precise to 7 digits: make "
+                "games and learners after jax_enable_x64 is turned on.",
+                stacklevel=stacklevel,
+            )
+            return
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """The same pytree with all floating-point leaves in one precision."""
+
+    def of_leaf(leaf):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            return leaf  # a function, say
+        leaf = jnp.asarray(leaf)
+        changes = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != dtype
+        return leaf.astype(dtype) if changes else leaf
+
+    return jax.tree.map(of_leaf, tree)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -60,12 +59,10 @@ def follow(
         **options: as for `integrate`.
 
     Returns:
-        The path, and what diffrax returns; of its lists `ts` and `ys` the first is that of `ts`.
+        The path, and what `integrate` returns.
     """
-    reports = () if ts is None else (diffrax.SubSaveAt(ts=ts),)
-    saveat = diffrax.SaveAt(subs=(*reports, diffrax.SubSaveAt(t0=True, steps=True)))
-    solved: Any = integrate(field, start, end, args, saveat=saveat, **options)
-    times, values, count = solved.ts[-1], solved.ys[-1], solved.stats["num_accepted_steps"] + 1
+    solved: Any = integrate(field, start, end, args, ts=ts, keep=True, **options)
+    (times, values), count = solved.path, solved.stats["num_accepted_steps"] + 1
 
     def describe(k, slopes):
         velocity = field(values[k], args)

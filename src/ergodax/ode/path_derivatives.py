@@ -56,7 +56,7 @@ def solve_differentiably(x0, args, ts, *, vector_field, solver, rtol, atol, max_
         x0,
         ts[-1],
         args,
-        saveat=diffrax.SaveAt(ts=ts),
+        ts=ts,
         rtol=rtol,
         atol=atol,
         solver=solver,
@@ -120,13 +120,12 @@ def solve_with_tangents(
     x0, args, ts = once((x0, args, ts))
     moved = eqx.filter(args, eqx.is_inexact_array)
     options = (vector_field, solver, rtol, atol, max_steps)
-    # Choosing the first step would compile the field twice more.
     ys, tangent, rest = _linearise(x0, args, moved, ts, *options, first_step=1e-4 * ts[-1])
     tangents = tangent.forward(x0_dot, args_dot, ts, stops)
     return ys, tangents * jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan), rest
 
 
-def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps, first_step=None):
+def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps, **further):
     """The solution at `ts`, the ODE linearised along its path, and what diffrax says of it."""
     # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
     least = _LEAST * jnp.finfo(x0.dtype).eps
@@ -139,15 +138,15 @@ def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps,
         rtol=jnp.maximum(PATH_TOLERANCE * rtol, least),
         atol=jnp.maximum(PATH_TOLERANCE * atol, least),
         solver=solver,
-        first_step=first_step,
         max_steps=max_steps or STORED_STEPS,
+        **further,
     )
 
     def velocity(x, moved):
         return vector_field(x, eqx.combine(moved, args))
 
     tangent = _Tangent(path, velocity, moved, jnp.maximum(rtol, least))
-    return solved.ys[0], tangent, (solved.ts[0], solved.stats, solved.result)
+    return solved.ys, tangent, (solved.ts, solved.stats, solved.result)
 
 
 def once(tree):

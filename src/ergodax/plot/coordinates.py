@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from ..model.game import MarkovGame
+from ..model.game import MarkovGame, check_agent
 from ..model.wrapped import WrappedGame
 from ..results.labels import parts
 from .trajectories import Quantity, policies_along
@@ -47,13 +47,6 @@ class Plane(NamedTuple):
         """Where points of parameter space, leaves `[M, ...]`, are shown."""
         policy = self.quantity == "policy"
         return self.read(policies_along(wrapped, params) if policy else params)
-
-
-def check_agent(game: MarkovGame, agent: int) -> int:
-    """The agent, if there is such a one."""
-    if not 0 <= agent < game.num_agents:
-        raise ValueError(f"agent must be 0 to {game.num_agents - 1}; found {agent}.")
-    return agent
 
 
 def find_state(game: MarkovGame, state: int | str) -> int:

@@ -15,13 +15,13 @@ from ..averaged.drift import average
 from ..averaged.flow import Solution
 from ..averaged.rest_points import RestPoint
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..model.game import check_agent
 from ..model.observable import PARAMETERS
 from ..model.wrapped import WrappedGame
 from ..simulation.simulate import Simulation
 from .coordinates import (
     Coordinate,
     Plane,
-    check_agent,
     find_state,
     one,
     parameter_plane,
@@ -270,7 +270,7 @@ def _given(flow: Flow, at: Any, paths: Sequence[Solution]):
         wrapped, paths = flow, list(paths)
         if at is None:
             at = wrapped.init()
-    check_ergodic(wrapped, at)
+    wrapped, at = check_ergodic(wrapped, at, "at")
     return wrapped, at, paths
 
 

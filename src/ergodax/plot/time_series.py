@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
+from ..model.game import check_agent
 from ..model.wrapped import WrappedGame
 from ..studies.comparison import Comparison
-from .coordinates import check_agent, find_state, find_table, row_name
+from .coordinates import find_state, find_table, row_name
 from .style import NEUTRAL, Look, axes_or_new, legend, look, title
 from .trajectories import TimedResult, Trajectory, state_trajectories, trajectory
 

@@ -34,12 +34,13 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..averaged.maxima import owners
 from ..averaged.stationary import check_ergodic, preserve_rows
-from ..base.checks import is_concrete
+from ..base.checks import check_count, check_flag, check_function, is_concrete
 from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
-from ..model.game import first_state_law
+from ..model.game import check_agent, first_state_law
 from ..model.wrapped import WrappedGame
+from ..ode.integrate import check_solver
 from ..results.labels import (
     OUTCOME,
     SETTING,
@@ -55,6 +56,7 @@ from .limit_process import LimitProcess, curvature, root
 from .poisson import core_law, poisson
 
 _NEAR = 3.0  # standard deviations from a kink within which nothing is Gaussian
+_CHECKPOINTS = 32  # in reverse mode, from one report time to the next
 
 
 class Kinks(NamedTuple):
@@ -166,14 +168,17 @@ class Fluctuations(Result):
         There the fluctuations are not Gaussian, and neither band nor corrected mean hold. Where C
         is zero, as at the start, nothing is near.
         """
-        return jnp.any(self.margin * jnp.sqrt(jnp.asarray(scale)) < _NEAR, axis=1)
+        return jnp.any(
+            self.margin * jnp.sqrt(jnp.asarray(check_scale(scale), self.margin.dtype)) < _NEAR,
+            axis=1,
+        )
 
     def layer(self, scale: Real[ArrayLike, ""]) -> Float[Array, "K d"]:
         """`-E v(x_t, c_k)`, `[K, d]`: what step k = t N still knows of the first state.
 
         It is added to b. It fades after some mixing times, except in a periodic chain.
         """
-        steps = jnp.rint(self.ts * jnp.asarray(scale)).astype(int)
+        steps = jnp.rint(self.ts * check_scale(scale)).astype(int)
         return _layers(self.wrapped, self.params, self.initial, steps)
 
     def corrected_mean(self, scale: Real[ArrayLike, ""]) -> Any:
@@ -187,6 +192,7 @@ class Fluctuations(Result):
         return _shifted(self.params, self._shift(scale))
 
     def _shift(self, scale):
+        scale = check_scale(scale)
         if self.bias is None:
             raise ValueError("the bias was not computed: call fluctuations(..., bias=True).")
         if self.scale is not None and is_concrete(self.scale) and scale != self.scale:
@@ -207,6 +213,8 @@ class Fluctuations(Result):
             `g(x) + (Dg b + D2g:C / 2) / N`, or g(x) where there is no bias; and
             `sqrt(Dg C Dg^T / N)`.
         """
+        scale = check_scale(scale)
+        check_function("observe", observe, "the parameters of all agents")
         first = jax.tree.map(lambda leaf: leaf[0], self.params)
         unravel = ravel_pytree(first)[1]
         unravel_value = ravel_pytree(observe(first))[1]
@@ -232,10 +240,8 @@ class Fluctuations(Result):
         Raises:
             ValueError: if there is no such agent.
         """
-        count = len(self.params)
-        for agent in (first, second):
-            if not 0 <= agent < count:
-                raise ValueError(f"agent must be 0 to {count - 1}; found {agent}.")
+        for name, agent in (("first", first), ("second", second)):
+            check_agent(self.wrapped.game, agent, name)
         sizes = [sum(leaf[0].size for leaf in jax.tree.leaves(own)) for own in self.params]
         ends = np.cumsum([0, *sizes])
         rows, columns = (slice(ends[i], ends[i + 1]) for i in (first, second))
@@ -301,10 +307,12 @@ def fluctuations(
     Warns:
         UserWarning: if a scale is given at which the theory does not hold at some of the times.
     """
-    check_times(ts)
-    check_ergodic(wrapped, params0)
-    if scale is not None and is_concrete(scale):
-        check_scale(scale)
+    ts = check_times(ts)
+    rtol, atol = check_solver(rtol, atol, max_steps, None, adjoint)
+    max_kinks = check_count("max_kinks", max_kinks, least=0)
+    bias, throw = check_flag("bias", bias), check_flag("throw", throw)
+    scale = None if scale is None else check_scale(scale)
+    wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     solution = fluctuate(
         wrapped,
         params0,
@@ -361,15 +369,48 @@ def fluctuate(
     max_steps: int = 16**4,
 ) -> Fluctuations:
     """`fluctuations` without its checks, for a law of the first state; pure."""
+    inputs = wrapped, params0, ts, law, scale, rtol, atol
+    settings = dict(bias=bias, max_kinks=max_kinks, max_steps=max_steps)
+    if adjoint is not None:
+        return _fluctuate(inputs, adjoint=adjoint, **settings)
+    return _fluctuate_differentiably(inputs, **settings)
+
+
+@eqx.filter_custom_vjp
+def _fluctuate_differentiably(inputs, **settings):
+    return _fluctuate(inputs, adjoint=None, **settings)
+
+
+@_fluctuate_differentiably.def_fwd
+def _forwards(perturbed, inputs, **settings):
+    return _fluctuate(inputs, adjoint=None, **settings), None
+
+
+@_fluctuate_differentiably.def_bwd
+def _backwards(residuals, cotangents, perturbed, inputs, **settings):
+    # Only here are the solver's steps differentiated: most calls need no such program.
+    moved, fixed = eqx.partition(inputs, perturbed)
+
+    def outputs(moved):
+        adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=_CHECKPOINTS)
+        found = _fluctuate(eqx.combine(moved, fixed), adjoint=adjoint, **settings)
+        return jax.tree.map(
+            lambda cotangent, leaf: None if cotangent is None else leaf,
+            cotangents,
+            found,
+            is_leaf=lambda leaf: leaf is None,
+        )
+
+    _, pull = eqx.filter_vjp(outputs, moved)
+    return pull(cotangents)[0]
+
+
+def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
+    wrapped, params0, ts, law, scale, rtol, atol = inputs
     owned = owners(wrapped)
     max_kinks = max_kinks if len(owned.agent) else 0
     process = LimitProcess(preserve_rows(wrapped), params0)
-    options = dict(
-        rtol=rtol,
-        atol=atol,
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
-        max_steps=max_steps,
-    )
+    options = dict(rtol=rtol, atol=atol, adjoint=adjoint, max_steps=max_steps)
     crossed, lost = process.crossings(ts[-1], max_kinks, **options)
     # In the limit of large N b jumps at a kink; at a finite scale that is spread in time.
     jumping = bias and scale is None

@@ -5,7 +5,6 @@ All are functions of the flat vector of parameters, pure and unchecked; `fluctua
 
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -143,15 +142,18 @@ class LimitProcess:
             none = jnp.zeros(0, int)
             return Crossings(jnp.zeros(0, self.start.dtype), none, none, none), jnp.asarray(False)
         start, wrapped, until = jax.lax.stop_gradient((self.start, self.wrapped, end))
-        path, _ = follow(self._field, start, until, wrapped, first_step=1e-3 * until, **options)
+        forwards = options | {"adjoint": None}
+        path, _ = follow(self._field, start, until, wrapped, first_step=1e-3 * until, **forwards)
         found, lost = crossings(Maxima(wrapped, self.unravel), path, most)
+        if options["adjoint"] is None:
+            return found, lost
         # A second solve, up to the same times, gives their derivatives.
         solved = integrate(
             self._field,
             self.start,
             end,
             self.wrapped,
-            saveat=diffrax.SaveAt(ts=found.time),
+            ts=found.time,
             first_step=1e-3 * end,
             **options,
         )
@@ -194,23 +196,17 @@ class LimitProcess:
                 state,
                 until,
                 begin=begin,
-                saveat=diffrax.SaveAt(
-                    subs=[diffrax.SubSaveAt(ts=inside), diffrax.SubSaveAt(t1=True)]
-                ),
+                ts=inside,
                 first_step=(until - begin) * 1e-3,
                 **options,
             )
-            own, last = solved.ys  # pyright: ignore[reportGeneralTypeIssues]
             belongs = (ts > begin) & (ts <= until)
             saved = jax.tree.map(
                 lambda old, new: jnp.where(belongs.reshape(-1, *(1,) * (old.ndim - 1)), new, old),
                 saved,
-                own,
+                solved.ys,
             )
-            # A segment of no length ends where it began.
-            state = jax.tree.map(
-                lambda old, new: jnp.where(until > begin, new[0], old), state, last
-            )
+            state = solved.end[1]
             jump = None
             if count:
                 jump = self.jump(state, crossing)

@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Real
 
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..model.validity import check_table
 from ..model.wrapped import WrappedGame
 from .poisson import Poisson, inflow, poisson
 
@@ -152,13 +153,12 @@ def noise_covariance(
     Raises:
         ValueError: as `stationary_distribution`; if `vector` does not have d entries.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     if vector is None:
         return _noise_covariance(wrapped, params)
     size = ravel_pytree(params)[0].size
-    if np.shape(vector) != (size,):
-        raise ValueError(f"vector must have shape ({size},); found {np.shape(vector)}.")
-    return _noise_product(wrapped, params, jnp.asarray(vector, dtype=float))
+    direction = check_table("vector", vector, (size,))
+    return _noise_product(wrapped, params, jnp.asarray(direction, dtype=float))
 
 
 @eqx.filter_jit

@@ -170,7 +170,7 @@ def poisson_values(wrapped: WrappedGame, params: Any) -> Float[Array, "*C d"]:
     Raises:
         ValueError: as `stationary_distribution`.
     """
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params)
     return _poisson_values(wrapped, params)
 
 

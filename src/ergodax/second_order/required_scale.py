@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Real
 
-from ..base.times import check_times
+from ..base.checks import check_concrete, check_count, check_number
 from ..model.wrapped import WrappedGame
 from .fluctuations import Fluctuations, fluctuations, linearised
 
@@ -101,14 +101,12 @@ def required_scale(
     Raises:
         ValueError: as `fluctuations`, or if an argument does not fit.
     """
-    if not (np.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"tolerance must be positive; found {tolerance}.")
-    if not 0 < probability < 1:
-        raise ValueError(f"probability must be in (0, 1); found {probability}.")
-    if paths < 100:
-        raise ValueError(f"paths must be at least 100; found {paths}.")
-    end = float(t1)
-    check_times(np.array([end]))
+    check_concrete("required_scale", (wrapped, params0, t1, tolerance))
+    end = check_number("t1", t1, "(0, inf)")
+    tolerance = check_number("tolerance", tolerance, "(0, inf)")
+    probability = check_number("probability", probability, "(0, 1)")
+    paths = check_count("paths", paths, least=100)
+    seed = check_count("seed", seed, least=0)
     predicted = fluctuations(
         wrapped,
         params0,

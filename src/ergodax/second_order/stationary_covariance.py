@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -12,13 +13,14 @@ from ..base.checks import is_concrete
 from ..model.wrapped import WrappedGame
 from .limit_process import LimitProcess
 
+_MOST_DOUBLINGS = 60
+
 
 def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array, "d d"]:
     """Covariance of `sqrt(N) (X^N - x)` around a stable rest point x, after long times.
 
     Solves `DF C + C DF^T = -Sigma`. Differentiable with the rest point held fixed or made a
-    function of what is varied, and works under `jax.vmap`; the equation is solved by SciPy
-    (Bartels and Stewart 1972).
+    function of what is varied, and works under `jax.vmap`.
 
     Args:
         wrapped: a game and its learners.
@@ -33,7 +35,7 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
             is tied there.
     """
     params = getattr(rest_point, "params", rest_point)
-    check_ergodic(wrapped, params)
+    wrapped, params = check_ergodic(wrapped, params, "rest_point")
     drift, slope, noise, gaps = _at_rest(wrapped, params)
     if is_concrete(slope):
         _check_stable(*(np.asarray(part) for part in (drift, slope, gaps)))
@@ -72,18 +74,30 @@ def _check_stable(drift, slope, gaps) -> None:
 
 
 def lyapunov(slope: Float[Array, "d d"], noise: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """Solves `A C + C A^T = -Sigma` for C."""
+    """Solves `A C + C A^T = -Sigma` for C; NaN where A is not stable.
+
+    With `P = (p - A)^-1 (p + A)`, C is a sum over all powers of P, twice as many with every step
+    (Smith 1968).
+    """
 
     def solver(slope):
-        def host(slope, right):
-            import scipy.linalg
-
-            solved = scipy.linalg.solve_continuous_lyapunov(np.asarray(slope), np.asarray(right))
-            return solved.astype(right.dtype)
-
         def solve(_, right):
-            like = jax.ShapeDtypeStruct(right.shape, right.dtype)
-            return jax.pure_callback(host, like, slope, right, vmap_method="sequential")
+            shift = jnp.linalg.norm(slope)
+            inverse = jnp.linalg.inv(shift * jnp.eye(len(slope), dtype=slope.dtype) - slope)
+            power = 2 * shift * inverse - jnp.eye(len(slope), dtype=slope.dtype)
+
+            def double(carry):
+                total, power, count = carry
+                return total + power @ total @ power.T, power @ power, count + 1
+
+            def unfinished(carry):
+                _, power, count = carry
+                rest = jnp.linalg.norm(power) > jnp.finfo(slope.dtype).eps
+                return rest & (count < _MOST_DOUBLINGS)
+
+            start = -2 * shift * inverse @ right @ inverse.T
+            total, power, _ = jax.lax.while_loop(unfinished, double, (start, power, 0))
+            return jnp.where(jnp.linalg.norm(power) < 1, total, jnp.nan)
 
         return solve
 

@@ -4,10 +4,12 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from ..base.checks import describe
 from ..base.devices import default_devices
 from .block import AXIS
 from .capacity import limits_of, steps_of_block, width_of
@@ -67,6 +69,14 @@ def plan_execution(
     Raises:
         ValueError: if `batch_size` is not a positive integer.
     """
-    devices = default_devices() if devices is None else list(devices)
+    if devices is None:
+        devices = default_devices()
+    if not isinstance(devices, Sequence | np.ndarray) or not all(
+        isinstance(device, jax.Device) for device in devices
+    ):
+        raise ValueError(f"devices must be a list of JAX devices; found {describe(devices)}.")
+    devices = list(devices)
+    if not devices:
+        raise ValueError("devices must hold at least one device; found none.")
     width = width_of(batch_size, size, runs, len(devices), limits_of(devices[0]))
     return Execution(devices, width, checkpoint, progress)

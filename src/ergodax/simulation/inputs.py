@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base.checks import check_count
+from ..base.checks import as_real, check_count, check_type
 from ..model.game import first_state_law
-from ..model.wrapped import WrappedGame
+from ..model.wrapped import WrappedGame, cast, warn_rounded
 from .step import Ensemble
 
 
@@ -101,23 +101,23 @@ def check_inputs(
     Raises:
         ValueError: if parameters, first states or numbers of runs do not fit.
     """
+    check_type("wrapped", wrapped, WrappedGame, "a WrappedGame(game, learners)")
     if standing is not None:
         if initial_state is not None:
             raise ValueError("initial_state and start cannot both be given.")
         params0 = standing.params
-    params0 = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, params0)
     own_game = wrapped.game.initial.ndim == 2
     one = take(wrapped, 0) if own_game else wrapped
     like = jax.eval_shape(lambda: one.init(jax.random.key(0)))
     own_params = _has_leading_axis(params0, like)
-    first_states = np.asarray(initial_state)
+    first_states = as_real(initial_state)
 
     counts = {"runs": None if runs is None else check_count("runs", runs)}
     if own_game:
         counts["wrapped"] = _leading("wrapped", wrapped)
     if own_params:
         counts["params0"] = _leading("params0", params0)
-    if first_states.ndim == 1:
+    if np.ndim(first_states) == 1:
         counts["initial_state"] = first_states.size
     given = {name: count for name, count in counts.items() if count is not None}
     if len(set(given.values())) > 1:
@@ -125,9 +125,11 @@ def check_inputs(
         raise ValueError(f"the numbers of runs differ: {listed}.")
     runs = next(iter(given.values()), 1)
 
-    one.check_structure(take(params0, 0) if own_params else params0)
-    one.check_finite(params0)
+    params0 = one.check_structure(params0, "params0", "runs" if own_params else None)
+    one.check_finite(params0, "params0")
     dtype = _check_dtype(dtype, params0)
+    if dtype == np.float64:
+        warn_rounded(wrapped, stacklevel=4)
     if standing is not None:
         _check_standing(standing, one, dtype)
     wrapped, params0 = cast((wrapped, params0), dtype)
@@ -182,18 +184,6 @@ def check_rows(name: str, tree: Any, runs: int) -> None:
             f"every run has its own game: arrays in {name} must have a leading axis of {runs} "
             f"runs; found {_leading(name, found)}."
         )
-
-
-def cast(tree: Any, dtype: Any) -> Any:
-    """The same pytree with all floating-point leaves in one precision."""
-
-    def of_leaf(leaf):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            return leaf  # a function, say
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(of_leaf, tree)
 
 
 def _check_dtype(dtype, params0) -> np.dtype:

@@ -17,10 +17,10 @@ from jaxtyping import Array
 from ..base.times import check_scale, steps_at, steps_between
 from ..model.game import first_state_law
 from ..model.observable import parameters_and_policies
-from ..model.wrapped import WrappedGame
+from ..model.wrapped import WrappedGame, cast
 from .capacity import bytes_of_run, check_memory, copies_fit, limits_of
 from .execution import Execution, plan_execution
-from .inputs import Inputs, cast, check_inputs
+from .inputs import Inputs, check_inputs
 from .job import Job, Summary
 from .moments import GROUP
 from .recorders import Tally

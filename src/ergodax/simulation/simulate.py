@@ -16,6 +16,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Real, UInt32
 
+from ..base.checks import (
+    check_concrete,
+    check_flag,
+    check_function,
+    check_key,
+    check_path,
+    check_type,
+    describe,
+)
 from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
@@ -41,6 +50,8 @@ from .job import Job
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .step import Ensemble
 from .streams import run_keys
+
+_NO_DERIVATIVES = "; it has no derivatives: differentiate ergodax.solve instead"
 
 
 class Simulation(Result):
@@ -228,9 +239,20 @@ def simulate(
         >>> ex.simulate(wrapped, wrapped.init(), [100.0], scale=10, runs=64, key=jax.random.key(0))
         Simulation(64 runs at scale 10, t = 100: successful)
     """
-    check_times(ts)
+    check_concrete("simulate", (wrapped, params0, ts, scale), _NO_DERIVATIVES)
+    ts = check_times(ts)
+    check_key(key)
+    check_function("observe", observe, "the parameters of one run")
     observe = Observable.of(observe)
-    scale = check_scale(scale)
+    if recorder is not None:
+        check_type("recorder", recorder, AbstractRecorder, "an AbstractRecorder")
+    if start is not None:
+        check_type("start", start, Simulation, "an earlier Simulation")
+    if checkpoint is not None:
+        check_path("checkpoint", checkpoint)
+    check_flag("keep_runs", keep_runs)
+    check_flag("progress", progress)
+    scale = float(check_scale(scale))
     steps, times = steps_at(ts, scale)
     begun = 0 if start is None else _check_start(start, key, scale, steps)
     intervals = steps_between(steps, begun)
@@ -315,7 +337,10 @@ def _shapes(inputs: Inputs, observe, recorders) -> tuple:
         check_rows("recorder", recorders, inputs.runs)
         wrapped, observe, recorders = take((wrapped, observe, recorders), 0)
     reports = (check_recorder(recorder, wrapped, inputs.like) for recorder in recorders)
-    return jax.eval_shape(observe, inputs.like), *reports
+    observed = jax.eval_shape(observe, inputs.like)
+    if not jax.tree.leaves(observed):
+        raise ValueError(f"observe must return numbers; found {describe(observed)}.")
+    return observed, *reports
 
 
 def _warn_interrupted(done: int, runs: int, time: float, checkpoint) -> None:

@@ -74,7 +74,7 @@ def compare(
         ValueError: as `simulate` and `solve`; also if two times are the same step.
         RuntimeError: if the ODE cannot be solved up to the last time.
     """
-    scale = check_scale(scale)
+    scale = float(check_scale(scale))
     times = _times_of_steps(ts, scale)
     # The ODE first: it is quick, and says whether there is anything to compare with.
     solution, compile_seconds, run_seconds = _timed_solve(wrapped, params0, times)

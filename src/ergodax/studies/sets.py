@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..averaged.drift import flat_drift
+from ..base.checks import is_within
 from ..model.build import Build, check_build
-from ..model.hyper import is_within
 from ..model.wrapped import WrappedGame
 
 # Names of the dimensions and variables of a sweep's data set.

@@ -1,0 +1,187 @@
+"""Markets of firms that set prices, and their prices under competition and collusion."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from ..base.checks import check_count, is_concrete
+from ..model.game import MarkovGame
+from ..model.hyper import HyperModule, Scalar, hyper
+from .matrix import repeated
+
+
+class AbstractMarket(HyperModule):
+    """A market: subclass it, give it a field `cost` (`[n]` or one number) and write `demand`.
+
+    Attributes:
+        num_firms: n.
+    """
+
+    num_firms: eqx.AbstractVar[int]
+    cost: eqx.AbstractVar[Any]
+
+    @abc.abstractmethod
+    def demand(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Returns the quantity that each firm sells at the prices of all firms."""
+
+    def profits(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Returns each firm's profit, `(price - cost) demand`."""
+        return (prices - self.cost) * self.demand(prices)
+
+    def nash_prices(self) -> Float[Array, " n"]:
+        """Returns the prices of the one-shot Nash equilibrium, by its first-order conditions.
+
+        Raises:
+            ValueError: if no such prices are found (NaN where traced by JAX).
+        """
+        return self._solve("Nash", lambda demand, slopes: -demand / jnp.diag(slopes))
+
+    def monopoly_prices(self) -> Float[Array, " n"]:
+        """Returns the prices that maximise the joint profit, by their first-order conditions.
+
+        Raises:
+            ValueError: if no such prices are found (NaN where traced by JAX).
+        """
+        return self._solve("monopoly", lambda demand, slopes: -jnp.linalg.solve(slopes.T, demand))
+
+    def _solve(self, name: str, markups: Callable) -> Float[Array, " n"]:
+        """Prices whose markups over cost are those that their demand calls for.
+
+        Args:
+            name: of these prices.
+            markups: the best markups at a demand `[n]` with slopes `[n, n]`, by firm and price.
+        """
+
+        def excess(prices, market):
+            demand, slopes = market.demand(prices), jax.jacobian(market.demand)(prices)
+            return prices - market.cost - markups(demand, slopes)
+
+        first = jnp.broadcast_to(self.cost, (self.num_firms,))
+        tolerance = float(100 * jnp.finfo(first.dtype).eps)
+        newton = optimistix.Newton(tolerance, tolerance)
+        solved = optimistix.root_find(excess, newton, first, self, max_steps=100, throw=False)
+        found = solved.result == optimistix.RESULTS.successful
+        if is_concrete(found) and not found:
+            raise ValueError(f"{self} has no {name} prices that its first-order conditions find.")
+        return jnp.where(found, solved.value, jnp.nan)
+
+    def price_grid(
+        self, num_prices: int = 15, extension: Real[ArrayLike, ""] = 0.1
+    ) -> Float[Array, "n m"]:
+        """Returns equally spaced prices, `[n, m]`, from below Nash to above monopoly prices.
+
+        The interval between both is extended by `extension` times its length on either side
+        (Calvano, Calzolari, Denicolo and Pastorello 2020).
+        """
+        nash, monopoly = self.nash_prices(), self.monopoly_prices()
+        margin = extension * (monopoly - nash)
+        count = check_count("num_prices", num_prices)
+        return jnp.linspace(nash - margin, monopoly + margin, count, axis=-1)
+
+    def payoffs(self, prices: Real[ArrayLike, "n m"] | Sequence) -> Float[Array, "*m n"]:
+        """Returns the profits of every combination of prices, `[m, .., m, n]`.
+
+        Args:
+            prices: the prices that each firm can set, `[n, m]`.
+
+        Raises:
+            ValueError: if prices do not have one row per firm, or demand is negative or not finite
+                at some of them.
+        """
+        grid = jnp.asarray(prices, dtype=float)
+        if grid.ndim != 2 or len(grid) != self.num_firms:
+            raise ValueError(
+                f"prices must have shape [{self.num_firms}, m], one row per firm; "
+                f"found {grid.shape}."
+            )
+        combinations = jnp.stack(jnp.meshgrid(*grid, indexing="ij"), axis=-1)
+        flat = combinations.reshape(-1, self.num_firms)
+        demand = jax.vmap(self.demand)(flat)
+        if is_concrete(demand):
+            outside = ~(np.isfinite(demand) & (np.asarray(demand) >= 0)).all(axis=1)
+            if outside.any():
+                raise ValueError(
+                    f"prices {np.asarray(flat)[outside][0]} lie outside the domain of demand, "
+                    f"which is {np.asarray(demand)[outside][0]} there."
+                )
+        return jax.vmap(self.profits)(flat).reshape(combinations.shape)
+
+    def game(
+        self, prices: Real[ArrayLike, "n m"] | Sequence | None = None, *, memory: int = 1
+    ) -> MarkovGame:
+        """Returns the repeated pricing game; states are the remembered prices.
+
+        Args:
+            prices: the prices that each firm can set, `[n, m]`; `price_grid()` by default.
+            memory: number of past periods remembered; there are `m^(n memory)` states.
+        """
+        grid = self.price_grid() if prices is None else jnp.asarray(prices, dtype=float)
+        payoffs = tuple(jnp.moveaxis(self.payoffs(grid), -1, 0))
+        return repeated(payoffs, memory=memory, action_names=price_names(grid))
+
+
+def price_names(prices: Real[ArrayLike, "n m"]) -> list[list[str]] | None:
+    """Returns names of prices with as few digits, at least two, as tell them apart."""
+    if not is_concrete(prices):
+        return None
+    for digits in range(2, 17):
+        names = [[f"{price:.{digits}f}" for price in own] for own in np.asarray(prices)]
+        if all(len(set(own)) == len(own) for own in names):
+            return names
+    return None
+
+
+class LogitMarket(AbstractMarket):
+    """Logit demand: `q_i = exp((a_i - p_i)/mu) / (sum_j exp((a_j - p_j)/mu) + exp(a_0/mu))`.
+
+    The defaults are those of Calvano, Calzolari, Denicolo and Pastorello 2020.
+
+    Attributes:
+        num_firms: n.
+        quality: a, one number or one per firm.
+        cost: marginal cost, one number or one per firm.
+        outside: a_0, the quality of the outside good.
+        differentiation: mu, positive; products are perfect substitutes as it vanishes.
+    """
+
+    num_firms: int = eqx.field(default=2, static=True)
+    quality: Float[Array, "..."] | float = hyper(2.0, scalar=False)
+    cost: Float[Array, "..."] | float = hyper(1.0, scalar=False)
+    outside: Scalar = hyper(0.0)
+    differentiation: Scalar = hyper(0.25, within="(0, inf)")
+
+    def demand(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Returns the share of consumers that buy of each firm."""
+        utilities = (self.quality - prices) / self.differentiation
+        outside = self.outside / self.differentiation
+        return jax.nn.softmax(jnp.append(utilities, outside))[:-1]
+
+
+class LinearMarket(AbstractMarket):
+    """Linear demand for differentiated goods (Singh and Vives 1984).
+
+    Demand inverts `p_i = a - q_i - d sum_{j != i} q_j`.
+
+    Attributes:
+        num_firms: n.
+        intercept: a.
+        cost: marginal cost, one number or one per firm.
+        substitutability: d, in [0, 1).
+    """
+
+    num_firms: int = eqx.field(default=2, static=True)
+    intercept: Scalar = hyper(1.0, within="(0, inf)")
+    cost: Float[Array, "..."] | float = hyper(0.0, scalar=False)
+    substitutability: Scalar = hyper(0.5, within="[0, 1)")
+
+    def demand(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Returns the quantities, negative outside the domain of the model."""
+        d, left = self.substitutability, self.intercept - prices
+        return (left - d * left.sum() / (1 + (self.num_firms - 1) * d)) / (1 - d)
