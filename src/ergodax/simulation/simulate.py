@@ -305,7 +305,11 @@ def simulate(
     if summary.lost[-1, 0]:
         result, text = describe_lost(wrapped, summary.lost[-1], job.done)
         first = times[np.argmax(summary.lost[:, 0] > 0)]
-        warnings.warn(f"{text}, the first by t = {first:.6g}.", stacklevel=2)
+        hint = ": are the updates too large for their scale?"
+        warnings.warn(
+            f"{text}, the first by t = {first:.6g}{hint if result == RESULTS.nonfinite else '.'}",
+            stacklevel=2,
+        )
     return Simulation(
         wrapped=wrapped,
         ts=times[:count],
@@ -352,18 +356,23 @@ def _warn_interrupted(done: int, runs: int, time: float, checkpoint) -> None:
 
 
 def describe_lost(wrapped: WrappedGame, lost, runs: int) -> tuple[Any, str]:
-    """A result code and a text for runs of which some are lost, `[1 + n]` as in `Summary`."""
-    count, *by_agent = lost
-    faults = [
-        f"agent {agent} ({type(wrapped.learners[agent]).__name__}) played probabilities that are "
-        f"negative, NaN or do not sum to one in {number:.0f}"
-        for agent, number in enumerate(by_agent)
-        if number
-    ]
-    result = RESULTS.improper_policy if faults else RESULTS.nonfinite
-    if count > max(by_agent):
-        faults.append("parameters became infinite or NaN: are updates too large for their scale?")
-    return result, f"{count:.0f} of {runs} runs are lost ({'; '.join(faults)})"
+    """How an ensemble ended in which runs are lost, as a result code and a text.
+
+    Args:
+        wrapped: the game and its learners.
+        lost: the number of lost runs, and of those lost by the policy of every agent, `[1 + n]`.
+        runs: number of all runs.
+    """
+    text = f"{lost[0]:.0f} of {runs} runs became infinite or NaN"
+    for agent, number in enumerate(lost[1:]):
+        if number > 0:
+            learner = type(wrapped.learners[agent]).__name__
+            text = (
+                f"{lost[0]:.0f} of {runs} runs are lost: {number:.0f} of them played a policy of "
+                f"agent {agent} ({learner}) that is negative, NaN or does not sum to one"
+            )
+            return RESULTS.invalid_policy, text
+    return RESULTS.nonfinite, text
 
 
 def _check_start(start: Simulation, key, scale: float, steps) -> int:
