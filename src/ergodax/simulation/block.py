@@ -180,20 +180,20 @@ def advance(
         def interval(carry, length_and_due):
             length, due = length_and_due
             words, run = jax.lax.fori_loop(0, length, one_step, carry)
-            run = from_lanes(run)
             report, after = report_of(run)
-            run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, run)
+            run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, from_lanes(run))
             return (words, to_lanes(run)), report
 
         def report_of(run):
-            def of_run(params, recorded, data):
-                _, _, observe, recorders = eqx.combine(data, static)
+            def of_run(params, recorded, own):
+                of_all = own if setting.per_run else data
+                _, _, observe, recorders = eqx.combine(of_all, static)
                 reports = [r.report(state) for r, state in zip(recorders, recorded, strict=True)]
                 values = observe(params), *(reported for reported, _ in reports)
                 return values, tuple(state for _, state in reports)
 
-            axes = (0, 0, 0 if setting.per_run else None)
-            values, started = jax.vmap(of_run, axes)(run.standing.params, run.recorded, data)
+            found = over_lanes(of_run, run.standing.params, run.recorded, own)
+            run, (values, started) = from_lanes((run, found))
             leaves = jax.tree.leaves(run.standing.params)
             finite = [jnp.isfinite(leaf).reshape(live.shape[0], -1).all(axis=1) for leaf in leaves]
             faults = settle(run.faults, ~jnp.stack(finite).all(axis=0))

@@ -22,6 +22,8 @@ from jax.extend.core import Literal
 
 # A table of more entries than this is large.
 _MOST_SELECTIONS = 16
+# A product of tensors of so many terms is summed term by term, in the same order in any batch.
+_MOST_TERMS = 1024
 
 _CALLS = {
     "jit": "jaxpr",
@@ -179,8 +181,12 @@ def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
     if name in _ELEMENTWISE:
         shape = jnp.broadcast_shapes(*(value.shape for value in inputs))
         results = bind(*(_spread(value, count, shape).array for value in inputs))
+    elif name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):
+        results = [_sum(array, params["axes"])]
     elif name in _ALONG_OTHER_AXES and not params.get("reverse"):
         results = bind(array)
+    elif name == "dot_general" and _terms(inputs, params) <= _MOST_TERMS:
+        results = [_dot(inputs, params, count)]
     elif name == "concatenate":
         results = bind(*(_spread(value, count).array for value in inputs))
     elif name == "broadcast_in_dim" and len(inputs) == 1:
@@ -196,6 +202,47 @@ def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
     else:
         return _vmapped(bind, inputs, -1)
     return [Lanes(result, -1) for result in results]
+
+
+def _terms(inputs: list[Lanes], params) -> int:
+    """Terms of a product of two tensors."""
+    (contracted, _), (batch, _) = params["dimension_numbers"]
+    common = math.prod(inputs[0].shape[axis] for axis in (*contracted, *batch))
+    return math.prod(inputs[0].shape) * math.prod(inputs[1].shape) // max(common, 1)
+
+
+def _dot(inputs: list[Lanes], params, count: int):
+    """A product of two tensors: all terms, then their sum."""
+    contracted, batch = params["dimension_numbers"]
+    free = [
+        [axis for axis in range(len(value.shape)) if axis not in (*c, *b)]
+        for value, c, b in zip(inputs, contracted, batch, strict=True)
+    ]
+    factors = []
+    for k, value in enumerate(inputs):
+        array = _spread(value, count).array
+        array = array.transpose(*batch[k], *free[k], *contracted[k], array.ndim - 1)
+        # Axes: those in common, those of the first, of the second, those summed over, the lanes.
+        first = len(batch[k]) + len(free[k]) if k == 0 else len(batch[k])
+        ones = range(first, first + len(free[1 - k]))
+        factors.append(jnp.expand_dims(array, tuple(ones)))
+    dtype = params["preferred_element_type"] or jnp.result_type(*factors)
+    product = factors[0].astype(dtype) * factors[1].astype(dtype)
+    kept = product.ndim - 1 - len(contracted[0])
+    return _sum(product, range(kept, product.ndim - 1))
+
+
+def _sum(array, axes: Sequence[int]):
+    """Sum over axes in halves: XLA's own order of additions depends on the number of lanes."""
+    array = jnp.moveaxis(array, axes, range(len(axes)))
+    array = array.reshape(-1, *array.shape[len(axes) :])
+    terms = array.shape[0]
+    filled = 1 << max(terms - 1, 0).bit_length()
+    array = jnp.pad(array, [(0, filled - terms), *[(0, 0)] * (array.ndim - 1)])
+    while len(array) > 1:
+        half = len(array) // 2
+        array = array[:half] + array[half:]
+    return _keep(Lanes(array[0], -1)).array
 
 
 def _bind(primitive, params, *arrays):

@@ -167,9 +167,10 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
 @functools.partial(jax.jit, static_argnums=2)
 def _key_words(key, numbers, size: int):
     """Key words of the runs of ensembles, `[E size, 2]`."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     runs = jnp.arange(size, dtype=jnp.uint32)
-    return jax.vmap(run_keys, in_axes=(0, None))(keys, runs).reshape(-1, 2)
+    # One by one, for the same reason.
+    words = jax.lax.map(lambda number: run_keys(jax.random.fold_in(key, number), runs), numbers)
+    return words.reshape(-1, 2)
 
 
 @eqx.filter_jit
