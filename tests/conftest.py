@@ -1,6 +1,5 @@
 """Set-up of all tests: float64, run-time checks of every annotation, reproducible examples."""
 
-import gc
 import os
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 jaxtyping.install_import_hook("ergodax", "beartype.beartype")  # before ergodax is imported
 
 import helpers
+from ergodax.base.compiling import drop_programs
 
 hypothesis.settings.register_profile(
     "ergodax",
@@ -33,17 +33,9 @@ hypothesis.settings.load_profile("ergodax")
 
 @pytest.fixture(autouse=True)
 def bounded_mappings():
-    """Forgets compiled programs before they are too many.
-
-    XLA keeps each in mappings of memory of its own, several hundred for a solver. Linux allows a
-    process 65530; beyond that, compiling ends in a segmentation fault (jax-ml/jax issue 27201).
-    Ten thousand come with some 2 GiB of memory.
-    """
+    """Forgets compiled programs long before they are too many: 10000 mappings hold some 2 GiB."""
     yield
-    mappings = Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_bytes().count(b"\n") > 10_000:
-        jax.clear_caches()
-        gc.collect()
+    drop_programs(10_000)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import xarray
 
 import comparisons
 import ergodax as ex
+from ergodax import cli
 from ergodax.cli import main
 
 SMALL = ["--runs", "64", "--t1", "20", "--points", "5"]
@@ -296,6 +297,30 @@ def test_convergence(tmp_path, capsys):
         assert data.attrs["command"].startswith("ergodax convergence prisoners-dilemma")
     image = tmp_path / "prisoners-dilemma-convergence.png"
     assert image.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_card_is_diagnosed(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for words in (["info"], ["compare", "prisoners-dilemma"]):
+        finished = run(*words, cwd=tmp_path)
+        assert finished.returncode == 1
+        (line,) = finished.stderr.splitlines()[-1:]
+        assert line.startswith("ergodax: error: JAX finds no device for JAX_PLATFORMS=cuda: unset")
+        assert "Traceback" not in finished.stderr
+        if words == ["info"]:
+            assert re.search(r"^devices +none$", finished.stdout, flags=re.MULTILINE)
+            assert re.search(r"^environment +.*JAX_PLATFORMS=cuda", finished.stdout, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_lose_the_result(tmp_path, monkeypatch, capsys):
+    def full(*args, **options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ex.io, "save", full)
+    with contextlib.suppress(OSError):
+        cli._write("the result", None, tmp_path / "a", "command")
+    assert capsys.readouterr().out.startswith("the result")
 
 
 def test_info_as_a_program(tmp_path, monkeypatch):

@@ -109,6 +109,34 @@ def test_pages_build_without_warnings(built):
         assert (built / name).with_suffix(".html").exists()
 
 
+def test_pages_need_no_network(built):
+    """Formulas are MathML; scripts, styles and pictures lie beside the pages."""
+    for page in built.rglob("*.html"):
+        text = page.read_text()
+        assert re.findall(r"<(?:script|img|link)[^>]*(?:src|href)=\"(?:https?:)?//", text) == []
+        assert r"\(" not in text
+    assert (built / "theory.html").read_text().count("<math") > 50
+
+
+def test_formulas_group_their_numbers():
+    """TeX takes one digit, the converter to MathML the whole number: `x^12`, `\\frac12`."""
+    for name, text in PAGES.items():
+        assert re.findall(r"(?:frac|[\^_])\d\d", re.sub(r"`[^`]*`", "", text)) == [], name
+
+
+def test_names_on_pages_are_linked(built):
+    page = (built / "howto" / "cores.html").read_text()
+    assert 'href="../api.html#ergodax.simulate"' in page
+    assert 'href="../api.html#ergodax.use_all_cores"' in page
+
+
+def test_notebooks_are_on_the_site(built):
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        page = (built / "notebooks" / notebook.name).with_suffix(".html")
+        assert f"notebooks/{page.name}" in (built / "index.html").read_text()
+        assert "<img" in page.read_text()
+
+
 def test_reference_has_every_public_name(built):
     page = (built / "api.html").read_text()
     public = [

@@ -3,6 +3,7 @@
 from . import games as games
 from . import io as io
 from . import learners as learners
+from . import outcomes as outcomes
 from . import plot as plot
 from .averaged.basins import Attractor as Attractor
 from .averaged.basins import Basins as Basins
@@ -15,6 +16,7 @@ from .averaged.flow import solve as solve
 from .averaged.kinks import KinkReport as KinkReport
 from .averaged.kinks import kinks as kinks
 from .averaged.rest_points import RestPoint as RestPoint
+from .averaged.rest_points import RestPoints as RestPoints
 from .averaged.rest_points import rest_point as rest_point
 from .averaged.rest_points import rest_points as rest_points
 from .averaged.sensitivities import Sensitivities as Sensitivities
@@ -32,12 +34,14 @@ from .learners import ExpectedSarsa as ExpectedSarsa
 from .learners import ExponentialWeights as ExponentialWeights
 from .learners import FallingRate as FallingRate
 from .learners import FrequencyAdjustedQLearning as FrequencyAdjustedQLearning
+from .learners import Observing as Observing
 from .learners import ProjectedGradient as ProjectedGradient
 from .learners import QLearning as QLearning
 from .learners import Reinforce as Reinforce
 from .learners import RothErev as RothErev
 from .learners import Sarsa as Sarsa
 from .learners import WolfPHC as WolfPHC
+from .learners import initial_values as initial_values
 from .model.check import check_learner as check_learner
 from .model.exploration import AbstractExploration as AbstractExploration
 from .model.exploration import EpsilonGreedy as EpsilonGreedy

@@ -7,6 +7,7 @@ are one line on standard error.
 import argparse
 import contextlib
 import math
+import os
 import shlex
 import sys
 import warnings
@@ -19,6 +20,7 @@ from .base.version import __version__
 if TYPE_CHECKING:
     from .model.wrapped import WrappedGame
 
+_CACHE_BYTES = 2**28
 _EXAMPLES = """\
 examples:
   ergodax compare prisoners-dilemma
@@ -121,6 +123,7 @@ def _add_compare(commands, layout) -> None:
     add(group, "--dtype", str, "float64", "precision of the simulation", choices=precisions)
     add(group, "--initial-state", _state, None, "first state, by name or number", metavar="STATE")
     add(group, "--out", Path, Path("out"), "output folder", metavar="OUT")
+    _add_cache(group)
     _add_game(compare, learning_rate=0.01)
 
 
@@ -146,6 +149,7 @@ def _add_convergence(commands, layout) -> None:
     add(group, "--initial-state", _state, 0, "first state, by name or number", metavar="STATE")
     add(group, "--checkpoint", Path, None, "file to continue from, none if not given")
     add(group, "--out", Path, Path("out"), "output folder", metavar="OUT")
+    _add_cache(group)
     _add_game(convergence, learning_rate=1.0)
 
 
@@ -156,6 +160,11 @@ def _add_option(group, name, kind, default, text, **options):
     group.add_argument(
         name, type=kind, default=default, help=f"{text} (default: {shown})", **options
     )
+
+
+def _add_cache(group) -> None:
+    text = "folder for compiled programs, or off (default: ERGODAX_CACHE, or the user's cache)"
+    group.add_argument("--cache", default=None, help=text, metavar="CACHE")
 
 
 def _add_game(command, learning_rate: float) -> None:
@@ -233,18 +242,45 @@ def _per_agent(options: argparse.Namespace, name: str, agents: int) -> list[floa
 
 
 def _start(options: argparse.Namespace) -> "WrappedGame":
-    """Turns on float64 and all cores, makes the game, and tries the folder before any work."""
+    """Turns on float64, cache and all cores, makes the game, tries the folder before any work."""
     import jax
 
     from .base.devices import use_all_cores
     from .base.files import prepare_folder
 
     jax.config.update("jax_enable_x64", True)
-    with contextlib.suppress(RuntimeError):  # JAX runs already where Python calls `main`
+    _keep_programs(options.cache)
+    # JAX runs already where Python calls `main`, or finds no device at all.
+    with contextlib.suppress(RuntimeError, AssertionError):
         use_all_cores()
+    _devices()
     wrapped = _GAMES[options.game](options)
     prepare_folder(options.out)
     return wrapped
+
+
+def _keep_programs(given: str | None) -> None:
+    """Has JAX keep compiled programs from one run to the next, unless it does so already.
+
+    Args:
+        given: the folder, or "off"; by default that of the environment, or the user's own.
+    """
+    import jax
+    import platformdirs
+
+    config: Any = jax.config
+    folder = given or os.environ.get("ERGODAX_CACHE")
+    if folder == "off" or (folder is None and config.jax_compilation_cache_dir):
+        return
+    folder = Path(folder or platformdirs.user_cache_path("ergodax") / "programs")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _compare(options: argparse.Namespace, command: str) -> int:
@@ -308,7 +344,6 @@ def _write(result: Any, figure: Any, stem: Path, command: str) -> None:
 
 
 def _info(options: argparse.Namespace, command: str) -> int:
-    import os
     import platform
     from importlib.metadata import version
 
@@ -320,18 +355,40 @@ def _info(options: argparse.Namespace, command: str) -> int:
     lines |= {name: version(name) for name in ("jax", "jaxlib", "equinox", "diffrax", "numpy")}
     lines["Python"] = platform.python_version()
     lines["platform"] = platform.platform()
-    lines["devices"] = ", ".join(f"{device} ({device.device_kind})" for device in jax.devices())
+    problem = None
+    try:
+        lines["devices"] = ", ".join(f"{device} ({device.device_kind})" for device in _devices())
+    except RuntimeError as error:
+        problem, lines["devices"] = error, "none"
     lines["x64"] = "on" if jax.config.read("jax_enable_x64") else "off (float32 by default)"
     lines["cores"] = f"{len(usable(0)) if usable else cores} of {cores} for this process"
     settings = [name for name in _ENVIRONMENT if name in os.environ]
     lines["environment"] = " ".join(f"{name}={os.environ[name]}" for name in settings) or "-"
     for name, value in lines.items():
         print(f"{name:12} {value}")
-    return 0
+    return 0 if problem is None else _fail(problem, 1)
+
+
+def _devices() -> list[Any]:
+    """The devices of JAX; raises RuntimeError if it finds none."""
+    import os
+
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # what JAX raises depends on its version
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise RuntimeError(
+            f"JAX finds no device{f' for JAX_PLATFORMS={asked}' if asked else ''}: unset it to use "
+            f"the processor; for a GPU, install ergodax[cuda] and see that nvidia-smi lists the "
+            f"card. {error}"
+        ) from None
 
 
 # What is known to change devices, precision or the number of threads.
 _ENVIRONMENT = (
     *("JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_NUM_CPU_DEVICES"),
+    *("JAX_COMPILATION_CACHE_DIR", "ERGODAX_CACHE"),
     *("XLA_FLAGS", "NPROC", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
 )

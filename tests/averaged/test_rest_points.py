@@ -231,6 +231,73 @@ def test_batches_under_vmap_equal_single_ones(golden, random):
         assert_close(flatten(params), golden["random"]["fixed_point"], 1e-10)
 
 
+# All of them, and no others
+
+
+def uniform(wrapped, low, high, count=400):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(low, high, size=(count, *leaf.shape))), wrapped.init()
+    )
+
+
+@pytest.mark.parametrize("reach", [5.0, 1000.0])
+def test_an_underflowed_policy_is_no_rest(reach):
+    # Where the second action is never taken, the bare drift of its value is zero.
+    game = ex.MarkovGame.deterministic(np.zeros((1, 2), int), np.array([[[1.0], [0.0]]]))
+    wrapped = ex.WrappedGame(game, [ex.Sarsa(1.0, 0.0, ex.EpsilonSoftmax(0.3))])
+    never = ex.drift(wrapped, (jnp.array([[1.0, -1060.0]]),))[0]
+    np.testing.assert_array_equal(never, 0)
+    (found,) = ex.rest_points(wrapped, uniform(wrapped, -reach, reach, 200))
+    np.testing.assert_allclose(found.params[0], [[1.0, 0.0]], atol=1e-12)
+
+
+def test_coordination_on_three_actions_has_seven_rest_points():
+    wrapped = stateless(np.eye(3), 0.2, 0.0)
+    found = ex.rest_points(wrapped, uniform(wrapped, 0.0, 1.0))
+    # Of a row in every one: one action, or one of two, or one of three alike.
+    shares = sorted(tuple(np.sort(wrapped.policies(p.params)[0][0]).round(4)) for p in found)
+    assert len(found) == 7
+    assert len(set(shares)) == 3
+    assert sum(point.stability == "stable" for point in found) == 3
+    for point in found:  # a fixed point of the responses
+        x, y = (np.asarray(own)[0] for own in point.params)
+        for own, other in ((x, y), (y, x)):
+            response = np.exp(other / 0.2) / np.exp(other / 0.2).sum()
+            np.testing.assert_allclose(own, response, atol=1e-9)
+
+
+def two_states(gain, gamma):
+    """A dilemma that is worth more after both have cooperated (Hilbe and others 2018)."""
+    rewards = np.zeros((2, 2, 2, 2))
+    for state, benefit in enumerate((gain, 1.2)):
+        rewards[state] = [[[benefit - 1] * 2, [-1, benefit]], [[benefit, -1], [0, 0]]]
+    follows = np.ones((2, 2, 2), int)
+    follows[:, 0, 0] = 0
+    learner = ex.Sarsa(1.0, gamma, ex.EpsilonSoftmax(0.2))
+    return ex.WrappedGame(ex.MarkovGame.deterministic(follows, rewards), [learner, learner])
+
+
+@pytest.mark.parametrize(("gain", "gamma"), [(4.0, 0.45), (2.0, 0.8)])
+def test_a_dilemma_of_two_states_has_three_rest_points(gain, gamma):
+    wrapped = two_states(gain, gamma)
+    found = ex.rest_points(wrapped, uniform(wrapped, -1 / (1 - gamma), gain / (1 - gamma)))
+    shares = sorted(float(wrapped.policies(point.params)[0][0, 0]) for point in found)
+    assert len(found) == 3
+    assert shares[0] < 0.01
+    assert shares[2] > 0.98
+    kinds = {float(wrapped.policies(p.params)[0][0, 0]): p.stability for p in found}
+    assert [kinds[share] for share in shares] == ["stable", "unstable", "stable"]
+    assert len(found.leads_to) == 400
+    counts = np.bincount(found.leads_to + 1, minlength=4)
+    assert counts[0] == sum(found.failures.values())
+    assert counts[1:].min() > 0
+    data = found.to_xarray()
+    assert data.policy.dims == ("rest_point", "agent", "state", "action")
+    np.testing.assert_array_equal(data.leads_to, found.leads_to)
+    assert set(data.message.values) <= {"successful", *found.failures}
+
+
 # What cannot be found, and bad input
 
 
@@ -242,13 +309,17 @@ def no_rest():
 
 def test_a_missing_rest_point_says_residual_and_last_step():
     wrapped = no_rest()
-    with pytest.raises(RuntimeError, match=r"residual \d.*, last Newton step \d.*steps"):
+    reason = r"residual \d.*, last Newton step \d.*vanishes.*agent 0 theta, 0, [01] drifts most, by"
+    with pytest.raises(RuntimeError, match=reason + ".* per visit: `solve` further"):
         ex.rest_point(wrapped, wrapped.init())
     found = ex.rest_point(wrapped, wrapped.init(), throw=False)
     assert found.result != ex.RESULTS.successful
     assert found.step > 0.1
     guesses = jax.tree.map(lambda leaf: leaf[None], wrapped.init())
-    assert ex.rest_points(wrapped, guesses) == ()
+    none = ex.rest_points(wrapped, guesses)
+    assert len(none) == 0
+    assert list(none.failures.values()) == [1]
+    assert none.leads_to.tolist() == [-1]
 
 
 def test_discontinuous_learners_are_refused():

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import ergodax as ex
 from ergodax import plot
 
-X, Y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([10.0, 20.0, 40.0])
+X, Y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 20.0, 30.0])
 
 
 def swept():
@@ -62,6 +62,45 @@ def test_curves_and_tangents():
     ax = Figure().subplots()
     assert plot.sweep(swept(), "steps", {"x": 1.0}, ax=ax) is ax
     np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), np.stack([Y, 3 + 0.5 * Y], axis=1))
+
+
+def test_spacing_tells_which_axes_are_logarithmic():
+    values = np.arange(12.0).reshape(3, 4)
+    rates, odd = np.array([2e-5, 5e-5, 1e-4]), np.array([1.0, 2.0, 3.0, 5.0])
+    data = xarray.Dataset(
+        {"rewards": (("agent_rate", "action_cost"), values)},
+        {"agent_rate": rates, "action_cost": np.arange(4.0)},
+    )
+    ax = plot.sweep(data, "rewards", gradient=True)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    mesh, *_, arrows = ax.collections
+    # Cells end halfway between the logarithms; arrows go by these.
+    edges = np.asarray(mesh.get_coordinates())[0, :, 0]
+    np.testing.assert_allclose(edges[1:3], np.sqrt(rates[1:] * rates[:-1]))
+    np.testing.assert_allclose(edges[1] * edges[0], rates[0] ** 2 * (edges[1] / edges[0]) ** 0)
+    slope = np.gradient(values, rates, axis=0) * rates[:, None] * np.log(rates[-1] / rates[0])
+    np.testing.assert_allclose(arrows.U.reshape(4, 3), slope.T)
+    np.testing.assert_allclose(arrows.V, 1.0 * 3.0)
+    assert to_hex(arrows.get_facecolor()[0]) == "#ffffff"
+    assert to_hex(arrows.get_edgecolor()[0]) == "#000000"
+    # A curve: its tangents are tangents on the logarithmic axis.
+    ax = plot.sweep(data, "rewards", {"action_cost": 0.0}, gradient={"agent_rate": 3.0 / rates})
+    assert ax.get_xscale() == "log"
+    thick = [line for line in ax.get_lines() if line.get_linewidth() == 4]
+    for line in thick:
+        assert np.ptp(line.get_ydata()) / np.ptp(np.log(line.get_xdata())) == pytest.approx(3.0)
+    linear = data.assign_coords(action_cost=odd - 1)  # zero has no logarithm
+    assert plot.sweep(linear, "rewards", {"agent_rate": 5e-5}).get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("name", ["agent_x", "state_x", "action_x", "time_x", "set_x", "$x$"])
+def test_any_name_may_be_swept(name):
+    data = swept().rename(x=name)
+    ax = plot.sweep(data, "steps", {name: 1.0})
+    assert ax.get_title() == f"{name} 1".replace("$", r"\$")
+    ax = plot.sweep(data, "steps", {"y": 20.0})
+    np.testing.assert_allclose(ax.get_lines()[0].get_xdata(), X)
+    assert ax.get_xlabel() == name.replace("$", r"\$")
 
 
 @pytest.mark.parametrize(

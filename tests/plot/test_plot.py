@@ -1,9 +1,12 @@
+import functools
 import subprocess
 import sys
 
 import equinox as eqx
+import jax
 import matplotlib
 import matplotlib.figure
+import matplotlib.text
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -236,6 +239,72 @@ def test_states_of_the_figure(monkeypatch):
     assert titles == [f"state {('CC', 'CD', 'DC', 'DD')[s]}" for s in frequent]
 
 
+@functools.cache
+def odd_game():
+    """One state, actions that matplotlib reads in its own way, times that grow, one wide band."""
+    game = ex.games.repeated(
+        (np.eye(2) * 9, np.eye(2) * 9), memory=0, action_names=[["$1.00", "_$2$"]] * 2
+    )
+    learners = [ex.QLearning(0.9, 0.0, ex.EpsilonSoftmax(1.0, 0.02))] * 2
+    wrapped = ex.WrappedGame(game, learners)
+    ts = [0.0, 1.0, 4.0, 16.0, 64.0]
+    return ex.compare(wrapped, wrapped.init(), ts, runs=16, key=jax.random.key(0))
+
+
+def texts(figure):
+    """All that is written in a figure, as it is drawn."""
+    FigureCanvasAgg(figure).draw()
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def test_names_are_drawn_as_they_are():
+    for figure in (
+        plot.comparison(odd_game()),
+        plot.policies(odd_game(), 0, 0).figure,
+        plot.parameters(odd_game(), 0, 0).figure,
+    ):
+        found = texts(figure)
+        assert any(r"\$1.00" in text for text in found)
+        assert any(r"_\$2\$" in text for text in found)
+        assert not any("$1.00" in text.replace(r"\$", "") for text in found)
+
+
+def test_one_state_has_no_name_and_the_figure_no_blank_half():
+    figure = plot.comparison(odd_game())
+    assert [ax.get_title() for ax in figure.axes] == [""] * 4
+    axes, legend = boxes(figure)
+    assert legend.y0 > max(box.y1 for box in axes)
+    assert min(box.width for box in axes) > 0.9 * figure.bbox.width
+    everything = [*axes, legend]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in everything)
+    assert not any(a.overlaps(b) for k, a in enumerate(everything) for b in everything[k + 1 :])
+
+
+def test_times_that_grow_are_on_a_logarithmic_axis():
+    for ax in (plot.policies(odd_game(), 0, 0), plot.state_distribution(odd_game())):
+        assert ax.get_xscale() == "symlog"
+    assert plot.policies(comparisons.dilemma(), 0, 0).get_xscale() == "linear"
+    later = odd_game().solution
+    later = eqx.tree_at(
+        lambda s: (s.ts, s.params),
+        later,
+        (later.ts[1:], jax.tree.map(lambda leaf: leaf[1:], later.params)),
+    )
+    assert plot.parameters(later, 0, 0).get_xscale() == "log"
+
+
+def test_bands_of_policies_are_chances():
+    series = odd_game().policy_series[0]
+    reach = series.mean + 2 * np.sqrt(series.variance)
+    assert reach.max() > 1
+    ax = plot.policies(odd_game(), 0, 0)
+    for band in ax.collections:
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.min() >= 0
+        assert heights.max() <= 1
+    assert max(band.get_paths()[0].vertices[:, 1].max() for band in ax.collections) == 1
+
+
 def test_nothing_global_changes(tmp_path):
     before = dict(matplotlib.rcParams)
     plot.comparison(comparisons.dilemma()).savefig(tmp_path / "figure.png")
@@ -245,8 +314,14 @@ def test_nothing_global_changes(tmp_path):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda c: plot.parameters(c, 2, 0), "agent must be 0 to 1; found 2"),
-        (lambda c: plot.policies(c, -1, 0), "agent must be 0 to 1; found -1"),
+        (
+            lambda c: plot.parameters(c, 2, 0),
+            "the number of an agent, 0 to 1; found 2",
+        ),
+        (
+            lambda c: plot.policies(c, -1, 0),
+            "the number of an agent, 0 to 1; found -1",
+        ),
         (lambda c: plot.policies(c, 0, 4), "state 4 is not a state; the states are CC, CD, DC, DD"),
         (lambda c: plot.state_distribution(c, "XY"), "state 'XY' is not a state"),
         (lambda c: plot.comparison(c, states=[-1]), "state -1 is not a state"),

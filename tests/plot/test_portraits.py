@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 import ergodax as ex
@@ -268,6 +269,25 @@ def test_paths_runs_and_rest_points_over_the_flow():
         "unstable rest point",
     ]
     assert len(ax.collections) == 1  # streamlines, beside their arrowheads
+    assert ax.get_title() == "slice through the path's end"
+    assert ax.get_box_aspect() == 1
+    check_apart(ax)
+    given = plot.phase_portrait(wrapped, LEFT, policy=True, at=wrapped.init())
+    assert given.get_title() == "slice through the given point"
+    assert given.get_legend() is None
+
+
+def check_apart(ax):
+    """Legend, title and labels do not cover each other, and lie in the figure."""
+    FigureCanvasAgg(ax.figure).draw()
+    renderer = ax.figure.canvas.get_renderer()
+    texts = [ax.title, ax.xaxis.label, ax.yaxis.label]
+    found = [text.get_window_extent(renderer) for text in texts if text.get_text()]
+    found += [ax.get_legend().get_window_extent(renderer), ax.get_window_extent(renderer)]
+    for k, box in enumerate(found):
+        assert not any(box.overlaps(other) for other in found[k + 1 :])
+        assert ax.figure.bbox.x0 <= box.x0 < box.x1 <= ax.figure.bbox.x1
+        assert ax.figure.bbox.y0 <= box.y0 < box.y1 <= ax.figure.bbox.y1
 
 
 def test_limits_hold_everything_drawn():
@@ -353,8 +373,12 @@ def test_basins_and_their_shares():
     ax = plot.basins(found, starts, LEFT, policy=True)
     assert len(found.attractors) == 2
     low, high = found.intervals[0]
-    first = f"stable rest point: {found.shares[0]:.0%} ({low:.0%} to {high:.0%})"
+    places = [[chances(a.rest.params, k)[0] for k in (0, 1)] for a in found.attractors]
+    first = f"stable at ({places[0][0]:.2g}, {places[0][1]:.2g}): {found.shares[0]:.0%}"
+    first += f" ({low:.0%} to {high:.0%})"
     assert entries(ax)[0] == first
+    assert f"({places[1][0]:.2g}, {places[1][1]:.2g})" in entries(ax)[1] != first
+    assert (ax.get_xlim(), ax.get_ylim(), ax.get_box_aspect()) == ((0, 1), (0, 1), 1)
     chosen = found.labels == 0
     np.testing.assert_allclose(
         drawn(ax)[first].get_xydata(),
@@ -373,6 +397,14 @@ def test_basins_and_their_shares():
     with pytest.raises(ValueError, match="must be the 12 starts of the basins; found 3"):
         plot.basins(found, jax.tree.map(lambda leaf: leaf[:3], starts), LEFT)
 
+    # Two that differ only in what is not shown.
+    twice = found.attractors[:1] * 2
+    share = np.array([0.5, 0.5])
+    interval = np.array([[0.3, 0.7]] * 2)
+    same = ex.Basins(wrapped, twice, found.labels, share, interval, starts)
+    first, second = entries(plot.basins(same, starts, LEFT, policy=True))
+    assert second == first.replace("):", ") #1:", 1)
+
     # A cycle is closed; starts without an attractor are crosses.
     orbit = (jnp.array([[[0.0, 0.0]], [[1.0, 0.0]], [[1.0, 1.0]]]),) * 2
     cycle = ex.Attractor(orbit=orbit, period=3.0, rest=None)
@@ -380,7 +412,7 @@ def test_basins_and_their_shares():
     share, interval = np.array([0.75]), np.array([[0.47, 0.91]])
     found = ex.Basins(wrapped, (cycle,), labels, share, interval, starts)
     ax = plot.basins(found, starts, (0, 1))
-    assert entries(ax) == ["limit cycle: 75% (47% to 91%)", "not identified: 25%"]
+    assert entries(ax) == ["limit cycle of period 3: 75% (47% to 91%)", "not identified: 25%"]
     closed = [line.get_xydata() for line in ax.get_lines() if line.get_linestyle() == "-"]
     np.testing.assert_array_equal(closed, [[[0, 0], [1, 0], [1, 1], [0, 0]]])
     lost = drawn(ax)["not identified: 25%"]
@@ -393,7 +425,8 @@ def test_basins_and_their_shares():
     [
         ((0, 99), "a coordinate must be 0 to 15; found 99"),
         ((0, 0), "the two coordinates must differ; found 0 twice"),
-        ((0, (2, 0, 0)), "agent must be 0 to 1; found 2"),
+        ((0, (2, 0, 0)), "agent must be the number of an agent, 0 to 1; found 2"),
+        ((0, ("up", 0, 0)), "agent must be the number of an agent, 0 to 1; found 'up'"),
         ((0, (0, 2, 0)), "state 2 is not a state; the states are up, down"),
         ((0, (1, 0, "e")), "action 'e' is not an action of agent 1; the actions of agent 1 are a"),
         ((0, (1, 0)), r"must be \(agent, state, action\); found \(1, 0\)"),

@@ -239,7 +239,7 @@ def test_correlation_between_agents(golden, solved):
     expected = (C / np.outer(deviation, deviation))[:6, 6:]
     np.testing.assert_allclose(found.correlation(0, 1)[4], expected, atol=1e-6)
     assert np.isnan(found.correlation(0, 1)[0]).all()
-    with pytest.raises(ValueError, match="agent must be 0 to 1; found 2"):
+    with pytest.raises(ValueError, match="agent must be the number of an agent, 0 to 1; found 2"):
         found.correlation(0, 2)
 
 
@@ -320,3 +320,40 @@ def test_bad_input(random):
     found = ex.fluctuations(bandit(), bandit().init(), [1.0])
     with pytest.raises(ValueError, match="bias was not computed"):
         found.corrected_mean(10.0)
+
+
+def coins(discount):
+    """Two agents, two actions, rewards +1 or -1 whatever is done: both are tied for ever."""
+    successors = np.zeros((1, 2, 2, 2), int)
+    rewards = np.broadcast_to(np.array([1.0, -1.0])[:, None], (1, 2, 2, 2, 2))
+    game = ex.MarkovGame(successors, np.full(successors.shape, 0.5), rewards, state_names=["home"])
+    learner = ex.QLearning(1.0, discount, ex.EpsilonSoftmax(1.0, 0.1))
+    wrapped = ex.WrappedGame(game, [learner] * 2)
+    return wrapped, wrapped.init()
+
+
+def test_resting_on_a_kink_is_said():
+    wrapped, params = coins(0.9)
+    rests = pytest.warns(UserWarning, match=r"rests on a kink \(agent 0 state home, agent 1")
+    with rests:
+        found = ex.fluctuations(wrapped, params, [0.0, 1.0, 3.0], bias=True)
+    assert found.result == ex.RESULTS.resting
+    assert "rests on a kink" in repr(found)
+    # N (E X - x) grows with N: there is no bias of order 1 / N.
+    shift = []
+    for scale in (25.0, 400.0):
+        sim = ex.simulate(wrapped, params, [3.0], scale=scale, runs=4096, key=jax.random.key(0))
+        shift.append(scale * np.mean([table[0] for table in sim.mean]))
+        error = scale * np.sqrt(sim.variance[0][0, 0, 0] / 4096)
+        assert error < 0.4
+    assert shift[1] > 3 * shift[0] > 3
+    with rests:
+        ex.required_scale(wrapped, params, 3.0, 0.2, paths=100)
+    compared = ex.compare(*coins(0.9), [0.0, 1.0], scale=10, runs=8, key=jax.random.key(0))
+    assert compared.agreement == "not computed (no time is far enough from a kink)"
+
+
+def test_a_tie_that_the_drift_does_not_feel_is_no_kink():
+    found = ex.fluctuations(*coins(0.0), [3.0])
+    assert found.result == ex.RESULTS.successful
+    assert float(found.margin.max()) == 0

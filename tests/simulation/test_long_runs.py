@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import ergodax as ex
+from ergodax import plot
 
 store_module = importlib.import_module("ergodax.io.store")
 job_module = importlib.import_module("ergodax.simulation.job")
@@ -109,12 +110,25 @@ def test_ctrl_c_in_the_first_round_returns_the_times_reached(wrapped, short_bloc
             part = simulate(wrapped)
     assert_same(part, expected, ("mean", "variance", "values", "rewards"))
     assert part.final is None
+    assert len(plot.parameters(part, 0, 0).get_lines()) == 2
     with pytest.raises(ValueError, match="was interrupted between report times"):
         simulate(wrapped, TIMES[3:], start=part)
     with pytest.MonkeyPatch.context() as patch:
         _interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             simulate(wrapped, TIMES[3:])
+
+
+def test_runs_with_their_own_games_keep_those_that_are_complete(wrapped, short_blocks):
+    games = jax.vmap(lambda _: wrapped)(jnp.arange(300))
+    with pytest.MonkeyPatch.context() as patch:
+        _interrupt_after(patch, 4)
+        with pytest.warns(UserWarning, match="interrupted: 64 of 300 runs"):
+            part = ex.simulate(
+                games, wrapped.init(), TIMES, scale=3, key=KEY, batch_size=64, keep_runs=True
+            )
+    assert part.wrapped.game.initial.shape == (64, wrapped.game.num_states)
+    assert len(plot.policies(part, 0, 0).get_lines()) == 2
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 11, 24])
@@ -228,6 +242,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np
 import ergodax as ex
+from ergodax import plot
 from ergodax.io import store
 store._SHARE = 1e9
 game = ex.games.prisoners_dilemma(1.5)
@@ -311,6 +326,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np
 import ergodax as ex
+from ergodax import plot
 ex.use_all_cores(int(sys.argv[1]))
 assert jax.device_count() == int(sys.argv[1])
 game = ex.games.prisoners_dilemma(1.5)

@@ -7,6 +7,7 @@ import pytest
 
 import comparisons
 import ergodax as ex
+from helpers import annotations_off
 
 
 def brute_force(ode, mean, variance, runs):
@@ -195,14 +196,20 @@ def test_a_lost_ensemble_shows():
         assert (gap.agent, gap.time) == (1, 5.0)
 
 
-def test_one_run_has_a_gap_but_no_standard_error():
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runs": 1}, "runs must be an integer, at least 2"),
+        ({"ts": [0.0]}, "ts must reach beyond the first step"),
+        ({"initial_state": [0, 1]}, "initial_state must be a state"),
+        ({"dtype": "float16"}, "dtype must be float32 or float64"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(options, message):
     wrapped = comparisons.dilemma_game()
-    c = ex.compare(
-        wrapped, wrapped.init(), comparisons.TIMES, scale=10.0, runs=1, key=jax.random.key(0)
-    )
-    assert c.parameter_gap.largest > 0
-    assert np.isnan(c.parameter_gap.standard_error)
-    assert "nan" in str(c)
+    arguments = {"ts": comparisons.TIMES, "key": jax.random.key(0)} | options
+    with annotations_off(), pytest.raises(ValueError, match=message):
+        ex.compare(wrapped, wrapped.init(), **arguments)
 
 
 def smallest_separation(wrapped, params, scale):

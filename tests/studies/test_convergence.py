@@ -185,8 +185,8 @@ def test_required_scale_is_that_of_simulation(example):
     ("options", "message"),
     [
         ({"scales": (1, 2)}, "at least three different"),
-        ({"scales": (1, 2, -3)}, "scale must be a positive number"),
-        ({"runs": 1}, "runs must be at least 2"),
+        ({"scales": (1, 2, -3)}, "scales must be a list of positive numbers"),
+        ({"runs": 1}, "runs must be an integer, at least 2"),
         ({"initial_state": 9}, "initial_state must be a state, 0 to 3"),
     ],
 )
@@ -196,7 +196,7 @@ def test_bad_input(example, options, message):
 
 
 def test_bad_tolerance(example):
-    with pytest.raises(ValueError, match="tolerance must be positive"):
+    with pytest.raises(ValueError, match="tolerance must be a positive number"):
         ex.required_scale(*example, 8.0, 0.0)
-    with pytest.raises(ValueError, match="probability must be in"):
+    with pytest.raises(ValueError, match="probability must be a number in"):
         ex.required_scale(*example, 8.0, 1.0, probability=1.0)

@@ -555,7 +555,7 @@ def test_invalid_sets_are_named():
         (
             {"tau": [1.0]},
             {"simulation": {"key": jax.random.key(0), "observe": None}},
-            "simulation takes key, runs, scale, initial_state, dtype; found 'observe'",
+            "simulation takes no 'observe': it takes key, runs, scale, initial_state, dtype",
         ),
         (
             {"tau": [1.0]},
@@ -566,7 +566,7 @@ def test_invalid_sets_are_named():
     ],
 )
 def test_bad_arguments_are_refused(thetas, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         ex.sweep(dilemma, thetas, TS, **options)
 
 

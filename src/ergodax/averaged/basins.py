@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Real
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from ..base.checks import check_concrete, check_flag, check_number
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver, integrate
 from ..results.labels import SETTING, TIME_UNITS, Entries, Label, labelled, of_agents
@@ -27,6 +27,7 @@ from .drift import flat_drift
 from .flow import solve
 from .rest_points import RestPoint, rest_point
 from .stationary import check_ergodic, preserve_rows
+from .units import extents, unit_of, units
 
 _BATCH = 128
 _SAMPLES = 512
@@ -141,8 +142,8 @@ def basins(
 ) -> Basins:
     """Follows many starts and identifies the rest points and limit cycles they lead to.
 
-    An end belongs to an attractor from which it is at most `tolerance` away (relative to one plus
-    the attractor's largest entry, in the Euclidean norm). Ends that are on their way still, or on
+    An end belongs to an attractor from which it is at most `tolerance` away, relative to how far
+    the parameters spread (in the Euclidean norm). Ends that are on their way still, or on
     an attractor of another kind (quasi-periodic, chaotic), are left unidentified: give more time.
     After 32 ends that lie on no attractor the rest is left unidentified too.
     An end near an unstable rest point counts as that: see the stability of `Attractor.rest`.
@@ -192,7 +193,8 @@ def basins(
             strays += 1
             continue
         orbit = np.asarray(jax.vmap(lambda params: flat_drift(params)[0])(attractor.orbit))
-        near = pending & (_distances(flat, orbit) <= tolerance * _size(orbit))
+        sizes = extents(wrapped, attractor.orbit)
+        near = pending & (_distances(flat / sizes, orbit / sizes) <= tolerance)
         near[first] = True
         labels[near], pending[near] = len(found), False
         found.append(attractor)
@@ -227,6 +229,8 @@ def wilson_interval(
         total: number of trials.
         confidence: chance that an interval covers its proportion, about.
     """
+    from scipy.stats import binomtest  # takes half a second to import
+
     tests = [binomtest(int(count), total) for count in counts]
     intervals = [tuple(test.proportion_ci(confidence, method="wilson")) for test in tests]
     return np.reshape(intervals, (len(counts), 2))
@@ -248,7 +252,7 @@ def _settle_all(wrapped, params0, count: int, options, progress: bool):
     return ends, np.asarray(reached)
 
 
-@eqx.filter_jit
+@compiled
 def _settle(wrapped, params0, time, rtol, atol, max_steps):
     def settle(params0):
         solution = _solve(wrapped, params0, jnp.asarray(time)[None], rtol, atol, max_steps)
@@ -274,23 +278,30 @@ def _solve(wrapped, params0, ts, rtol, atol, max_steps):
 def _attractor(wrapped, start, tolerance, rtol, atol) -> Attractor | None:
     """The rest point or limit cycle that a point is on, if it is on one."""
     rest = rest_point(wrapped, start, throw=False)
-    x, y = np.asarray(flat_drift(start)[0]), np.asarray(flat_drift(rest.params)[0])
-    if rest.result == RESULTS.successful and np.linalg.norm(x - y) <= tolerance * _size(y):
+    sizes = extents(wrapped, jax.tree.map(lambda leaf: leaf[None], rest.params))
+    x, y = (np.asarray(flat_drift(params)[0]) / sizes for params in (start, rest.params))
+    if rest.result == RESULTS.successful and np.linalg.norm(x - y) <= tolerance:
         return Attractor(jax.tree.map(lambda leaf: leaf[None], rest.params), 0.0, rest)
+    x, unit = x * sizes, np.asarray(units(wrapped, start))
     for _ in range(_MOST_RETURNS):
         ts, path = _trace(wrapped, start, rtol, atol)
-        period = _first_return(np.asarray(ts), np.asarray(path), x)
+        period = _first_return(np.asarray(ts), np.asarray(path) / unit, x / unit)
         if period is None:
             return None
-        velocity = np.asarray(_velocity(wrapped, start))
+        velocity = np.asarray(_velocity(wrapped, start)) / unit
         orbit, back, speed = _go_round(wrapped, start, period, rtol, atol)
         # Newton's method for the time of the return through the plane at x.
         for _ in range(_NEWTON_STEPS):
-            away = np.asarray(flat_drift(back)[0]) - x
-            period -= float(velocity @ away / (velocity @ np.asarray(speed)))
+            away = (np.asarray(flat_drift(back)[0]) - x) / unit
+            period -= float(velocity @ away / (velocity @ (np.asarray(speed) / unit)))
             orbit, back, speed = _go_round(wrapped, start, period, rtol, atol)
         y = np.asarray(flat_drift(back)[0])
-        if np.linalg.norm(y - x) <= 0.1 * tolerance * _size(x):
+        points = np.asarray(jax.vmap(lambda params: flat_drift(params)[0])(orbit))
+        sizes = extents(wrapped, orbit)
+        # What does not go further than that has not gone anywhere.
+        if np.linalg.norm(np.ptp(points, axis=0) / sizes) <= tolerance:
+            return None
+        if np.linalg.norm((y - x) / sizes) <= 0.1 * tolerance:
             return Attractor(orbit, period, None)
         start, x = back, y
     return None
@@ -312,7 +323,7 @@ def _first_return(ts, path, x) -> float | None:
     return None
 
 
-@eqx.filter_jit
+@compiled
 def _trace(wrapped, params, rtol, atol):
     """Times and places of many steps of the solver from a point, the start first."""
     wrapped = preserve_rows(wrapped)
@@ -325,18 +336,19 @@ def _trace(wrapped, params, rtol, atol):
         keep=True,
         rtol=rtol,
         atol=atol,
+        unit=unit_of(wrapped, params),
         max_steps=_TRACED_STEPS,
     )
     return solved.path
 
 
-@eqx.filter_jit
+@compiled
 def _velocity(wrapped, params):
     x, _, field = flat_drift(params)
     return field(x, wrapped)
 
 
-@eqx.filter_jit
+@compiled
 def _go_round(wrapped, params, period, rtol, atol):
     """Points over a time at equal intervals, the point at its end, and the velocity there."""
     ts = period * jnp.arange(_SAMPLES + 1) / _SAMPLES
@@ -344,10 +356,6 @@ def _go_round(wrapped, params, period, rtol, atol):
     back = jax.tree.map(lambda leaf: leaf[-1], path)
     x, _, field = flat_drift(back)
     return jax.tree.map(lambda leaf: leaf[:-1], path), back, field(x, wrapped)
-
-
-def _size(points: Float[np.ndarray, "..."]) -> float:
-    return float(1 + np.abs(points).max())
 
 
 def _distances(

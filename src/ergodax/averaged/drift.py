@@ -9,12 +9,12 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ..base.compiling import compiled
 from ..model.game import scatter_successors
 from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
@@ -37,23 +37,37 @@ class Averages(NamedTuple):
 
 def average(wrapped: WrappedGame, params) -> Averages:
     """Averages over the stationary law; pure, unchecked, for use inside compiled code."""
-    policies = wrapped.policies(params)
-    given_state = wrapped.event_probabilities(wrapped.joint_policy(policies))
-    law = stationary_law(wrapped.state_chain(given_state))
-    events = law.reshape(-1, *(1,) * (given_state.ndim - 1)) * given_state
-
+    weights, law, events = event_weights(wrapped, wrapped.policies(params))
     drifts = []
-    for agent, learner in enumerate(wrapped.learners):
-        weights = events
-        if learner.needs_next_action:
-            weights = weights[..., None] * policies[agent][wrapped.game.successors]
-        expectation = functools.partial(_expectation, weights.ravel())
+    for agent in range(wrapped.game.num_agents):
+        mean = functools.partial(expectation, weights[agent])
         increments = wrapped.increments(agent, params[agent])
-        drifts.append(jax.tree.map(expectation, params[agent], increments))
+        drifts.append(jax.tree.map(mean, params[agent], increments))
     return Averages(tuple(drifts), law, events)
 
 
-def _expectation(weights, like, increments):
+def event_weights(
+    wrapped: WrappedGame, policies
+) -> tuple[list[Float[Array, " E"]], Float[Array, " S"], Float[Array, "S *A K"]]:
+    """Probabilities of all events for given policies.
+
+    Returns:
+        For every agent those of the events of `wrapped.transitions`, `[E]`; the stationary law of
+        the states, `[S]`; and those of the stored outcomes, `[S, A_1, .., A_n, K]`.
+    """
+    given_state = wrapped.event_probabilities(wrapped.joint_policy(policies))
+    law = stationary_law(wrapped.state_chain(given_state))
+    events = law.reshape(-1, *(1,) * (given_state.ndim - 1)) * given_state
+    weights = []
+    for agent, learner in enumerate(wrapped.learners):
+        own = events
+        if learner.needs_next_action:
+            own = own[..., None] * policies[agent][wrapped.game.successors]
+        weights.append(own.ravel())
+    return weights, law, events
+
+
+def expectation(weights, like, increments):
     """Sum of increments, sparse or dense, weighted by the probabilities of their events `[E]`."""
     if not isinstance(increments, At):
         return jnp.tensordot(weights, increments, axes=1, precision="highest")
@@ -97,7 +111,7 @@ def drift(wrapped: WrappedGame, params):
     return _drift(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _drift(wrapped, params):
     return average(preserve_rows(wrapped), params).drift
 
@@ -121,7 +135,7 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
     return _jacobian(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _jacobian(wrapped, params):
     x, _, field = flat_drift(params)
     return jax.jacfwd(field)(x, preserve_rows(wrapped))
@@ -144,7 +158,7 @@ def occupation_measure(wrapped: WrappedGame, params) -> Float[Array, "S *A S"]:
     return _occupation_measure(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _occupation_measure(wrapped, params):
     wrapped = preserve_rows(wrapped)
     return scatter_successors(wrapped.game, average(wrapped, params).events)

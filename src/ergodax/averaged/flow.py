@@ -1,7 +1,7 @@
 """The averaged flow: solves dx/dt = F(x), the limit of the learners' trajectories."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax
@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_flag, is_concrete
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.wrapped import WrappedGame
@@ -31,6 +32,10 @@ from ..results.labels import (
 from ..results.result import Result, policies
 from .drift import average, expected_rewards, flat_drift
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+from .units import unit_of
+
+# A solver that is stuck so many times further from zero than it began is stuck for that reason.
+_GROWN = 1e8
 
 
 class Solution(Result):
@@ -144,7 +149,8 @@ def solve(
         (3, 4, 2)
     """
     ts = check_times(ts)
-    rtol, atol = check_solver(rtol, atol, max_steps, solver, adjoint)
+    most = MAX_STEPS if max_steps is None else max_steps
+    rtol, atol = check_solver(rtol, atol, most, solver, adjoint)
     check_flag("throw", throw)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     warn_single_precision()
@@ -164,15 +170,20 @@ def solve(
     return solution
 
 
-@eqx.filter_jit
+@compiled
 def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict[str, Any]:
     wrapped = preserve_rows(wrapped)
     # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
     start, unravel, field = flat_drift(params0)
-    tolerances = dict(solver=solver, rtol=rtol, atol=atol)
+    unit = unit_of(wrapped, params0)
+    tolerances = dict(solver=solver, rtol=rtol, atol=atol, unit=unit)
     if adjoint is None:
-        values, (saved, stats, ended) = solve_differentiably(
-            start, wrapped, ts, vector_field=field, max_steps=max_steps, **tolerances
+        values, (saved, stats, ended, end) = solve_differentiably(
+            *(start, wrapped, ts),
+            vector_field=field,
+            max_steps=max_steps,
+            stop=no_play(unravel),
+            **tolerances,
         )
     else:
         solved: Any = integrate(
@@ -186,17 +197,17 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
             **tolerances,
         )
         values, saved, stats, ended = solved.ys, solved.ts, solved.stats, solved.result
+        end = solved.end[1]
         if not all(learner.smooth for learner in wrapped.learners):
             values = differentiable_once(values)
 
     def describe(x):
         params = unravel(x)
         averages = average(wrapped, params)
-        reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
-        return params, averages.state_distribution, expected_rewards(wrapped, averages), reducible
+        return params, averages.state_distribution, expected_rewards(wrapped, averages)
 
-    params, distribution, rewards, reducible = jax.vmap(describe)(values)
-    result, end_time = how_ended(ts, saved, ended, reducible)
+    params, distribution, rewards = jax.vmap(describe)(values)
+    result, end_time = how_ended(wrapped, unravel, (start, end), ts, values, saved, ended)
     return dict(
         ts=ts,
         params=params,
@@ -210,20 +221,48 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
     )
 
 
-def how_ended(ts, saved, ended, reducible) -> tuple[RESULTS, Float[Array, ""]]:
+def no_play(unravel: Callable) -> Callable:
+    """Ends a solve where a policy is none: a function of x, its velocity and the wrapped game."""
+
+    def stop(x, _, wrapped):
+        return ~wrapped.are_policies(wrapped.policies(unravel(x)))
+
+    return stop
+
+
+def how_ended(
+    wrapped: WrappedGame, unravel: Callable, ends: tuple, ts, values, saved, ended
+) -> tuple[RESULTS, Float[Array, ""]]:
     """How a solve ended, and the last report time that is to be trusted.
 
     Args:
+        wrapped: a game and its learners.
+        unravel: makes parameters of a flat vector.
+        ends: where the solve began and came to, `[d]` each.
         ts: report times, `[K]`.
-        saved: the same as the solver returns them, infinite where it did not get, `[K]`.
+        values: the solution at these, `[K, d]`.
+        saved: the times as the solver returns them, infinite where it did not get, `[K]`.
         ended: the solver's result.
-        reducible: whether the state chain is numerically reducible at each time, `[K]`.
     """
+    begin, end = ends
+
+    def look(x):
+        policies = wrapped.policies(unravel(x))
+        chain = wrapped.state_chain(wrapped.event_probabilities(wrapped.joint_policy(policies)))
+        return is_reducible(mixing_time(chain)), ~wrapped.are_policies(policies)
+
     reached = jnp.isfinite(saved)
-    lost = jnp.any(reached & reducible)
-    # Beyond the first reducible chain nothing is to be trusted.
-    reached &= ~jnp.cumsum(reducible & reached).astype(bool)
-    result = RESULTS.where(lost, RESULTS.reducible, RESULTS.promote(ended))
+    (reducible, impossible), last = jax.vmap(look)(values), look(end)[1]
+    grown = ~jnp.all(jnp.isfinite(end))
+    grown |= jnp.max(jnp.abs(end)) > _GROWN * (1 + jnp.max(jnp.abs(begin)))
+    codes: Any = RESULTS
+    result = codes.promote(ended)
+    stuck = result != codes.successful
+    result = codes.where(stuck & grown, codes.unbounded, result)
+    result = codes.where(jnp.any(reached & reducible), codes.reducible, result)
+    result = codes.where(last | jnp.any(reached & impossible), codes.invalid_policy, result)
+    # Beyond the first time of these nothing is to be trusted.
+    reached &= ~jnp.cumsum((reducible | impossible) & reached).astype(bool)
     return result, jnp.max(jnp.where(reached, ts, 0.0))
 
 

@@ -32,7 +32,7 @@ from ..ode.path_derivatives import PATH_TOLERANCE
 from ..results.labels import Entries, Label
 from ..results.result import Result
 from .drift import flat_drift
-from .maxima import Maxima, owners
+from .maxima import Maxima, name_row, owners
 from .stationary import check_ergodic
 from .ties import Tie, TieSearch
 
@@ -109,16 +109,13 @@ class KinkReport(Result):
 
     def describe(self, tie: Tie) -> str:
         """One line about one of the ties."""
-        game, learner = self.wrapped.game, type(self.wrapped.learners[tie.agent]).__name__
-        rows = owners(self.wrapped).agent == tie.agent
-        of_states = np.sum(rows) == game.num_states
-        where = f"state {game.state_names[tie.row]}" if of_states else f"row {tie.row}"
-        names = game.action_names[tie.agent]
-        actions = [names[k] if of_states else str(k) for k in (tie.old, tie.new)]
+        learner = type(self.wrapped.learners[tie.agent]).__name__
+        where, names = name_row(self.wrapped, tie.agent, tie.row)
         return (
             f"{tie.kind} at t = {tie.time:.6g}: agent {tie.agent} ({learner}) {where}, "
-            f"{actions[0]} and {actions[1]}: margin {tie.margin:.1e}, speed {tie.speed:.1e}, "
-            f"in doubt for {max(tie.doubt, tie.visit):.1e}, error {tie.error:.0e}"
+            f"{names[tie.old]} and {names[tie.new]}: margin {tie.margin:.1e}, "
+            f"speed {tie.speed:.1e}, in doubt for {max(tie.doubt, tie.visit):.1e}, "
+            f"error {tie.error:.0e}"
         )
 
 

@@ -57,6 +57,15 @@ def owners(wrapped: WrappedGame) -> Owners:
     return Owners(*map(np.concatenate, (agents, rows, entries)))
 
 
+def name_row(wrapped: WrappedGame, agent: int, row: int) -> tuple[str, tuple[str, ...]]:
+    """A row of an agent's maxima and its entries, in the game's names where it is a state."""
+    game, owned = wrapped.game, owners(wrapped)
+    entries = owned.entries[owned.agent == agent]
+    if np.array_equal(entries, np.full(game.num_states, game.num_actions[agent])):
+        return f"state {game.state_names[row]}", game.action_names[agent]
+    return f"row {row}", tuple(map(str, range(entries[row])))
+
+
 class Kink(NamedTuple):
     """The point of a kink next to x.
 

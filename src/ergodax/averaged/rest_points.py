@@ -6,6 +6,8 @@ theorem a rest point moves with a hyper-parameter theta as `dx*/dtheta = -DF(x*)
 which is what `jax.grad` through `rest_point` computes.
 """
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import equinox as eqx
@@ -13,28 +15,28 @@ import jax
 import jax.numpy as jnp
 import lineax
 import numpy as np
-import optimistix
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Int
 
 from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.text import describe_result
 from ..model.wrapped import WrappedGame, admit
-from ..ode.integrate import check_solver, integrate
-from ..results.labels import OUTCOME, Entries, Label, labelled, of_agents
+from ..ode.integrate import check_solver
+from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
 from ..results.result import Result, policies
 from .drift import flat_drift
+from .per_visit import flat_per_visit
+from .root_search import DRAWN, RootSearch, first_found
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+from .units import extents
 
 Stability = Literal["stable", "unstable", "centre", "singular"]
 
 # What counts as zero, relative to the norm of the Jacobian.
 _ZERO = 1e-9
-# Largest distance at which two rest points are one, relative to 1 + the largest entry.
+# Largest distance at which two rest points are one, relative to how far they spread.
 _SAME = 1e-6
-_FLOW_TOLERANCE = 1e-6
-_AT_REST = 1e-7
-_MOST_FLOW_STEPS = 4096
 _PER_STEP = "per unscaled step"
 
 
@@ -126,6 +128,64 @@ class RestPoint(Result):
         )
 
 
+class RestPoints(Result):
+    """The distinct rest points found from R guesses, and what became of every guess.
+
+    A sequence of `RestPoint`, in the order of the guesses that first led to them. In the data set
+    they are along `rest_point`, the guesses along `guess`.
+
+    Attributes:
+        wrapped: the game and its learners.
+        points: the rest points.
+        leads_to: the number of the rest point that a guess led to first, `[R]`; -1 for none.
+        results: `RESULTS.successful`, or why a guess led to none, `[R]`.
+    """
+
+    wrapped: WrappedGame
+    points: tuple[RestPoint, ...]
+    leads_to: Int[np.ndarray, " R"] = eqx.field(
+        metadata=labelled("number of the rest point; -1 for none", ("guess",))
+    )
+    results: RESULTS
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __iter__(self) -> Iterator[RestPoint]:
+        return iter(self.points)
+
+    def __getitem__(self, index: int) -> RestPoint:
+        return self.points[index]
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many guesses led to no rest point, by the reason."""
+        _, messages = decode(self.results)
+        reasons, counts = np.unique(messages[self.leads_to < 0], return_counts=True)
+        return dict(zip(reasons.tolist(), counts.tolist(), strict=True))
+
+    def _derived(self) -> Entries:
+        """The rest points side by side, and what became of the guesses."""
+        codes, messages = decode(self.results)
+        entries: Entries = {
+            "result": (codes, Label("result code, 0 for success", ("guess",))),
+            "message": (messages, Label("what became of a guess", ("guess",))),
+        }
+        if self.points:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.points)
+            for name, (value, label) in (stacked._labelled_fields() | stacked._derived()).items():
+                if label is not OUTCOME:
+                    entries[name] = value, label._replace(dims=("rest_point", *label.dims))
+        return entries
+
+    def __repr__(self) -> str:
+        kinds = Counter(point.stability for point in self.points)
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
+        lost = int(np.sum(self.leads_to < 0))
+        failed = f"; {lost} led to none" if lost else ""
+        return f"RestPoints({found}, from {len(self.leads_to)} guesses{failed})"
+
+
 def rest_point(
     wrapped: WrappedGame,
     guess: Any,
@@ -137,10 +197,11 @@ def rest_point(
 ) -> RestPoint:
     """A rest point of the averaged flow near a guess.
 
-    Newton's method from the guess; where it fails, the flow is followed from the guess until it is
-    nearly at rest, and Newton's method goes on from there. So an unstable rest point needs a guess
-    near it, a stable one only a guess in its basin. Where the Jacobian is singular the steps are of
-    minimal norm: entries of transient states keep the guess's values.
+    Newton's method from the guess, for what is learnt per visit of an entry; where it fails, the
+    flow is followed from the guess until it is nearly at rest, and Newton's method goes on from
+    there. So an unstable rest point needs a guess near it, a stable one only a guess in its basin.
+    Where the Jacobian is singular the steps are of minimal norm: entries of transient states keep
+    the guess's values. Where the drift vanishes only because visits become rare is no rest point.
 
     Differentiable by every floating-point array in `wrapped`, in forward and reverse mode, by the
     implicit function theorem; the guess does not matter. Works under `jax.jit` and `jax.vmap`
@@ -149,8 +210,10 @@ def rest_point(
     Args:
         wrapped: a game and its learners.
         guess: parameters of all agents.
-        rtol: largest last Newton step, relative to the parameters.
-        atol: the same, absolute.
+        rtol: largest last Newton step, relative to the parameters; and what may remain of an
+            increment per visit, relative to its mean absolute value.
+        atol: largest last Newton step in the unit of the parameters: for action values about the
+            spread of the rewards.
         max_steps: largest number of Newton steps.
         throw: raise if no rest point is found. Under `vmap`, `jit` or `grad` nothing is raised:
             look at `result`.
@@ -171,11 +234,15 @@ def rest_point(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_flag("throw", throw)
     wrapped, guess = check_ergodic(wrapped, guess, "guess")
-    found = RestPoint(wrapped, *_rest_point(wrapped, guess, rtol, atol, max_steps))
+    found, drifting = _rest_point(wrapped, guess, rtol, atol, max_steps)
+    found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
+        names = parameter_names(wrapped.game, found.params, 0)
         raise RuntimeError(
             f"no rest point was found: residual {float(found.residual):.3g}, last Newton step "
-            f"{float(found.step):.3g}. {RESULTS[found.result]}"
+            f"{float(found.step):.3g}. {RESULTS[found.result]} Where the flow was followed to, "
+            f"{names[int(np.argmax(np.abs(drifting)))]} drifts most, by "
+            f"{float(np.abs(drifting).max()):.3g} per visit: `solve` further and begin at its end."
         )
     return found
 
@@ -187,11 +254,13 @@ def rest_points(
     rtol: float = 1e-8,
     atol: float = 1e-8,
     max_steps: int = 64,
-) -> tuple[RestPoint, ...]:
-    """The distinct rest points found from many guesses, in one compiled program.
+) -> RestPoints:
+    """The distinct rest points found from many guesses.
 
-    The guesses are taken one after the other, so that one from which the flow has to be followed
-    does not hold up the others.
+    Newton's method begins at every guess, and at the guess with its differences drawn together to a
+    quarter and a sixteenth, where no action is unlikely; if none leads to a rest point, where the
+    flow leads. The guesses are taken one after the other, so that one from which the flow has to be
+    followed does not hold up the others.
 
     Args:
         wrapped: a game and its learners.
@@ -201,9 +270,8 @@ def rest_points(
         max_steps: as for `rest_point`.
 
     Returns:
-        The rest points found, in the order of their first guesses; two are one where they differ by
-        at most 1e-6 of one plus the largest entry. Guesses that lead to none (to a limit cycle,
-        for instance) are left out.
+        The rest points found, and what became of every guess. Two rest points are one where they
+        differ by at most 1e-6 of how far the parameters spread.
 
     Raises:
         ValueError: as `rest_point`, or if `guesses` have no common leading axis.
@@ -212,96 +280,88 @@ def rest_points(
     check_concrete("rest_points", (wrapped, guesses))
     wrapped, guesses = admit(wrapped, guesses, "guesses", "guesses")
     check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses), "guesses")
-    found = _rest_points(wrapped, guesses, rtol, atol, max_steps)
-    distinct: list[RestPoint] = []
-    *_, results = found
-    for k in np.flatnonzero(np.asarray(results == RESULTS.successful)):
-        one = RestPoint(wrapped, *jax.tree.map(lambda leaf, k=k: leaf[k], found))
-        if not any(distance(one.params, other.params) <= _SAME for other in distinct):
-            distinct.append(one)
-    return tuple(distinct)
+    found, last = _search(wrapped, guesses, rtol, atol, max_steps)
+    unravel = flat_drift(jax.tree.map(lambda leaf: leaf[0], guesses))[1]
+    points: list[RestPoint] = []
+    count = len(jax.tree.leaves(guesses)[0])
+    leads_to, reducible = np.full(count, -1), np.zeros(count, bool)
+    for guess, attempt in np.argwhere(np.asarray(found.result == RESULTS.successful)):
+        x, step = found.x[guess, attempt], found.step[guess, attempt]
+        same = (k for k, p in enumerate(points) if _same(wrapped, unravel(x), p.params))
+        number = next(same, len(points))
+        if number == len(points):
+            points.append(RestPoint(wrapped, *_describe(wrapped, unravel(x), step)))
+        if points[number].result != RESULTS.successful:
+            reducible[guess] = True
+        elif leads_to[guess] < 0:
+            leads_to[guess] = number
+    numbers = {old: new for new, old in enumerate(dict.fromkeys(leads_to[leads_to >= 0].tolist()))}
+    successful: Any = RESULTS.successful
+    results = jax.tree.map(
+        lambda last, lost, good: jnp.where(leads_to >= 0, good, jnp.where(reducible, lost, last)),
+        *(last, RESULTS.reducible, successful),
+    )
+    return RestPoints(
+        wrapped,
+        tuple(points[old] for old in numbers),
+        np.array([numbers.get(old, -1) for old in leads_to.tolist()]),
+        results,
+    )
 
 
-def distance(params: Any, other: Any) -> float:
-    """Largest difference of two parameter sets, relative to one plus the largest entry."""
-    leaves = jax.tree.leaves(params), jax.tree.leaves(other)
-    pairs = zip(*jax.device_get(leaves), strict=True)
-    gaps = [(np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)) for a, b in pairs]
-    return float(max(gap for gap, _ in gaps) / (1 + max(size for _, size in gaps)))
+def _same(wrapped, params, other) -> bool:
+    """Whether two rest points are one."""
+    flat = [np.asarray(flat_drift(one)[0]) for one in (params, other)]
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), params, other)
+    return bool(np.all(np.abs(flat[0] - flat[1]) <= _SAME * extents(wrapped, both)))
 
 
-@eqx.filter_jit
-def _rest_points(wrapped, guesses, rtol, atol, max_steps):
-    # Not vmapped: a batched LAPACK call is to be avoided, and `cond` takes one branch only.
-    return jax.lax.map(lambda guess: _rest_point(wrapped, guess, rtol, atol, max_steps), guesses)
+@compiled
+def _search(wrapped, guesses, rtol, atol, max_steps):
+    def search(guess):
+        found = RootSearch(*_frozen((wrapped, guess)), rtol, atol, max_steps)(DRAWN, True)
+        return found, jax.tree.map(lambda leaf: leaf[-1], found.result)
+
+    # Not vmapped: batched LAPACK calls are to be avoided, and searches end when they end.
+    return jax.lax.map(search, guesses)
 
 
-@eqx.filter_jit
+@compiled
 def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
-    """All fields of a `RestPoint` but the first."""
+    """All fields of a `RestPoint` but the first; what is learnt per visit there, in its unit."""
+    unravel = flat_drift(guess)[1]
+    search = RootSearch(*_frozen((wrapped, guess)), rtol, atol, max_steps)
+    x, step, result = first_found(search((1.0,), False))
+    fields = _described(wrapped, unravel(x), step, result)
+    return fields, search.per_visit(x, search.wrapped).change / search.unit.size
+
+
+@compiled
+def _describe(wrapped, params, step) -> tuple:
+    return _described(wrapped, params, step, RESULTS.successful)
+
+
+def _described(wrapped, params, step, result) -> tuple:
+    """All fields of a `RestPoint` but the first, for a root that was found."""
     wrapped = preserve_rows(wrapped)
-    start, unravel, field = flat_drift(guess)
-    accuracy = 4 * jnp.finfo(start.dtype).eps
-    tolerances: Any = jnp.maximum(rtol, accuracy), jnp.maximum(atol, accuracy)
-    # Minimal-norm steps where the Jacobian is singular.
-    linear_solver = lineax.SVD()
-    newton = optimistix.Newton(*tolerances, linear_solver=linear_solver)
+    start, unravel, field = flat_drift(params)
+    per_visit = flat_per_visit(params)
 
-    def balanced(x, wrapped):
-        """The drift in units of distance: each entry over the size of its row of the Jacobian.
+    def learnt(x):
+        return per_visit(x, wrapped).change
 
-        The roots stay; entries that change slowly because they are rarely visited are not
-        mistaken for entries at rest, and transient ones keep their exact zero.
-        """
-        rows = _row_sizes(jax.jacfwd(field)(*_frozen((x, wrapped))))
-        return field(x, wrapped) / rows
+    def solve(linear, y):
+        matrix = lineax.MatrixLinearOperator(jax.jacfwd(linear)(jnp.zeros_like(y)))
+        # Of minimal norm where the Jacobian is singular.
+        return lineax.linear_solve(matrix, y, lineax.SVD(), throw=False).value
 
-    def attempt(carry, _):
-        x, follow = carry
-        x = jax.lax.cond(follow, lambda: _follow(field, *_frozen((x, wrapped))), lambda: x)
-        solved = optimistix.root_find(
-            balanced,
-            newton,
-            jax.lax.stop_gradient(x),
-            wrapped,
-            max_steps=max_steps,
-            adjoint=optimistix.ImplicitAdjoint(linear_solver),
-            throw=False,
-        )
-        finite = jnp.all(jnp.isfinite(solved.value))
-        codes: Any = RESULTS
-        result = codes.where(finite, codes.promote(solved.result), codes.nonlinear_divergence)
-        found = result == RESULTS.successful
-        return (jnp.where(found, solved.value, start), ~found), (solved.value, result)
-
-    # A root found by the first attempt is only confirmed by the second.
-    ends: Any = jax.lax.scan(attempt, (start, jnp.asarray(False)), None, length=2)[1]
-    x, result = jax.tree.map(lambda leaf: leaf[-1], ends)
-    residual, jacobian = field(x, wrapped), jax.jacfwd(field)(x, wrapped)
-    rows = _row_sizes(jacobian)
-    remaining = lineax.linear_solve(
-        lineax.MatrixLinearOperator(_frozen(jacobian / rows[:, None])),
-        _frozen(residual / rows),
-        linear_solver,
-        throw=False,
-    ).value
+    x = jax.lax.custom_root(learnt, jax.lax.stop_gradient(start), lambda _, x: x, solve)
     params = unravel(x)
     reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
     found = result == RESULTS.successful
     result = RESULTS.where(found & reducible, RESULTS.reducible, result)
-    return (
-        params,
-        jnp.max(jnp.abs(residual)),
-        jnp.max(jnp.abs(remaining)),
-        jacobian,
-        result,
-    )
-
-
-def _row_sizes(jacobian):
-    """Norms of the rows `[d]`, one for rows of zeros."""
-    rows = jnp.linalg.norm(jacobian, axis=1)
-    return jnp.where(rows > 0, rows, 1)
+    jacobian = jax.jacfwd(lambda x: field(x, wrapped))(x)
+    return params, jnp.max(jnp.abs(field(x, wrapped))), step, jacobian, result
 
 
 def _frozen(tree):
@@ -309,23 +369,3 @@ def _frozen(tree):
     return jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree
     )
-
-
-def _follow(field, start, wrapped):
-    """Where the flow from a start comes to rest, or is after many steps."""
-    rate = jnp.linalg.norm(jax.jacfwd(field)(start, wrapped))
-
-    def at_rest(x, velocity):
-        return jnp.linalg.norm(velocity) <= _AT_REST * rate * jnp.linalg.norm(x)
-
-    solved: Any = integrate(
-        field,
-        start,
-        jnp.inf,
-        wrapped,
-        rtol=_FLOW_TOLERANCE,
-        atol=_FLOW_TOLERANCE,
-        stop=at_rest,
-        max_steps=_MOST_FLOW_STEPS,
-    )
-    return solved.end[1]

@@ -18,11 +18,12 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from ..base.checks import check_flag, check_function, is_concrete
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.build import check_build, check_theta
 from ..model.wrapped import WrappedGame
-from ..ode.integrate import check_solver
+from ..ode.integrate import MAX_STEPS, check_solver
 from ..ode.path_derivatives import once, solve_with_tangents
 from ..results.labels import (
     OUTCOME,
@@ -36,9 +37,10 @@ from ..results.labels import (
 )
 from ..results.result import Result
 from .drift import flat_drift
-from .flow import check_reached, how_ended, warn_single_precision
+from .flow import check_reached, how_ended, no_play, warn_single_precision
 from .kinks import TOLERANCE, kinks
-from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+from .stationary import check_ergodic, preserve_rows
+from .units import unit_of
 
 _MOST_STOPS = 32  # crossings that steps end at
 
@@ -158,7 +160,8 @@ def sensitivities(
     check_function("build", build, "theta")
     theta = check_theta(theta)
     ts = check_times(ts)
-    rtol, atol = check_solver(rtol, atol, max_steps, solver)
+    most = MAX_STEPS if max_steps is None else max_steps
+    rtol, atol = check_solver(rtol, atol, most, solver)
     check_flag("throw", throw)
     wrapped, params0 = check_build(build, theta)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
@@ -189,7 +192,7 @@ def sensitivities(
     return found
 
 
-@eqx.filter_jit
+@compiled
 def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
     flat, unravel_theta = ravel_pytree(theta)
     wrapped, params0 = build(theta)
@@ -201,7 +204,7 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
 
     (x0, _), push = jax.linearize(built, once(flat))
     x0_dot, wrapped_dot = jax.vmap(push)(jnp.eye(len(flat), dtype=flat.dtype))
-    values, tangents, (saved, stats, ended) = solve_with_tangents(
+    values, tangents, (saved, stats, ended, end) = solve_with_tangents(
         x0,
         preserve_rows(wrapped),
         ts,
@@ -213,16 +216,15 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
         rtol=rtol,
         atol=atol,
         max_steps=max_steps,
+        unit=unit_of(wrapped, params0),
+        stop=no_play(unravel),
     )
     by_entry = jax.vmap(jax.vmap(unravel))(tangents)  # like params, leaves [K, p, ...]
     derivatives = jax.tree.map(
         lambda leaf: _map_last(unravel_theta, jnp.moveaxis(leaf, 1, -1)), by_entry
     )
 
-    def reducible(x):
-        return is_reducible(mixing_time(wrapped.frozen_chain(unravel(x))))
-
-    result, end_time = how_ended(ts, saved, ended, jax.vmap(reducible)(values))
+    result, end_time = how_ended(wrapped, unravel, (x0, end), ts, values, saved, ended)
     return ts, jax.vmap(unravel)(values), derivatives, stats, result, end_time
 
 

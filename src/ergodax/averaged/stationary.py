@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..base.checks import is_concrete
+from ..base.compiling import compiled
 from ..model.game import row_preserving
 from ..model.learner import At
 from ..model.validity import check_probabilities
@@ -212,7 +213,7 @@ def stationary_distribution(wrapped: WrappedGame, params) -> Float[Array, " S"]:
     return _stationary_distribution(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _stationary_distribution(wrapped, params):
     return stationary_law(preserve_rows(wrapped).frozen_chain(params))
 
@@ -222,7 +223,7 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
     return eqx.tree_at(lambda w: w.game, wrapped, row_preserving(wrapped.game))
 
 
-@eqx.filter_jit
+@compiled
 def _look(wrapped, params):
     """Policies, state chain, and for every agent the first event learnt outside its tables."""
     policies = wrapped.policies(params)
@@ -241,7 +242,7 @@ def _look(wrapped, params):
     return policies, chain, outside
 
 
-_mixing_time = eqx.filter_jit(mixing_time)
+_mixing_time = compiled(mixing_time)
 
 
 def check_ergodic(

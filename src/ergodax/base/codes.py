@@ -11,6 +11,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "defined to working precision."
     )
     interrupted = "The computation was interrupted: what is returned was complete by then."
+    resting = (
+        "The flow rests on a kink: there the fluctuations are not Gaussian and the bias is of "
+        "order 1 / sqrt(N), so that covariance and bias do not hold."
+    )
     kinks = (
         "More kinks are crossed than tracked: the flow slides along a kink, or nearly so, and the "
         "theory of fluctuations does not hold; if not, raise max_kinks."

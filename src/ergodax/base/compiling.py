@@ -1,15 +1,106 @@
-"""How to compile what runs for milliseconds: quickly."""
+"""How programs are compiled, kept within what Linux allows a process, and compiled side by side."""
 
+import contextlib
 import functools
-from typing import Any, cast
+import gc
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import equinox as eqx
+import jax
 
-# Compiles with little optimisation, in half the time.
-quickly_compiled = functools.partial(
-    cast(Any, eqx.filter_jit),
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
+from .checks import is_concrete
+
+Function = TypeVar("Function", bound=Callable)
+
+_MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# Settings of JAX that hold in one thread, and their values where a thread starts.
+_SETTINGS = (
+    *("enable_x64", "default_device", "default_matmul_precision", "default_prng_impl"),
+    *("numpy_dtype_promotion", "numpy_rank_promotion", "debug_nans", "debug_infs", "disable_jit"),
 )
+
+
+class _Watch:
+    """Whether a program was compiled since mappings were last counted; whether it was warned."""
+
+    compiled = warned = False
+
+
+def compiled(function: Function, **options) -> Function:
+    """Compiles a function on its first call for arguments of their shapes and types.
+
+    Afterwards it sees to it that the process holds no more programs than Linux allows.
+
+    Args:
+        function: a function of pytrees; what in them is no array is fixed in the program.
+        **options: as for `jax.jit`.
+    """
+
+    @functools.wraps(function)
+    def trace(*args, **given):
+        _Watch.compiled = True
+        return function(*args, **given)
+
+    jitted = cast(Any, eqx.filter_jit)(trace, **options)
+
+    @functools.wraps(function)
+    def call(*args, **given):
+        found = jitted(*args, **given)
+        if _Watch.compiled and all(map(is_concrete, jax.tree.leaves(found))):
+            _Watch.compiled = False
+            if drop_programs() and not _Watch.warned:
+                _Watch.warned = True
+                warnings.warn(
+                    "this process has compiled nearly as many programs as Linux lets it hold: all "
+                    "were dropped, and are compiled again when next needed. Fewer shapes, or "
+                    "several processes, avoid that; JAX's cache on disk makes it quick (see "
+                    "README).",
+                    stacklevel=2,
+                )
+        return found
+
+    cast(Any, call).lower = jitted.lower
+    return cast(Function, call)
+
+
+# With little optimisation, in half the time: for what runs for milliseconds.
+quickly_compiled = functools.partial(compiled, compiler_options=_QUICKLY)
+
+
+def drop_programs(most: int | None = None) -> bool:
+    """Drops all compiled programs if they are nearly too many; returns whether it did.
+
+    XLA keeps each in mappings of memory of its own, several hundred for a solver. Linux allows a
+    process 65530; beyond that, compiling ends in a segmentation fault (jax-ml/jax issue 27201).
+
+    Args:
+        most: the largest number of mappings; three quarters of the system's limit by default.
+    """
+    if not _MAPPINGS.exists():
+        return False
+    if most is None:
+        most = int(_LIMIT.read_text()) * 3 // 4
+    if _MAPPINGS.read_bytes().count(b"\n") <= most:
+        return False
+    jax.clear_caches()
+    gc.collect()
+    return True
+
+
+def in_this_context(function: Function) -> Function:
+    """A function that runs in any thread with the settings of JAX that hold here and now."""
+    values = {name: getattr(jax.config, f"jax_{name}") for name in _SETTINGS}
+
+    @functools.wraps(function)
+    def run(*args, **options):
+        with contextlib.ExitStack() as entered:
+            for name, value in values.items():
+                if getattr(jax.config, f"jax_{name}") != value:
+                    entered.enter_context(getattr(jax, name)(value))
+            return function(*args, **options)
+
+    return cast(Function, run)

@@ -6,6 +6,8 @@ from .many_players import minority, public_goods, travellers_dilemma, volunteers
 from .market import AbstractMarket, LinearMarket, LogitMarket
 from .matrix import bimatrix, prisoners_dilemma, repeated
 from .pricing import bertrand, cournot, sequential, two_prices, unit_demand
+from .signals import with_signals
+from .tables import from_table
 from .two_by_two import (
     battle_of_the_sexes,
     chicken,
@@ -35,6 +37,7 @@ __all__ = [
     "cournot",
     "ecological_public_good",
     "first_price_auction",
+    "from_table",
     "hawk_dove",
     "matching_pennies",
     "minority",
@@ -54,4 +57,5 @@ __all__ = [
     "two_state_matching_pennies",
     "unit_demand",
     "volunteers_dilemma",
+    "with_signals",
 ]

@@ -61,9 +61,9 @@ def take_apart(value: Any, store: Store, path: str = "") -> Any:
             for key, item in value.items()
         ]
         return {"dict": pairs}
-    elif isinstance(value, type) or hasattr(value, "__qualname__"):
+    elif code := getattr(value, "__qualname__", None):
         raise ValueError(
-            f"{path or 'this'} cannot be saved: {value.__qualname__} is code, which no file holds; "
+            f"{path or 'this'} cannot be saved: {code} is code, which no file holds; "
             "hold an object of a dataclass instead."
         )
     elif dataclasses.is_dataclass(value):

@@ -1,6 +1,8 @@
 """Learning algorithms, one family per file."""
 
 from .actor_critic import ActorCritic, ActorCriticParams
+from .initial import initial_values
+from .observing import Observing
 from .policy_gradient import ExponentialWeights, ProjectedGradient, Reinforce
 from .q_learning import CounterfactualQLearning, FrequencyAdjustedQLearning, QLearning
 from .reinforcement import BushMosteller, Cross, RothErev
@@ -19,6 +21,7 @@ __all__ = [
     "ExponentialWeights",
     "FallingRate",
     "FrequencyAdjustedQLearning",
+    "Observing",
     "ProjectedGradient",
     "QLearning",
     "Reinforce",
@@ -26,4 +29,5 @@ __all__ = [
     "Sarsa",
     "WolfPHC",
     "WolfParams",
+    "initial_values",
 ]

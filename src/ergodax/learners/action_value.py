@@ -23,6 +23,7 @@ class AbstractActionValueLearner(AbstractLearner):
     """
 
     symbol: ClassVar[str | None] = "Q"
+    in_payoffs: ClassVar[bool] = True
 
     learning_rate: Scalar = hyper(0.1, within="[0, inf)")
     discount: Scalar = hyper(0.9, within="[0, 1]")

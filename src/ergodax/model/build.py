@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..base.checks import is_concrete
+from ..base.checks import as_real, describe, is_concrete
 from .learner import DECIDES
 from .wrapped import WrappedGame
 
@@ -23,10 +23,16 @@ Build = Callable[[Any], tuple[WrappedGame, Any]]
 def check_theta(theta: PyTree) -> PyTree:
     """Theta with arrays for numbers; raises ValueError naming a leaf that is not of floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(theta):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        found = as_real(leaf)
+        if found is None or not jnp.issubdtype(found.dtype, jnp.floating):
             raise ValueError(
-                f"theta{jax.tree_util.keystr(path)} must be floating-point; found {leaf!r}."
+                f"theta{jax.tree_util.keystr(path)} must be floating-point; found {describe(leaf)}."
             )
+        if is_concrete(found) and not np.all(np.isfinite(found)):
+            name = f"theta{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{name} must be finite; found {describe(leaf)}.")
+    if not jax.tree.leaves(theta):
+        raise ValueError(f"theta must hold at least one number; found {describe(theta)}.")
     return jax.tree.map(jnp.asarray, theta)
 
 

@@ -315,13 +315,14 @@ def check_agent(game: MarkovGame, agent: Any, name: str = "agent") -> int:
 
 
 def first_state_law(
-    game: MarkovGame, initial_state: int | np.integer | str | Int[ArrayLike, " R"] | Sequence | None
+    game: MarkovGame, initial_state: Any, *, several: bool = False
 ) -> Float[Array | np.ndarray, "*R S"]:
     """The law of the first state: the game's own, or certainty.
 
     Args:
         game: the game; its own law may have leading axes.
         initial_state: None, or a state by number or name, or the numbers of several.
+        several: whether there may be several.
 
     Returns:
         The law, `[S]`, or `[R, S]` for several states.
@@ -342,7 +343,7 @@ def first_state_law(
     whole = states is not None and np.issubdtype(states.dtype, np.integer) and states.size > 0
     states = np.asarray(states if whole else -1)
     bad = ~((states >= 0) & (states < game.num_states))
-    if bad.any() or states.ndim > 1:
+    if bad.any() or states.ndim > several:
         found = np.atleast_1d(states)[np.atleast_1d(bad)]
         raise ValueError(
             f"initial_state must be a state, 0 to {game.num_states - 1}; found "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from typing import Any
 
 import equinox as eqx
@@ -10,9 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..base.checks import as_real, check_known, describe, is_concrete, is_within
+from ..base.checks import (
+    as_real,
+    check_array,
+    check_flag,
+    check_known,
+    describe,
+    is_concrete,
+    is_within,
+)
 from ..base.text import describe_value
 
+_INTERVAL = re.compile(r"[\[(]\s*-?(inf|[\d.]+)\s*,\s*-?(inf|[\d.]+)\s*[\])]")
 # A hyper-parameter: given as a number or an array, held as an array.
 Scalar = Float[Array, ""] | float
 
@@ -31,6 +41,13 @@ def hyper(default: Any = None, *, within: str = "(-inf, inf)", scalar: bool = Tr
         An `equinox.field`. Concrete values outside the interval raise ValueError when the module
         is made.
     """
+    check_flag("scalar", scalar)
+    if not isinstance(within, str) or not _INTERVAL.fullmatch(within):
+        raise ValueError(
+            f'within must be an interval such as "[0, 1]" or "(0, inf)"; found {describe(within)}.'
+        )
+    if default is not None:
+        check_array("default", default, "a number or an array of them")
     metadata = {"within": within, "scalar": scalar}
     options = {} if default is None else {"default": default}
     return eqx.field(converter=_as_float_array, metadata=metadata, **options)
@@ -73,7 +90,7 @@ class HyperModule(eqx.Module):
             if "within" not in field.metadata:
                 continue
             name, value = f"{type(self).__name__}.{field.name}", getattr(self, field.name)
-            if not isinstance(value, jax.Array):
+            if not isinstance(value, jax.Array) or not value.size:
                 raise ValueError(f"{name} must be a number; found {describe(value)}.")
             if field.metadata["scalar"] and jnp.ndim(value) > 0:
                 raise ValueError(

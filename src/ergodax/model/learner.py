@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from ..base.checks import check_type, describe
+from ..base.checks import as_real, check_array, check_type, describe
 from .exploration import AbstractExploration
 from .game import MarkovGame
 from .hyper import HyperModule
@@ -93,7 +93,11 @@ class At(eqx.Module):
                 f"At((state,), row); found {describe(index)} as index"
                 + (f", and {2 + len(rest)} arguments." if rest else ".")
             )
-        self.index, self.value = tuple(index), value
+        for where in index:
+            scalar = as_real(where)
+            if scalar is None or not jnp.issubdtype(scalar.dtype, jnp.integer):
+                raise TypeError(f"At: index must hold integers; found {describe(where)}.")
+        self.index, self.value = tuple(index), check_array("At: value", value)
 
 
 def accumulate(table: Float[Array, "..."], batch: At) -> Float[Array, "..."]:
@@ -130,6 +134,8 @@ class AbstractLearner(HyperModule):
 
     # True (as for SARSA): every agent draws its next action before the update, then executes it.
     needs_next_action: ClassVar[bool] = False
+    # True: all parameters are values in the unit of payoffs, and tolerances are relative to theirs.
+    in_payoffs: ClassVar[bool] = False
     # The letter of a table of states and actions on axes; None where parameters have own names.
     symbol: ClassVar[str | None] = None
 

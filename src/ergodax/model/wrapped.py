@@ -12,11 +12,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ..base.checks import as_real, check_key, check_type, describe, is_concrete
+from .chain import joint_policy, state_chain
 from .game import MarkovGame, check_agent
-from .learner import AbstractLearner, At, Params, Transition, accumulate, undecided
+from .learner import AbstractLearner, Params, Transition, undecided
 
 
 class WrappedGame(eqx.Module):
@@ -116,14 +117,20 @@ class WrappedGame(eqx.Module):
             policies.append(policy)
         return tuple(policies)
 
+    def are_policies(self, policies: tuple[Float[Array, "S _"], ...]) -> Bool[Array, ""]:
+        """Whether all rows are probabilities: not negative, and of sum one, up to 1e-5."""
+        return jnp.all(
+            jnp.stack(
+                [
+                    jnp.all(policy >= -1e-5) & jnp.all(jnp.abs(policy.sum(axis=-1) - 1) <= 1e-5)
+                    for policy in policies
+                ]
+            )
+        )
+
     def joint_policy(self, policies: tuple[Float[Array, "S _"], ...]) -> Float[Array, "S *A"]:
         """Probabilities of the joint actions, `[S, A_1, .., A_n]`: agents draw independently."""
-        joint = jnp.ones((self.game.num_states,), dtype=policies[0].dtype)
-        for policy in policies:
-            joint = joint[..., None] * policy.reshape(
-                policy.shape[0], *(1,) * (joint.ndim - 1), policy.shape[1]
-            )
-        return joint
+        return joint_policy(policies)
 
     def event_probabilities(self, joint: Float[Array, "S *A"]) -> Float[Array, "S *A K"]:
         """Probability of the event (a, k) given the state, for a joint policy `[S, *A]`."""
@@ -131,12 +138,7 @@ class WrappedGame(eqx.Module):
 
     def state_chain(self, events: Float[Array, "S *A K"]) -> Float[Array, "S S"]:
         """Transition matrix `P(s, s')` of the state chain, for event probabilities given s."""
-        num_states = self.game.num_states
-        states = jnp.broadcast_to(
-            jnp.arange(num_states).reshape(-1, *(1,) * (events.ndim - 1)), events.shape
-        )
-        batch = At((states.ravel(), self.game.successors.ravel()), events.ravel())
-        return accumulate(jnp.zeros((num_states, num_states), events.dtype), batch)
+        return state_chain(self.game, events)
 
     def frozen_chain(self, params: tuple[Params, ...]) -> Float[Array, "S S"]:
         """Transition matrix of the states when all agents' parameters are frozen."""

@@ -18,8 +18,23 @@ from jax.flatten_util import ravel_pytree
 from ..base.checks import check_count, check_number, check_type
 
 MAX_STEPS = 16**4
+# What rounding leaves of an error estimate, in units of the working precision.
+_LEAST = 16
 # The control of steps, as in diffrax's `PIDController`.
 _SAFETY, _SHORTEN, _LENGTHEN = 0.9, 0.2, 10.0
+
+
+class Unit(NamedTuple):
+    """What tolerances are relative to: numbers, or structured like x.
+
+    Attributes:
+        size: `atol` is relative to it.
+        reach: `rtol` is relative to x, or to this where x is larger: that x lies far from zero is
+            no reason to follow it less closely.
+    """
+
+    size: Any = 1.0
+    reach: Any = jnp.inf
 
 
 class Solved(NamedTuple):
@@ -46,7 +61,7 @@ class Solved(NamedTuple):
 def check_solver(
     rtol: Any,
     atol: Any,
-    max_steps: Any = None,
+    max_steps: Any,
     solver: Any = None,
     adjoint: Any = None,
 ) -> tuple[Any, Any]:
@@ -55,8 +70,7 @@ def check_solver(
     Raises:
         ValueError: if one is not positive, or another argument does not fit.
     """
-    if max_steps is not None:
-        check_count("max_steps", max_steps)
+    check_count("max_steps", max_steps)
     if solver is not None:
         kind = diffrax.AbstractSolver
         check_type("solver", solver, kind, "a solver of diffrax, e.g. diffrax.Tsit5()")
@@ -81,6 +95,7 @@ def integrate(
     stop: Callable | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int = MAX_STEPS,
+    unit: Unit | None = None,
 ) -> Solved:
     """The solution of dx/dt = field(x, args) from a start; never raises, see its `result`.
 
@@ -98,17 +113,21 @@ def integrate(
         begin: from when.
         first_step: length of the first step.
         solver: a diffrax solver; `Tsit5` by default.
-        stop: a function of x and dx/dt that says when to end before `end`; explicit methods only.
+        stop: a function of x, dx/dt and `args` that says when to end before `end`; explicit
+            methods only.
         adjoint: one of diffrax's methods to differentiate its steps, which then end at `ts`.
         max_steps: the largest number of steps; with an adjoint, from one report time to the next.
+        unit: of x; one by default. Its reach is for explicit methods only.
     """
+    unit = Unit() if unit is None else unit
     solver = diffrax.Tsit5() if solver is None else solver
     options: dict[str, Any] = dict(rtol=rtol, atol=atol, max_steps=max_steps)
     forwards = adjoint is None or isinstance(adjoint, diffrax.ForwardMode)
     if forwards and isinstance(solver, diffrax.AbstractERK):
-        method = _Explicit(solver, field, args, stop=stop, **options)
+        method = _Explicit(solver, field, args, stop=stop, unit=unit, **options)
         return method.solve(start, begin, end, ts, keep, first_step)
-    term = diffrax.ODETerm(lambda t, x, args: field(x, args))
+    size = _like(unit.size, start)
+    term = diffrax.ODETerm(lambda t, y, args: _over(field(_times(y, size), args), size))
     solve = functools.partial(
         diffrax.diffeqsolve,
         term,
@@ -120,7 +139,27 @@ def integrate(
         max_steps=max_steps,
         throw=False,
     )
-    return _by_diffrax(solve, start, begin, end, ts, keep)
+    solved = _by_diffrax(solve, _over(start, size), begin, end, ts, keep)
+    return solved._replace(
+        ys=None if ts is None else _times(solved.ys, size),
+        end=(solved.end[0], _times(solved.end[1], size)),
+        path=None if solved.path is None else (solved.path[0], _times(solved.path[1], size)),
+    )
+
+
+def _like(part: Any, x: Any) -> Any:
+    """A number, or a pytree like x, as a pytree like x."""
+    if jax.tree.structure(part) == jax.tree.structure(x):
+        return part
+    return jax.tree.map(lambda leaf: jnp.asarray(part, leaf.dtype), x)
+
+
+def _times(x, size):
+    return jax.tree.map(jnp.multiply, x, size)
+
+
+def _over(x, size):
+    return jax.tree.map(jnp.divide, x, size)
 
 
 class _Standing(NamedTuple):
@@ -150,10 +189,13 @@ class _Standing(NamedTuple):
 class _Explicit:
     """An explicit Runge-Kutta method, by its tableau."""
 
-    def __init__(self, solver: diffrax.AbstractERK, field, args, *, rtol, atol, stop, max_steps):
+    def __init__(
+        self, solver: diffrax.AbstractERK, field, args, *, rtol, atol, stop, max_steps, unit
+    ):
         tableau: Any = solver.tableau
         self.solver, self.tableau, self.field, self.args = solver, tableau, field, args
         self.rtol, self.atol, self.stop, self.max_steps = rtol, atol, stop, max_steps
+        self.unit: Unit = unit
         self.stages = len(tableau.b_sol)
         rows = [np.zeros(0), *tableau.a_lower]
         self.weights = np.array([np.pad(row, (0, self.stages - len(row))) for row in rows])
@@ -161,6 +203,7 @@ class _Explicit:
 
     def solve(self, start, begin, end, ts, keep, first_step) -> Solved:
         x, unravel = ravel_pytree(start)
+        unit = Unit(*(self._flat(part, start) for part in self.unit))
         begin, end = (jnp.asarray(t, jnp.result_type(float)) for t in (begin, end))
         zero, no = jnp.asarray(0), jnp.asarray(False)
         first = jnp.minimum(begin + first_step, end)
@@ -182,7 +225,7 @@ class _Explicit:
             slopes = self._slopes(field, before)
             after = jax.lax.cond(
                 before.begun,
-                lambda: self._step(before, slopes, end),
+                lambda: self._step(before, slopes, end, unit),
                 lambda: before._replace(slope=slopes[-1], next=first, begun=~no),
             )
             taken = after.taken > before.taken
@@ -237,7 +280,12 @@ class _Explicit:
         slopes = jnp.zeros((self.stages, x.size), x.dtype).at[0].set(standing.slope)
         return jax.lax.fori_loop(int(self.tableau.fsal), self.stages, stage, slopes)
 
-    def _step(self, s: _Standing, slopes, end) -> _Standing:
+    @staticmethod
+    def _flat(part, start):
+        sizes = jax.tree.map(lambda u, x: jnp.broadcast_to(u, x.shape), _like(part, start), start)
+        return ravel_pytree(sizes)[0]
+
+    def _step(self, s: _Standing, slopes, end, unit: Unit) -> _Standing:
         """One step: taken if its error is small enough; and where the next one ends."""
         h = (s.next - s.t).astype(s.x.dtype)
         tableau = self.tableau
@@ -247,7 +295,9 @@ class _Explicit:
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         new = jnp.where(jnp.isnan(new).any(), old, new)
         size = jnp.maximum(jnp.abs(old), jnp.abs(new))
-        share = _norm(error / (self.atol + size * self.rtol))
+        least = _LEAST * jnp.finfo(x.dtype).eps * size
+        relative = jnp.maximum(self.rtol * jnp.minimum(size, unit.reach), least)
+        share = _norm(error / (self.atol * unit.size + relative))
         taken = share < 1
         factor = jnp.clip(
             _SAFETY * (1 / share) ** (1 / self.order),
@@ -259,7 +309,7 @@ class _Explicit:
         # A last step is not to be so short that rounding shows.
         last = until > end - 100 * jnp.finfo(end.dtype).eps * jnp.abs(end)
         until = jnp.where(last, jnp.where(taken, end, t + 0.5 * (end - t)), until)
-        stopped = s.stopped if self.stop is None else self.stop(s.x, slopes[0])
+        stopped = s.stopped if self.stop is None else self.stop(s.x, slopes[0], self.args)
         taken &= ~stopped
         return s._replace(
             t=jnp.where(taken, s.next, s.t),

@@ -34,7 +34,7 @@ _NODES = (1 - np.cos(np.pi * np.arange(6) / 5)) / 2
 
 
 @eqx.filter_custom_jvp
-def solve_differentiably(x0, args, ts, *, vector_field, solver, rtol, atol, max_steps):
+def solve_differentiably(x0, args, ts, *, vector_field, solver, rtol, atol, max_steps, unit, stop):
     """Solves dx/dt = vector_field(x, args) from x0 at time 0; derivatives as the module says.
 
     Args:
@@ -46,10 +46,12 @@ def solve_differentiably(x0, args, ts, *, vector_field, solver, rtol, atol, max_
         rtol: relative tolerance per step.
         atol: absolute tolerance per step.
         max_steps: the largest number of steps; None for the defaults.
+        unit: of x.
+        stop: says when to end early, as for `integrate`.
 
     Returns:
         The solution at `ts`, `[K, d]`, and a tuple of what diffrax says of it: the times reached
-        (infinite where it failed), statistics, result.
+        (infinite where it failed), statistics, result, the last point.
     """
     solved = integrate(
         vector_field,
@@ -61,18 +63,22 @@ def solve_differentiably(x0, args, ts, *, vector_field, solver, rtol, atol, max_
         atol=atol,
         solver=solver,
         max_steps=max_steps or MAX_STEPS,
+        unit=unit,
+        stop=stop,
     )
-    return solved.ys, (solved.ts, solved.stats, solved.result)
+    return solved.ys, (solved.ts, solved.stats, solved.result, solved.end[1])
 
 
 @solve_differentiably.def_jvp
-def _solve_differentiably_jvp(primals, tangents, *, vector_field, solver, rtol, atol, max_steps):
+def _solve_differentiably_jvp(
+    primals, tangents, *, vector_field, solver, rtol, atol, max_steps, unit, stop
+):
     x0, args, ts = once(primals)
     x0_dot, args_dot, ts_dot = tangents
     moved = jax.tree.map(
         lambda leaf, dot: None if dot is None else leaf, args, args_dot, is_leaf=lambda x: x is None
     )
-    options = (vector_field, solver, rtol, atol, max_steps)
+    options = (vector_field, solver, rtol, atol, max_steps, unit, stop)
     ys, tangent, rest = _linearise(x0, args, moved, ts, *options)
     inputs, unravel = ravel_pytree((x0_dot, args_dot))
 
@@ -95,7 +101,20 @@ def _solve_differentiably_jvp(primals, tangents, *, vector_field, solver, rtol, 
 
 
 def solve_with_tangents(
-    x0, args, ts, x0_dot, args_dot, stops, *, vector_field, solver, rtol, atol, max_steps
+    x0,
+    args,
+    ts,
+    x0_dot,
+    args_dot,
+    stops,
+    *,
+    vector_field,
+    solver,
+    rtol,
+    atol,
+    max_steps,
+    unit,
+    stop,
 ):
     """The solution and p tangents, which are solved for together, with the same steps.
 
@@ -112,6 +131,8 @@ def solve_with_tangents(
         rtol: as for `solve_differentiably`.
         atol: as for `solve_differentiably`.
         max_steps: as for `solve_differentiably`.
+        unit: as for `solve_differentiably`.
+        stop: as for `solve_differentiably`.
 
     Returns:
         The solution `[K, d]` and the tangents `[K, p, d]` at `ts`, NaN if the solve fails, and what
@@ -119,13 +140,15 @@ def solve_with_tangents(
     """
     x0, args, ts = once((x0, args, ts))
     moved = eqx.filter(args, eqx.is_inexact_array)
-    options = (vector_field, solver, rtol, atol, max_steps)
+    options = (vector_field, solver, rtol, atol, max_steps, unit, stop)
     ys, tangent, rest = _linearise(x0, args, moved, ts, *options, first_step=1e-4 * ts[-1])
     tangents = tangent.forward(x0_dot, args_dot, ts, stops)
     return ys, tangents * jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan), rest
 
 
-def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps, **further):
+def _linearise(
+    x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps, unit, stop, **further
+):
     """The solution at `ts`, the ODE linearised along its path, and what diffrax says of it."""
     # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
     least = _LEAST * jnp.finfo(x0.dtype).eps
@@ -139,6 +162,8 @@ def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps,
         atol=jnp.maximum(PATH_TOLERANCE * atol, least),
         solver=solver,
         max_steps=max_steps or STORED_STEPS,
+        unit=unit,
+        stop=stop,
         **further,
     )
 
@@ -146,7 +171,7 @@ def _linearise(x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps,
         return vector_field(x, eqx.combine(moved, args))
 
     tangent = _Tangent(path, velocity, moved, jnp.maximum(rtol, least))
-    return solved.ys, tangent, (solved.ts, solved.stats, solved.result)
+    return solved.ys, tangent, (solved.ts, solved.stats, solved.result, solved.end[1])
 
 
 def once(tree):

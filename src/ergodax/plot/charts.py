@@ -1,5 +1,6 @@
 """Sweeps, sensitivities and rates of convergence."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,14 @@ from jaxtyping import ArrayLike, PyTree, Real
 from ..averaged.sensitivities import Sensitivities
 from ..studies.convergence import ConvergenceStudy
 from .coordinates import Coordinate, parameter_index, parameter_name
-from .style import NEUTRAL, axes_or_new, legend, look, title
+from .style import NEUTRAL, axes_or_new, is_geometric, legend, look, plain, title
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import xarray
 
 # Dimensions of a data set of `ergodax.sweep` that are not swept.
-_LABELS = ("time", "agent", "state", "action", "set")
+_LABELS = re.compile(r"time|agent|state|action|set|action_agent\d+|parameters\w*_axis\d+")
 _ARROWS, _TICKS = 8, 6
 
 
@@ -33,8 +34,9 @@ def sweep(
     """Draws one number of every set of a sweep over a grid: curves, or a heat map with contours.
 
     With one swept quantity left it draws curves, one for each entry of a dimension that `at` leaves
-    open; with two a heat map. The gradient is drawn as short tangents of the curves, or as arrows
-    that point to where the value rises fastest when each axis is measured by its length.
+    open; with two a heat map. An axis is logarithmic where the values are more evenly spaced so.
+    The gradient is drawn as short tangents of the curves, or as arrows that point to where the
+    value rises fastest when each axis is measured by its length.
 
     Args:
         dataset: what `ergodax.sweep` returned for a grid.
@@ -66,7 +68,7 @@ def sweep(
             f"{', '.join(map(str, values.dims))}."
         )
     values = values.sel(at)
-    swept = [str(d) for d in values.dims if not str(d).startswith(_LABELS)]
+    swept = [str(d) for d in values.dims if not _LABELS.fullmatch(str(d))]
     others = [str(d) for d in values.dims if d not in swept]
     if len(swept) not in (1, 2) or len(others) > 2 - len(swept):
         raise ValueError(
@@ -75,8 +77,8 @@ def sweep(
         )
     values = values.transpose(*swept, *others)
     slopes = _slopes(values, swept, gradient)
-    place = ", ".join(f"{name} {_short(where)}" for name, where in at.items())
-    text = variable.replace("_", " ")
+    place = ", ".join(f"{plain(name)} {_short(where)}" for name, where in at.items())
+    text = plain(variable.replace("_", " "))
     if len(swept) == 2:
         ax = axes_or_new(ax, 2.8)
         _draw_map(ax, values, swept, slopes, text)
@@ -122,7 +124,7 @@ def sensitivities(
     params = jax.tree.map(lambda leaf: leaf[k], result.params)
     if callable(of):
         value, slope = jax.value_and_grad(_number(of))(params)
-        name = getattr(of, "__name__", "observable").replace("<lambda>", "observable")
+        name = plain(getattr(of, "__name__", "observable").replace("<lambda>", "observable"))
     else:
         index = parameter_index(result.wrapped, params, of)
         name = parameter_name(result.wrapped, params, index)
@@ -139,7 +141,7 @@ def sensitivities(
     order = np.argsort(np.abs(bars), kind="stable")
     ax = axes_or_new(ax, max(1.6, 0.8 + 0.24 * len(bars)))
     colours = [look(0).colour if bar >= 0 else look(1).colour for bar in bars[order]]
-    ax.barh([names[i] for i in order], bars[order], color=colours, height=0.6)
+    ax.barh([plain(names[i]) for i in order], bars[order], color=colours, height=0.6)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_xlabel("elasticity" if theta is not None else "derivative")
     title(ax, f"{name}, t = {ts[k]:g}")
@@ -211,17 +213,18 @@ def _draw_curves(ax, values, name: str, others: list[str], slopes) -> None:
         )
         if slopes is not None:
             slope = slopes[0].reshape(len(x), -1)[:, k]
-            reach = 0.05 * np.ptp(x)
+            along, back, rate = _measure(x)
+            reach = 0.05 * np.ptp(along)
             ends = np.array([-reach, reach])
             ax.plot(
-                x + ends[:, None],
-                curve + ends[:, None] * slope,
+                back(along + ends[:, None]),
+                curve + ends[:, None] * slope * rate,
                 color=own.colour,
                 linewidth=4,
                 alpha=0.3,
                 solid_capstyle="butt",
             )
-    ax.set_xlabel(name)
+    ax.set(xlabel=plain(name), xscale="log" if is_geometric(x) else "linear")
     if others:
         legend(ax)
         ax.get_legend().set_title(others[0].split("_")[0], {"size": "small"})
@@ -232,7 +235,8 @@ def _draw_map(ax, values, swept, slopes, label: str) -> None:
 
     x, y = (values[name].values for name in swept)
     z = np.ma.masked_invalid(values.values.T)
-    mesh = ax.pcolormesh(x, y, z, cmap="cividis", shading="nearest")
+    mesh = ax.pcolormesh(_edges(x), _edges(y), z, cmap="cividis")
+    ax.set(**{f"{k}scale": "log" for k, axis in (("x", x), ("y", y)) if is_geometric(axis)})
     ax.figure.colorbar(mesh, ax=ax, label=label).ax.tick_params(labelsize="small")
     if min(z.shape) > 1 and np.ptp(z.compressed()) > 0:
         lines = ax.contour(x, y, z, 5, colors="white", linewidths=0.8)
@@ -241,9 +245,30 @@ def _draw_map(ax, values, swept, slopes, label: str) -> None:
             text.set_path_effects(outline)
     if slopes is not None:
         thin = tuple(slice(None, None, max(1, -(-len(axis) // _ARROWS))) for axis in (x, y))
-        u, v = (slope[thin].T * np.ptp(axis) for slope, axis in zip(slopes, (x, y), strict=True))
-        ax.quiver(x[thin[0]], y[thin[1]], u, v, color="black", width=0.006, pivot="mid")
-    ax.set(xlabel=swept[0], ylabel=swept[1])
+        (along_x, _, rate_x), (along_y, _, rate_y) = _measure(x), _measure(y)
+        u = (slopes[0] * rate_x[:, None])[thin].T * np.ptp(along_x)
+        v = (slopes[1] * rate_y)[thin].T * np.ptp(along_y)
+        # White with a dark outline: seen on the darkest and on the brightest cells.
+        seen = {"color": "white", "edgecolor": "black", "linewidth": 0.5, "width": 0.012}
+        ax.quiver(x[thin[0]], y[thin[1]], u, v, pivot="mid", zorder=3, **seen)
+    ax.set(xlabel=plain(swept[0]), ylabel=plain(swept[1]))
+
+
+def _measure(x: np.ndarray) -> tuple[np.ndarray, Callable, np.ndarray]:
+    """Where values stand along their axis, the way back, and dx by that place."""
+    if is_geometric(x):
+        return np.log(x), np.exp, x
+    return x, lambda along: along, np.ones(len(x))
+
+
+def _edges(x: np.ndarray) -> np.ndarray:
+    """The bounds of the cells around values, halfway on their axis."""
+    along, back, _ = _measure(np.asarray(x, dtype=float))
+    if len(along) == 1:
+        return along[0] + np.array([-0.5, 0.5])
+    between = (along[1:] + along[:-1]) / 2
+    ends = 2 * along[0] - between[0], 2 * along[-1] - between[-1]
+    return back(np.concatenate([ends[:1], between, ends[1:]]))
 
 
 def _number(function: Callable) -> Callable:
@@ -278,4 +303,4 @@ def _short(entry: Any) -> str:
     """A coordinate's value in short; empty for none."""
     if entry is None:
         return ""
-    return f"{entry:g}" if isinstance(entry, float | np.floating) else str(entry)
+    return f"{entry:g}" if isinstance(entry, float | np.floating) else plain(entry)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from ..model.game import MarkovGame, check_agent
 from ..model.wrapped import WrappedGame
 from ..results.labels import parts
+from .style import plain
 from .trajectories import Quantity, policies_along
 
 # A parameter by its number in `jax.flatten_util.ravel_pytree(params)`, or by agent, state, action.
@@ -61,20 +62,23 @@ def find_action(game: MarkovGame, agent: int, action: int | str) -> int:
 
 def row_name(game: MarkovGame, agent: int, state: int) -> str:
     """What an agent's row of a table is called; the only state needs no name."""
-    return f"agent {agent}" + (f", state {game.state_names[state]}" if game.num_states > 1 else "")
+    where = f", state {plain(game.state_names[state])}" if game.num_states > 1 else ""
+    return f"agent {agent}{where}"
 
 
-def _find(what: str, names: Sequence[str], found: int | str) -> int:
+def _find(what: str, names: Sequence[str], found: Any) -> int:
     if isinstance(found, str) and found in names:
         return list(names).index(found)
-    if isinstance(found, str) or not 0 <= found < len(names):
+    whole = isinstance(found, int | np.integer) and not isinstance(found, bool)
+    place = int(found) if whole else -1
+    if not 0 <= place < len(names):
         kind, _, owner = what.partition(" ")
         article = "an" if kind == "action" else "a"
         listed = " ".join(filter(None, [f"{kind}s", owner]))
         raise ValueError(
             f"{kind} {found!r} is not {article} {what}; the {listed} are {', '.join(names)}."
         )
-    return int(found)
+    return place
 
 
 def find_table(wrapped: WrappedGame, agent: int, params: Any) -> Table | None:
@@ -122,10 +126,10 @@ def parameter_name(wrapped: WrappedGame, params: Any, index: int) -> str:
     symbol = wrapped.learners[part.agent].symbol
     if part.is_table:
         names = [game.state_names[place[0]], game.action_names[part.agent][place[1]]]
-        entry = f"({', '.join(names[game.num_states == 1 :])})"
+        entry = f"({', '.join(map(plain, names[game.num_states == 1 :]))})"
     else:
         entry = f"[{', '.join(map(str, place))}]" if place else ""
-    return f"agent {part.agent}, {f'${symbol}$' if symbol else part.name}{entry}"
+    return f"agent {part.agent}, {f'${symbol}$' if symbol else plain(part.name)}{entry}"
 
 
 def parameter_plane(
@@ -156,8 +160,8 @@ def policy_plane(
 
     labels = []
     for i, s, a in found:
-        given = "" if game.num_states == 1 else f" | {game.state_names[s]}"
-        labels.append(f"agent {i}, $\\pi$({game.action_names[i][a]}{given})")
+        given = "" if game.num_states == 1 else f" | {plain(game.state_names[s])}"
+        labels.append(f"agent {i}, $\\pi$({plain(game.action_names[i][a])}{given})")
     return Plane(labels, "policy", read), found
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from ..averaged.drift import average
 from ..averaged.flow import Solution
 from ..averaged.rest_points import RestPoint
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..base.compiling import compiled
 from ..model.game import check_agent
 from ..model.observable import PARAMETERS
 from ..model.wrapped import WrappedGame
@@ -29,7 +29,7 @@ from .coordinates import (
     row_name,
 )
 from .embedding import Embed, least_probability, with_policy
-from .style import GREY, axes_or_new, legend, look, title
+from .style import GREY, axes_or_new, legend, look, plain, title
 from .trajectories import policies_along, runs_of
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ _LINES_PER_SIDE = 25
 _ARROWS_PER_SIDE = 14
 _BATCH = 64
 _MARGIN = 0.08
+_SQUARE = 3.9  # inches of a figure of a square and its legend
+_BELOW = 4.4  # a legend this far below the axes is below their label
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
 
 
@@ -62,8 +64,8 @@ def phase_portrait(
 
     Streamlines are those of two components of the averaged drift F on a slice: all other parameters
     are held at the point `at`. Everything else is projected onto the plane. With more than two
-    parameters the projection is only a slice: the flow leaves it, so paths may cross streamlines
-    and each other, and rest points need not be where the slice's streamlines end.
+    parameters, which the title then says, the picture is only a slice: the flow leaves it, so paths
+    may cross streamlines and each other, and rest points need not be where its streamlines end.
 
     With `policy` the coordinates are action probabilities, and the streamlines those of the
     policies' velocity, their derivative along F. The parameters of each point of the plane are then
@@ -94,10 +96,12 @@ def phase_portrait(
         ValueError: if a coordinate does not exist, the learners cannot be embedded, nothing gives
             the limits, runs were not kept, or as `ergodax.drift`.
     """
+    through = "the path's end" if isinstance(flow, Solution) else "the initial parameters"
+    through = through if at is None else "the given point"
     wrapped, at, paths = _given(flow, at, paths)
     cut = _policy_slice if policy else _parameter_slice
     plane, velocity = cut(wrapped, at, coordinates, embed)
-    ax = axes_or_new(ax, 3.0)
+    ax = axes_or_new(ax, _SQUARE)
     drawn = _draw_over(ax, plane, wrapped, paths, rest_points, runs)
     if limits is None:
         limits = ((0.0, 1.0), (0.0, 1.0)) if policy else _limits(drawn)
@@ -109,7 +113,10 @@ def phase_portrait(
     ax.set(
         xlim=tuple(limits[0]), ylim=tuple(limits[1]), xlabel=plane.labels[0], ylabel=plane.labels[1]
     )
-    legend(ax, where="above")
+    if sum(np.size(leaf) for leaf in jax.tree.leaves(at)) > 2:
+        title(ax, f"slice through {through}")
+    ax.set_box_aspect(1)
+    legend(ax, where="below", pad=_BELOW)
     return ax
 
 
@@ -163,7 +170,7 @@ def simplex(
     ax.plot(*_CORNERS[[0, 1, 2, 0]].T, color="black", linewidth=0.8, zorder=1)
     for (x, y), name, (dx, dy) in zip(_CORNERS, names, ((0, -5), (0, -5), (0, 5)), strict=True):
         side = "bottom" if dy > 0 else "top"
-        ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha="center", va=side)
+        ax.annotate(plain(name), (x, y), (dx, dy), textcoords="offset points", ha="center", va=side)
     _draw_over(ax, Plane(names, "policy", read), wrapped, paths, rest_points, runs)
     least = least_probability(wrapped, agent)
     policies = least + (1 - 3 * least) * _lattice(_ARROWS_PER_SIDE)
@@ -184,7 +191,7 @@ def simplex(
         scale_units="xy",
         scale=1,
         width=0.005,
-        zorder=1.5,
+        zorder=3.5,  # over paths, which may fill the triangle
     )
     ax.set(xlim=(-0.06, 1.06), ylim=(-0.02, 0.89), aspect="equal")
     ax.set_axis_off()
@@ -205,8 +212,8 @@ def basins(
 
     Small markers are starts, in the colour and shape of their attractor; crosses in grey are starts
     whose attractor was not identified. Large circles are rest points, closed lines limit cycles.
-    The legend has the attractors' shares of the starts, with their confidence intervals. With more
-    than two parameters all of this is a projection.
+    The legend has the attractors' places and shares of the starts, with their confidence intervals.
+    With more than two parameters all of this is a projection.
 
     Args:
         result: what `ergodax.basins` returned.
@@ -233,13 +240,19 @@ def basins(
     else:
         first = jax.tree.map(lambda leaf: leaf[0], params0)
         plane, _ = parameter_plane(wrapped, first, coordinates)
-    ax = axes_or_new(ax, 3.0)
-    starts, handles = plane.project(wrapped, params0), []
+    ax = axes_or_new(ax, _SQUARE)
+    starts, handles, named = plane.project(wrapped, params0), [], set()
     for k, attractor in enumerate(result.attractors):
         own, (low, high) = look(k), result.intervals[k]
-        stability = "" if attractor.rest is None else f"{attractor.rest.stability} "
-        text = f"{stability}{attractor.kind}: {result.shares[k]:.0%} ({low:.0%} to {high:.0%})"
         chosen, orbit = starts[result.labels == k], plane.project(wrapped, attractor.orbit)
+        if attractor.rest is None:
+            name = f"{attractor.kind} of period {attractor.period:.3g}"
+        else:
+            name = f"{attractor.rest.stability} at ({orbit[0, 0]:.2g}, {orbit[0, 1]:.2g})"
+        # A number where only what is not shown tells two apart.
+        name += f" #{k}" * (name in named)
+        named.add(name)
+        text = f"{name}: {result.shares[k]:.0%} ({low:.0%} to {high:.0%})"
         style: dict[str, Any] = own.point | {"markersize": 3.0}
         ax.plot(*chosen.T, label=text, **style)
         if attractor.rest is None:
@@ -256,7 +269,10 @@ def basins(
         ax.plot(*lost.T, label=text, **style)
         handles.append(Line2D([], [], label=text, **style))
     ax.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
-    legend(ax, handles, where="above")
+    if policy:
+        ax.set(xlim=(0.0, 1.0), ylim=(0.0, 1.0))
+    ax.set_box_aspect(1)
+    legend(ax, handles, where="below", pad=_BELOW)
     return ax
 
 
@@ -396,7 +412,7 @@ def _velocity(wrapped: WrappedGame, observe: Callable[[Any], Any], batch: Any) -
     return jax.device_get(_velocities(wrapped, observe, jax.tree.map(jnp.asarray, batch)))
 
 
-@eqx.filter_jit
+@compiled
 def _velocities(wrapped, observe, batch):
     wrapped = preserve_rows(wrapped)
 

@@ -1,6 +1,9 @@
 """One look for all figures: colours, line styles, markers, sizes."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -16,6 +19,7 @@ Where = Literal["inside", "above", "below"]
 _BESIDE, _TALL = 4, 8
 # Two texts of fewer letters stand beside each other, on axes wider than so many inches.
 _LONG, _NARROW = 26, 2.4
+_LINE = 40  # letters of a title
 
 
 class Look(NamedTuple):
@@ -83,6 +87,20 @@ def look(index: int) -> Look:
     )
 
 
+def plain(name: Any) -> str:
+    """A user's name as it is: matplotlib takes what stands between dollar signs for a formula."""
+    return str(name).replace("$", r"\$")
+
+
+def is_geometric(values: Any) -> bool:
+    """Whether positive numbers are more evenly spaced by their logarithms."""
+    x = np.asarray(values)
+    if x.dtype.kind not in "iuf" or len(x) < 3 or np.any(x <= 0) or np.any(np.diff(x) <= 0):
+        return False
+    steps, factors = np.diff(x), np.diff(np.log(x))
+    return bool(factors.max() / factors.min() < 0.99 * steps.max() / steps.min())
+
+
 def axes_or_new(ax: Any, height: float = 2.6) -> "matplotlib.axes.Axes":
     """The axes given, or those of a new figure of an article's column."""
     if ax is not None:
@@ -95,8 +113,8 @@ def axes_or_new(ax: Any, height: float = 2.6) -> "matplotlib.axes.Axes":
 
 
 def title(ax: Any, text: str, pad: float | None = None) -> None:
-    """A title no larger than the labels, `pad` points above the axes."""
-    ax.set_title(text, fontsize="medium", pad=pad)
+    """A title no larger than the labels, `pad` points above the axes, in lines of their width."""
+    ax.set_title(textwrap.fill(text, _LINE), fontsize="medium", pad=pad)
 
 
 def legend(ax: Any, handles: Any = None, where: Where = "inside", pad: float = 0.4) -> None:
@@ -122,4 +140,7 @@ def legend(ax: Any, handles: Any = None, where: Where = "inside", pad: float = 0
         wide = ax.get_window_extent().width / ax.figure.dpi > _NARROW
         place["ncols"] = 2 if short and wide and len(handles) > 1 else 1
     small = {"fontsize": "small", "handlelength": 1.6, "columnspacing": 1.0}
-    ax.legend(handles=handles, frameon=False, borderaxespad=pad, **small, **place)
+    # Matplotlib leaves out what begins with an underscore.
+    labels = [handle.get_label() for handle in handles]
+    labels = [f" {label}" if label.startswith("_") else label for label in labels]
+    ax.legend(handles, labels, frameon=False, borderaxespad=pad, **small, **place)

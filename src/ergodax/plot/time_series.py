@@ -10,7 +10,7 @@ from ..model.game import check_agent
 from ..model.wrapped import WrappedGame
 from ..studies.comparison import Comparison
 from .coordinates import find_state, find_table, row_name
-from .style import NEUTRAL, Look, axes_or_new, legend, look, title
+from .style import NEUTRAL, Look, axes_or_new, is_geometric, legend, look, plain, title
 from .trajectories import TimedResult, Trajectory, state_trajectories, trajectory
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def parameters(
     """Draws one agent's parameters in one state over time.
 
     Lines are the averaged ODE, markers the mean over runs, a band two standard deviations on either
-    side of it; dotted edges are the same as theory predicts it for the ensemble.
+    side of it; dotted edges are the same as theory predicts it for the ensemble. The time axis is
+    logarithmic where the report times are more evenly spaced so.
 
     Args:
         result: a `Solution`, a `Simulation` that observed the parameters, a `Comparison`, or
@@ -66,7 +67,7 @@ def policies(
     sample_runs: int = 0,
     ax: "matplotlib.axes.Axes | None" = None,
 ) -> "matplotlib.axes.Axes":
-    """Draws one agent's policy in one state over time, as `parameters` does.
+    """Draws one agent's policy in one state over time, as `parameters` does, bands cut at 0 and 1.
 
     The ensemble's mean policy is the mean over runs, not the policy of the mean parameters. A
     simulation must have observed the policies, or the parameters with `keep_runs`.
@@ -125,6 +126,8 @@ def comparison(
 ) -> "matplotlib.figure.Figure":
     """Draws everything: a column per state; parameters and policies of all agents; the states.
 
+    A game of one state has no picture of how often it occurs.
+
     Args:
         comparison: what `ergodax.compare` returned.
         states: the states to show, by number or name. By default all of them, or the eight most
@@ -147,10 +150,15 @@ def comparison(
         if find_table(comparison.wrapped, agent, comparison.solution.params) is not None:
             rows.append((_parameters, (comparison, agent), f"agent {agent}\n"))
         rows.append((_policies, (comparison, agent), f"agent {agent}\n"))
-    rows.append((_states, (comparison,), ""))
+    if game.num_states > 1:
+        rows.append((_states, (comparison,), ""))
 
-    beside = len(columns) < 3  # the legend's place: there is no room above a narrow figure
-    size = (1.2 + 2.0 * len(columns) + 3.2 * beside, 0.5 + 0.7 * (not beside) + 1.45 * len(rows))
+    handles, alone = _figure_legend(comparison), len(columns) == 1
+    beside = len(columns) == 2  # the legend's place: two columns leave no room for it above them
+    width = 4.8 if alone else 1.2 + 2.0 * len(columns) + 3.2 * beside
+    beside_each_other = max(1, int(width / (2.4 if alone else 3.0)))
+    above = 0.0 if beside else 0.21 * -(-len(handles) // beside_each_other)
+    size = width, 0.5 + above + 1.45 * len(rows)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), sharex=True, sharey="row", squeeze=False)
     for axes, (draw, arguments, owner) in zip(grid, rows, strict=True):
@@ -160,17 +168,18 @@ def comparison(
             ax.label_outer()
         axes[0].set_ylabel(owner + axes[0].get_ylabel())
     for ax, state in zip(grid[0], columns, strict=True):
-        ax.set_title(f"state {game.state_names[state]}")
+        if game.num_states > 1:  # the only state needs no name
+            ax.set_title(f"state {plain(game.state_names[state])}")
     figure.align_ylabels()
     figure.supxlabel(_TIME, fontsize="medium")
-    handles = _figure_legend(comparison)
     if beside:
         figure.legend(handles=handles, loc="outside right upper", frameon=False)
     else:
-        width = int(size[0] / 3.0)
         # A legend is filled column by column; it shall read row by row.
-        by_rows = [handle for k in range(width) for handle in handles[k::width]]
-        figure.legend(handles=by_rows, loc="outside upper center", ncols=width, frameon=False)
+        by_rows = [h for k in range(beside_each_other) for h in handles[k::beside_each_other]]
+        style = {"ncols": beside_each_other, "frameon": False, "columnspacing": 1.0}
+        style |= {"fontsize": "small" if alone else "medium"}
+        figure.legend(handles=by_rows, loc="outside upper center", **style)
     return figure
 
 
@@ -184,14 +193,14 @@ def _parameters(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any
     if table is None:
         raise ValueError(f"the parameters of agent {agent} hold no table of states and actions.")
     symbol = wrapped.learners[agent].symbol
-    ax.set_ylabel(f"${symbol}(s, a)$" if symbol else table.name or "parameter")
+    ax.set_ylabel(f"${symbol}(s, a)$" if symbol else plain(table.name) or "parameter")
     return _draw_actions(ax, wrapped, everyone.pick(table.of), agent, state, sample_runs)
 
 
 def _policies(ax, result, agent, state, scale=None, sample_runs=0) -> list[Any]:
     wrapped = result.wrapped
     check_agent(wrapped.game, agent)
-    shown = trajectory(result, "policy", scale).pick(lambda tree: tree[agent])
+    shown = trajectory(result, "policy", scale).pick(lambda tree: tree[agent]).within(0.0, 1.0)
     handles = _draw_actions(ax, wrapped, shown, agent, state, sample_runs)
     ax.set_ylabel(r"$\pi(a \mid s)$")
     most = min(1.0, 1.1 * shown.highest)
@@ -205,14 +214,16 @@ def _states(ax, result, state=None, scale=None) -> list[Any]:
     states = range(game.num_states) if state is None else [find_state(game, state)]
     trajectories, handles = state_trajectories(result, scale), {}
     for k in states:
-        own, name = look(k) if state is None else NEUTRAL, game.state_names[k]
+        own, name = look(k) if state is None else NEUTRAL, plain(game.state_names[k])
         for part in trajectories:
-            shown = part.pick(lambda tree, k=k: tree[:, k])
+            shown = part.pick(lambda tree, k=k: tree[:, k]).within(0.0, 1.0)
             handle = _draw(ax, shown, own, name, "simulated", 0, alone=len(trajectories) == 1)
             handles[name] = _both(handles.get(name), handle)
     most = max(part.highest for part in trajectories)
+    most = min(1.0, most)
     ax.set(xlabel=_TIME, ylabel="share of steps", ylim=(0.0, 1.08 * most))
-    title(ax, "states" if state is None else f"state {game.state_names[find_state(game, state)]}")
+    name = "" if state is None else plain(game.state_names[find_state(game, state)])
+    title(ax, "states" if state is None else f"state {name}")
     return list(handles.values())
 
 
@@ -226,9 +237,9 @@ def _draw_actions(
     for action, name in enumerate(game.action_names[agent]):
         row = shown.pick(lambda table, action=action: table[..., s, action])
         kind, alone = "ensemble mean", shown.line is None
-        handles.append(_draw(ax, row, look(action), name, kind, sample_runs, alone))
+        handles.append(_draw(ax, row, look(action), plain(name), kind, sample_runs, alone))
     if shown.edge is not None:
-        low, high = (shown.edge[0] + k * shown.edge[1] for k in (-2, 2))
+        low, high = shown.reach(shown.edge)
         for action in range(len(handles)):
             edges = low[..., s, action], high[..., s, action]
             ax.fill_between(shown.times, *edges, **look(action).edge)
@@ -244,6 +255,9 @@ def _draw(
     from matplotlib.lines import Line2D
 
     times, style = shown.times, {}
+    if ax.get_xscale() == "linear" and is_geometric(times[times > 0]):
+        start = {} if times[0] > 0 else {"linthresh": times[times > 0][0]}
+        ax.set_xscale("symlog" if start else "log", **start)
     if sample_runs:
         runs = np.zeros((0, len(times))) if shown.runs is None else shown.runs
         count = len(runs)
@@ -253,8 +267,7 @@ def _draw(
             )
         ax.plot(times, runs[:sample_runs].T, **own.run)
     if shown.band is not None:
-        centre, deviation = shown.band
-        ax.fill_between(times, centre - 2 * deviation, centre + 2 * deviation, **own.band)
+        ax.fill_between(times, *shown.reach(shown.band), **own.band)
     if shown.line is not None:
         ax.plot(times, shown.line, label=f"{name}, ODE", **own.line)
         style |= own.line
@@ -292,7 +305,7 @@ def _figure_legend(comparison: Comparison) -> list[Any]:
     shared = len(set(names)) == 1
     for agent, own in enumerate(names[:1] if shared else names):
         owner = "" if shared else f"agent {agent}, "
-        for action, name in enumerate(own):
+        for action, name in enumerate(map(plain, own)):
             both = look(action).point | look(action).line
             handles.append(Line2D([], [], label=f"{owner}action {name}", **both))
     return handles

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..averaged.flow import Solution
 from ..averaged.stationary import stationary_distribution
+from ..base.compiling import compiled
 from ..model.observable import PARAMETERS, named
 from ..model.wrapped import WrappedGame
 from ..second_order.fluctuations import Fluctuations
@@ -30,6 +31,7 @@ class Trajectory(NamedTuple):
         band: centre and standard deviation, each `[K, ...]`.
         edge: the same as predicted for the ensemble.
         runs: of single runs, `[R, K, ...]`.
+        bounds: between which bands are shown.
     """
 
     times: np.ndarray
@@ -38,12 +40,22 @@ class Trajectory(NamedTuple):
     band: tuple[Any, Any] | None = None
     edge: tuple[Any, Any] | None = None
     runs: Any = None
+    bounds: tuple[float, float] = (-np.inf, np.inf)
 
     @property
     def highest(self) -> float:
         """The largest number of lines, means and bands, but no less than zero."""
-        tops = self.line, self.mean, self.band and self.band[0] + 2 * self.band[1]
+        tops = self.line, self.mean, self.band and self.reach(self.band)[1]
         return max(float(np.nanmax(top, initial=0.0)) for top in tops if top is not None)
+
+    def within(self, low: float, high: float) -> "Trajectory":
+        """The same, of a quantity that lies between two bounds: bands end there."""
+        return self._replace(bounds=(low, high))
+
+    def reach(self, around: tuple[Any, Any]) -> tuple[Any, Any]:
+        """Two standard deviations below and above a centre."""
+        centre, deviation = around
+        return tuple(np.clip(centre + k * deviation, *self.bounds) for k in (-2, 2))
 
     def pick(self, choose: Callable[[Any], Any]) -> "Trajectory":
         """The trajectory of a part of the quantity."""
@@ -61,6 +73,7 @@ class Trajectory(NamedTuple):
             both(self.band),
             both(self.edge),
             part(self.runs),
+            self.bounds,
         )
 
 
@@ -124,7 +137,7 @@ def policies_along(wrapped: WrappedGame, params: Any) -> tuple:
     return jax.device_get(_mapped(wrapped.policies, params))
 
 
-@eqx.filter_jit
+@compiled
 def _mapped(observe, params):
     return jax.vmap(observe)(params)
 
@@ -136,7 +149,7 @@ def _policies_of_runs(wrapped: WrappedGame, params: Any) -> tuple:
     return jax.device_get(_mapped_runs(wrapped, jax.tree.map(np.asarray, params), own))
 
 
-@eqx.filter_jit
+@compiled
 def _mapped_runs(wrapped, params, own: bool):
     each = eqx.if_array(0) if own else None
     return eqx.filter_vmap(

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from ..base.compiling import compiled
 from ..base.version import __version__
 from ..model.observable import named
 from ..model.wrapped import WrappedGame
@@ -88,7 +89,7 @@ class Result(eqx.Module):
         return entries
 
 
-@eqx.filter_jit
+@compiled
 def policies(wrapped: WrappedGame, params: Any, batch: int, times: bool) -> tuple:
     """Policies of all agents at parameters with leading axes.
 

@@ -14,7 +14,8 @@ Where a learner takes a maximum, F has kinks. Where x crosses one transversally,
 `c = (DF_new - DF_old) n / |n|^2`. At finite N runs cross at different times, and the jump is the
 integral of `c sqrt(N) sd psi(|l| sqrt(N) / sd)`, `psi(u) = phi(u) - u (1 - Phi(u))`,
 `sd^2 = n^T C n`. Staying near a kink, within about three standard deviations, the fluctuations
-are not Gaussian and the bias is of order `1 / sqrt(N)`: the theory does not hold.
+are not Gaussian and the bias is of order `1 / sqrt(N)`: the theory does not hold, and at no N where
+x rests on a kink.
 
 First order: Kerzreho (2025). Second order: derived for this package, and checked against exact laws
 and simulation.
@@ -22,7 +23,7 @@ and simulation.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
@@ -32,10 +33,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
-from ..averaged.maxima import owners
+from ..averaged.maxima import name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
-from ..base.checks import check_count, check_flag, check_function, is_concrete
+from ..base.checks import check_count, check_flag, check_function, describe, is_concrete
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
 from ..model.game import check_agent, first_state_law
@@ -52,10 +54,9 @@ from ..results.labels import (
     of_agents,
 )
 from ..results.result import Result
-from .limit_process import LimitProcess, curvature, root
+from .limit_process import NEAR, LimitProcess, curvature, huge, root
 from .poisson import core_law, poisson
 
-_NEAR = 3.0  # standard deviations from a kink within which nothing is Gaussian
 _CHECKPOINTS = 32  # in reverse mode, from one report time to the next
 
 
@@ -169,7 +170,7 @@ class Fluctuations(Result):
         is zero, as at the start, nothing is near.
         """
         return jnp.any(
-            self.margin * jnp.sqrt(jnp.asarray(check_scale(scale), self.margin.dtype)) < _NEAR,
+            self.margin * jnp.sqrt(jnp.asarray(check_scale(scale), self.margin.dtype)) < NEAR,
             axis=1,
         )
 
@@ -217,7 +218,10 @@ class Fluctuations(Result):
         check_function("observe", observe, "the parameters of all agents")
         first = jax.tree.map(lambda leaf: leaf[0], self.params)
         unravel = ravel_pytree(first)[1]
-        unravel_value = ravel_pytree(observe(first))[1]
+        value = observe(first)
+        if not jax.tree.leaves(value):
+            raise ValueError(f"observe must return numbers; found {describe(value)}.")
+        unravel_value = ravel_pytree(value)[1]
         shift = None if self.bias is None else self._shift(scale)
 
         def at(params, covariance, shift):
@@ -250,7 +254,7 @@ class Fluctuations(Result):
         return jnp.where(product > 0, self.covariance[:, rows, columns] / product, jnp.nan)
 
 
-@eqx.filter_jit
+@compiled
 def _shifted(params, shift):
     def move(params, shift):
         flat, unravel = ravel_pytree(params)
@@ -305,7 +309,8 @@ def fluctuations(
             tracked: then x slides along a kink, or nearly so, and the theory does not hold.
 
     Warns:
-        UserWarning: if a scale is given at which the theory does not hold at some of the times.
+        UserWarning: if the flow rests on a kink at some of the times, where the theory holds at no
+            scale (`result` says so too); or if a scale is given at which it does not hold at some.
     """
     ts = check_times(ts)
     rtol, atol = check_solver(rtol, atol, max_steps, None, adjoint)
@@ -333,27 +338,32 @@ def fluctuations(
 
 def _report(solution: Fluctuations, throw: bool) -> None:
     """Raises and warns on the host."""
-    if throw and solution.result != RESULTS.successful:
+    rests = bool(solution.result == RESULTS.resting)
+    if throw and not rests and solution.result != RESULTS.successful:
         raise RuntimeError(f"the fluctuations could not be solved: {RESULTS[solution.result]}")
-    if solution.scale is None:
+    if solution.scale is None and not rests:
         return
-    near = np.asarray(solution.margin) * np.sqrt(float(solution.scale)) < _NEAR
+    scale = huge(solution.margin.dtype) if rests else float(cast(Any, solution.scale))
+    near = np.asarray(solution.margin) * np.sqrt(scale) < NEAR
     if near.any():
         agents, rows, _ = owners(solution.wrapped)
         times = np.asarray(solution.ts)[near.any(axis=1)]
         which = ", ".join(
-            f"agent {agents[k]} state {rows[k]}" for k in np.flatnonzero(near.any(axis=0))[:4]
+            f"agent {agents[k]} {name_row(solution.wrapped, int(agents[k]), int(rows[k]))[0]}"
+            for k in np.flatnonzero(near.any(axis=0))[:4]
         )
+        when = f"at {len(times)} of {len(near)} times, from t = {times[0]:g} to {times[-1]:g}"
         warnings.warn(
-            f"at {near.any(axis=1).sum()} of {len(near)} times, from t = {times[0]:g} to "
-            f"{times[-1]:g}, the flow is within {_NEAR:g} standard deviations of a kink "
-            f"({which}) at scale {float(solution.scale):g}: the fluctuations are not Gaussian "
-            "there.",
+            f"{when}, the flow rests on a kink ({which}): the fluctuations are not Gaussian there, "
+            "and the bias is of order 1 / sqrt(N): covariance and bias do not hold."
+            if rests
+            else f"{when}, the flow is within {NEAR:g} standard deviations of a kink ({which}) at "
+            f"scale {scale:g}: the fluctuations are not Gaussian there.",
             stacklevel=3,
         )
 
 
-@eqx.filter_jit
+@compiled
 def fluctuate(
     wrapped: WrappedGame,
     params0,
@@ -423,6 +433,9 @@ def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
     )
     if jumps is None:
         jumps = jnp.zeros((max_kinks, process.start.size), process.start.dtype)
+    margin, resting = jax.lax.map(lambda state: process.margins(state, ts[-1]), saved)
+    rests = (result == RESULTS.successful) & jnp.any(resting)
+    result = RESULTS.where(rests, RESULTS.resting, result)
     agents, rows = (jnp.asarray(np.append(part, -1))[crossed.maximum] for part in owned[:2])
     return Fluctuations(
         ts=ts,
@@ -431,7 +444,7 @@ def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
         bias=saved.bias,
         initial=law,
         kinks=Kinks(crossed.time, agents, rows, crossed.old, crossed.new, jumps),
-        margin=jax.lax.map(process.margins, saved),
+        margin=margin,
         wrapped=wrapped,
         scale=scale,
         result=RESULTS.where(lost, RESULTS.kinks, result),
@@ -445,7 +458,7 @@ def linearised(
     return jax.device_get(_linearised(solution.wrapped, solution.params))
 
 
-@eqx.filter_jit
+@compiled
 def _linearised(wrapped, params):
     def at(params):
         process = LimitProcess(preserve_rows(wrapped), params)
@@ -454,7 +467,7 @@ def _linearised(wrapped, params):
     return jax.lax.map(at, params)
 
 
-@eqx.filter_jit
+@compiled
 def _layers(wrapped, params, initial, steps):
     return jax.lax.map(lambda a: _layer(wrapped, a[0], initial, a[1]), (params, steps))
 

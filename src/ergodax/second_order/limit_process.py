@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..averaged.drift import flat_drift
 from ..averaged.maxima import Crossings, Maxima, crossings
@@ -17,6 +17,14 @@ from ..ode.integrate import integrate
 from ..ode.path import follow
 from .noise import covariance
 from .poisson import Poisson, core_law, inflow, poisson
+
+NEAR = 3.0  # standard deviations from a kink within which nothing is Gaussian
+_LONG = 1 / 64
+
+
+def huge(dtype) -> float:
+    """A scale that stands for the limit of large N, at the precision of numbers."""
+    return float(jnp.finfo(dtype).eps) ** -0.75
 
 
 class State(NamedTuple):
@@ -114,18 +122,29 @@ class LimitProcess:
         size = kink.normal @ state.covariance @ kink.normal / (2 * jnp.where(speed > 0, speed, 1))
         return jnp.where((crossing.maximum >= 0) & (speed > 0), size * kink.change, 0)
 
-    def margins(self, state: State) -> Float[Array, " M"]:
-        """Distance of every maximum from a change, in standard deviations of U."""
+    def margins(self, state: State, span) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
+        """Distance of every maximum from a change, in standard deviations of U, and which rest.
+
+        A maximum rests on a tie if noise moves it and the drift feels it, but the flow stays within
+        `NEAR` standard deviations for a `_LONG` part of the time span even at the scale `huge`.
+        """
         gaps, places = self.maxima.best_two(state.x)
         if not len(gaps):
-            return gaps
+            return gaps, gaps > 0
+        eps = jnp.finfo(gaps.dtype).eps
+        reach = NEAR / jnp.sqrt(huge(gaps.dtype))
 
         def of_row(row, place):
-            difference = jax.value_and_grad(self.maxima.difference)
-            gap, normal = difference(state.x, row, *place)
+            kink = self.maxima.kink(self.drift, state.x, row, *place)
+            normal = kink.normal
             variance = normal @ state.covariance @ normal
-            distance = jnp.abs(gap) / root(jnp.where(variance > 0, variance, 1))
-            return jnp.where(variance > 0, distance, jnp.inf)
+            deviation = root(jnp.where(variance > 0, variance, 1))
+            distance = jnp.abs(kink.gap) / deviation
+            moved = variance > 1e3 * eps * jnp.sum(normal**2) * jnp.trace(state.covariance)
+            stays = jnp.abs(normal @ kink.drift) * _LONG * span < reach * deviation
+            felt = kink.jump * span > jnp.sqrt(eps)
+            resting = moved & (distance < reach) & stays & felt
+            return jnp.where(variance > 0, distance, jnp.inf), resting
 
         return jax.vmap(of_row)(jnp.arange(len(places)), places)
 

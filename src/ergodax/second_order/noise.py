@@ -15,7 +15,6 @@ further events. Theory: Benveniste, Metivier and Priouret (1990), part II, chapt
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Real
 
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..base.compiling import compiled
 from ..model.validity import check_table
 from ..model.wrapped import WrappedGame
 from .poisson import Poisson, inflow, poisson
@@ -161,13 +161,13 @@ def noise_covariance(
     return _noise_product(wrapped, params, jnp.asarray(direction, dtype=float))
 
 
-@eqx.filter_jit
+@compiled
 def _noise_covariance(wrapped, params):
     wrapped = preserve_rows(wrapped)
     return covariance(wrapped, poisson(wrapped, params))
 
 
-@eqx.filter_jit
+@compiled
 def _noise_product(wrapped, params, vector):
     wrapped = preserve_rows(wrapped)
     return covariance_product(wrapped, poisson(wrapped, params), vector)

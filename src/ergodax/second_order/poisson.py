@@ -8,12 +8,12 @@ ever.
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..averaged.stationary import check_ergodic, deviation_matrix, preserve_rows
+from ..base.compiling import compiled
 from ..model.learner import At
 from ..model.wrapped import WrappedGame
 
@@ -174,7 +174,7 @@ def poisson_values(wrapped: WrappedGame, params: Any) -> Float[Array, "*C d"]:
     return _poisson_values(wrapped, params)
 
 
-@eqx.filter_jit
+@compiled
 def _poisson_values(wrapped, params):
     solved = poisson(preserve_rows(wrapped), params)
     if not wrapped.needs_next_action:

@@ -1,20 +1,36 @@
 """The scale at which the ODE is close enough to a run, and the suprema that decide it.
 
-Distances are those of the linearised limit process, simulated on a grid: at scale N a run is
-`x + U / sqrt(N) + b / N`, with `dU = DF(x) U dt + dW`, Cov dW = Sigma(x) dt.
+At scale N a run that is in core state c is at
+
+    x + U / sqrt(N) + (b - (v(c) - w(c)) / 2) / N,    dU = DF(x) U dt + dW,  Cov dW = Sigma(x) dt,
+
+with v the solution of Poisson's equation, what c adds from now on, and w the same of the chain that
+runs backwards, what having come to c has added. Half their difference is the lag of a run behind
+its average that the order of states makes: U then is the noise that knows no direction of time, and
+smooth on the scale of single steps. Without noise this is right up to `o(1 / N)`. The distance from
+x is found by simulating U on a grid; over a cell of the grid the run visits all states that it
+visits at all, and the farthest one counts.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 from jaxtyping import Array, Real
 
+from ..averaged.stationary import preserve_rows
 from ..base.checks import check_concrete, check_count, check_number
+from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
 from .fluctuations import Fluctuations, fluctuations, linearised
+from .poisson import core_law, inflow, poisson
 
 CELLS = 1024  # of the grid in time
+_MOST_NUMBERS = 2**26  # paths times parameters: some 2 GiB
 
 
 class Linearised(NamedTuple):
@@ -37,15 +53,29 @@ def linearise(predicted: Fluctuations) -> tuple[np.ndarray, Linearised]:
     return velocity, Linearised(half @ half, vectors * np.sqrt(np.maximum(values, 0))[:, None, :])
 
 
+class Lag(NamedTuple):
+    """What is of order 1 / N: of a run that may be in any core state, and of every path's start.
+
+    Attributes:
+        low: the least of bias minus lag, `[M + 1, d]`.
+        high: the largest, `[M + 1, d]`.
+        start: `v(c) - b` at time 0, for the first core state c of each path, `[paths, d]`.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    start: np.ndarray
+
+
 def suprema(
-    linear: Linearised, seed: np.ndarray, shift: np.ndarray | None = None, *, paths: int = 8192
+    linear: Linearised, seed: np.ndarray, lag: Lag | None = None, *, paths: int = 8192
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Largest `|U_t + shift_t|` over times and entries of paths of the limiting process.
+    """Largest distance from zero over times and entries of paths of the limiting process.
 
     Args:
         linear: the linearised ODE.
         seed: words that seed the paths.
-        shift: added to every path, `[M + 1, d]`; none by default.
+        lag: what is added to every path; nothing by default.
         paths: how many.
 
     Returns:
@@ -53,15 +83,18 @@ def suprema(
         amounts in the ratio 1 : 2, to leading order.
     """
     generator = np.random.default_rng(np.asarray(seed, dtype=np.uint32).ravel().tolist())
-    size = linear.roots.shape[-1]
-    fluctuation = np.zeros((paths, size))
-    fine = np.zeros(paths) if shift is None else np.full(paths, np.abs(shift[0]).max())
+    cells, size = linear.roots.shape[0], linear.roots.shape[-1]
+    if lag is None:
+        none = np.zeros((cells + 1, size))
+        lag = Lag(none, none, np.zeros((1, size)))
+    fluctuation = np.broadcast_to(lag.start, (paths, size))
+    fine = np.zeros(paths)
     coarse = fine.copy()
     for cell, (propagator, root) in enumerate(zip(*linear, strict=True)):
         noise = generator.standard_normal((paths, size))
         fluctuation = fluctuation @ propagator.T + noise @ root.T
-        moved = fluctuation if shift is None else fluctuation + shift[cell + 1]
-        largest = np.abs(moved).max(axis=1)
+        above, below = fluctuation + lag.high[cell + 1], fluctuation + lag.low[cell + 1]
+        largest = np.maximum(above, -below).max(axis=1)
         fine = np.maximum(fine, largest)
         if (cell + 1) % 4 == 0:
             coarse = np.maximum(coarse, largest)
@@ -81,9 +114,10 @@ def required_scale(
 ) -> float:
     """Smallest N at which the ODE is within a tolerance of a run, over all of [0, t1].
 
-    By the Gaussian limit and the bias: N such that `sup_t max_i |U_t / sqrt(N) + b_t / N|_i` is at
-    most the tolerance with the given probability. Where updates have a learning rate alpha as a
-    factor, it is also how many times smaller than alpha the learning rate must be.
+    By the Gaussian limit and what is of order 1 / N, the bias and how far a run in a state of the
+    game is from the mean over states: N such that all this is at most the tolerance, at all times,
+    for all parameters and in all states, with the given probability. Where updates have a learning
+    rate alpha as a factor, it is also how many times smaller than alpha the learning rate must be.
 
     Args:
         wrapped: a game and its learners.
@@ -92,14 +126,19 @@ def required_scale(
         tolerance: largest distance of any parameter, positive.
         probability: that a run stays within the tolerance, in (0, 1).
         initial_state: the first state, by number or name; drawn by default.
-        paths: paths of the limiting process, at least 100.
+        paths: paths of the limiting process, at least 100, and so few that paths times parameters
+            are at most 2^26.
         seed: seeds the paths.
 
     Returns:
-        N, a float; below about 10 it is an extrapolation of a large-N theory.
+        N, a float, rather too large than too small: by a few per cent at N = 100; below about 10 it
+        is an extrapolation. Zero if nothing is learned, so that any scale will do.
 
     Raises:
         ValueError: as `fluctuations`, or if an argument does not fit.
+
+    Warns:
+        UserWarning: as `fluctuations`, if the flow rests on a kink.
     """
     check_concrete("required_scale", (wrapped, params0, t1, tolerance))
     end = check_number("t1", t1, "(0, inf)")
@@ -107,6 +146,9 @@ def required_scale(
     probability = check_number("probability", probability, "(0, 1)")
     paths = check_count("paths", paths, least=100)
     seed = check_count("seed", seed, least=0)
+    most = _MOST_NUMBERS // max(1, sum(np.size(leaf) for leaf in jax.tree.leaves(params0)))
+    if paths > most:
+        raise ValueError(f"paths must be at most {most} here, for memory; found {paths}.")
     predicted = fluctuations(
         wrapped,
         params0,
@@ -115,14 +157,73 @@ def required_scale(
         bias=True,
     )
     _, linear = linearise(predicted)
-    bias = np.asarray(predicted.bias)
+    lag = _lag(predicted, np.random.default_rng([seed, 1]), paths)
     words = np.array([seed], dtype=np.uint32)
-    root, shift = math.inf, np.zeros_like(bias)
-    for _ in range(20):
-        fine, coarse = suprema(linear, words, shift, paths=paths)
-        reach = float(2 * np.quantile(fine, probability) - np.quantile(coarse, probability))
-        root, before = reach / tolerance, root
-        if abs(root - before) < 1e-3 * root:
-            break
-        shift = bias / root
-    return root**2
+
+    @functools.cache
+    def reach(root: float) -> float:
+        """The distance within which runs stay with the given probability, times `1 / root`."""
+        scaled = Lag(*(root * part for part in lag))
+        fine, coarse = suprema(linear, words, scaled, paths=paths)
+        return float(2 * np.quantile(fine, probability) - np.quantile(coarse, probability))
+
+    def excess(root: float) -> float:
+        return root * reach(root) - tolerance
+
+    noise, lagged = reach(0.0), max(float(np.abs(part).max()) for part in lag)
+    if noise == lagged == 0:
+        return 0.0
+    # In the inverse root of N it is an increasing function, since U is symmetric and unimodal, and
+    # a set that is both shrinks and moves away from its centre (Anderson 1955). The inverse root
+    # at which both bounds together reach the tolerance is at most 1 / .62 times too small.
+    low = 2 * tolerance / (noise + math.sqrt(noise**2 + 4 * lagged * tolerance))
+    high = low
+    while excess(low) > 0:
+        low *= 0.99
+    while excess(high) < 0:
+        high *= 1.2
+    return float(scipy.optimize.brentq(excess, low, high, rtol=5e-4)) ** -2
+
+
+def _lag(predicted: Fluctuations, generator: np.random.Generator, paths: int) -> Lag:
+    low, high, law, values = jax.device_get(
+        _values(predicted.wrapped, predicted.params, predicted.initial)
+    )
+    bias = np.asarray(predicted.bias)
+    first = generator.choice(len(law), size=paths, p=law / law.sum())
+    return Lag(bias - high, bias - low, values[first] - bias[0])
+
+
+@compiled
+def _values(wrapped, params, law):
+    """Least and largest lag over the states visited, at all times; v at time 0, and its law."""
+    wrapped = preserve_rows(wrapped)
+
+    def extremes(params):
+        solved = poisson(wrapped, params)
+        lags = (solved.values - _past(wrapped, solved)) / 2
+        visited = solved.events.reshape(len(lags), -1).sum(axis=1, keepdims=True) > 0
+        low, high = (jnp.where(visited, lags, end) for end in (jnp.inf, -jnp.inf))
+        return low.min(axis=0), high.max(axis=0)
+
+    first = poisson(wrapped, jax.tree.map(lambda leaf: leaf[0], params))
+    return *jax.lax.map(extremes, params), core_law(wrapped, law, first), first.values
+
+
+def _past(wrapped, solved):
+    """What having come to a core state has added, `[C, d]`: v of the chain that runs backwards."""
+    count = len(solved.values)
+    chain = solved.chain
+    if wrapped.needs_next_action:
+        game = wrapped.game
+        ahead = jnp.zeros((count, game.num_states), chain.dtype)
+        ahead = ahead.at[jnp.arange(count)[:, None], game.successors.reshape(count, -1)].add(
+            game.probabilities.reshape(count, -1)
+        )
+        joint = solved.joint_policy.reshape(game.num_states, -1)
+        chain = (ahead[:, :, None] * joint).reshape(count, count)
+    law = solved.events.reshape(count, -1).sum(axis=1)
+    flow = inflow(wrapped, solved) - law[:, None] * solved.drift
+    inverse = jnp.eye(count, dtype=chain.dtype) - chain.T + law[:, None]
+    past = jnp.linalg.solve(inverse, flow)
+    return past / jnp.where(law > 0, law, 1)[:, None]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import is_concrete
+from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
 from .limit_process import LimitProcess
 
@@ -42,7 +42,7 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
     return lyapunov(slope, noise)
 
 
-@eqx.filter_jit
+@compiled
 def _at_rest(wrapped, params):
     """F, DF, Sigma and the margins of all maxima."""
     process = LimitProcess(preserve_rows(wrapped), params)

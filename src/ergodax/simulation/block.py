@@ -4,6 +4,7 @@ Every device carries its own runs, and nothing passes between devices: a run's n
 on how many there are.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
 from .lanes import from_lanes, over_lanes, to_lanes
 from .moments import Moments, of_groups
@@ -78,7 +80,7 @@ class Report(NamedTuple):
     values: tuple
 
 
-@eqx.filter_jit
+@compiled
 def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float[Array, "R S"]):
     """Where the runs stand before their first step; their random numbers are those of step 0.
 
@@ -106,7 +108,7 @@ def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float
     return from_lanes(over_lanes(of_run, *to_lanes((keys, params0, law, own))))
 
 
-@eqx.filter_jit
+@compiled
 def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R"]) -> Run:
     """The runs with nothing recorded yet, each leaf `[R, ...]`."""
 
@@ -126,7 +128,7 @@ def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R
 _COMPILER: dict[str, Any] = {"compiler_options": {"xla_cpu_prefer_vector_width": 512}}
 
 
-@eqx.filter_jit(**_COMPILER)
+@functools.partial(compiled, **_COMPILER)
 def advance(
     setting: Setting,
     keys: UInt32[Array, "R 2"],

@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..base.checks import as_real, check_count, check_type
+from ..base.compiling import compiled
 from ..model.game import first_state_law
 from ..model.wrapped import WrappedGame, cast, warn_rounded
 from .step import Ensemble
@@ -81,7 +81,7 @@ def take(tree: Any, index: Any) -> Any:
 
 # All arrays at once, where they lie on the device: each by itself takes longer to dispatch than to
 # read. Those of the host are cut there, lest all of them go to the device every time.
-_rows = eqx.filter_jit(take)
+_rows = compiled(take)
 
 
 def _repeat(tree, count):
@@ -134,7 +134,7 @@ def check_inputs(
         _check_standing(standing, one, dtype)
     wrapped, params0 = cast((wrapped, params0), dtype)
     if standing is None:
-        law = np.asarray(first_state_law(wrapped.game, initial_state), dtype)
+        law = np.asarray(first_state_law(wrapped.game, initial_state, several=True), dtype)
     else:
         law = np.zeros(wrapped.game.num_states, dtype)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), like)

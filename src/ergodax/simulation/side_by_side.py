@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..base.compiling import compiled
 from ..base.times import check_scale, steps_at, steps_between
 from ..model.game import first_state_law
 from ..model.observable import parameters_and_policies
@@ -142,7 +143,7 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
     inputs = one._replace(
         wrapped=wrapped,
         params0=params0,
-        law=np.asarray(first_state_law(wrapped.game, first_states), one.dtype),
+        law=np.asarray(first_state_law(wrapped.game, first_states, several=True), one.dtype),
         runs=runs,
         own_game=not plan.shared,
         own_params=not plan.shared,
@@ -173,7 +174,7 @@ def _key_words(key, numbers, size: int):
     return words.reshape(-1, 2)
 
 
-@eqx.filter_jit
+@compiled
 def _of_runs(shared: bool, size: int, wrapped, params0, dtype):
     """What to observe, games and parameters of all runs; of the only ensemble if it is shared."""
 

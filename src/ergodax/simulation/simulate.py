@@ -51,7 +51,7 @@ from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .step import Ensemble
 from .streams import run_keys
 
-_NO_DERIVATIVES = "; it has no derivatives: differentiate ergodax.solve instead"
+NO_DERIVATIVES = "; it has no derivatives: differentiate ergodax.solve instead"
 
 
 class Simulation(Result):
@@ -239,7 +239,7 @@ def simulate(
         >>> ex.simulate(wrapped, wrapped.init(), [100.0], scale=10, runs=64, key=jax.random.key(0))
         Simulation(64 runs at scale 10, t = 100: successful)
     """
-    check_concrete("simulate", (wrapped, params0, ts, scale), _NO_DERIVATIVES)
+    check_concrete("simulate", (wrapped, params0, ts, scale), NO_DERIVATIVES)
     ts = check_times(ts)
     check_key(key)
     check_function("observe", observe, "the parameters of one run")
@@ -310,6 +310,8 @@ def simulate(
             f"{text}, the first by t = {first:.6g}{hint if result == RESULTS.nonfinite else '.'}",
             stacklevel=2,
         )
+    if inputs.own_game:  # of the runs that are complete, like all else
+        wrapped = take(wrapped, slice(job.done))
     return Simulation(
         wrapped=wrapped,
         ts=times[:count],

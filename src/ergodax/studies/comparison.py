@@ -99,8 +99,9 @@ class Comparison(Result):
         separation: how many times faster the state chain forgets its state than the parameters
             move: the smallest `scale / (mixing time * |DF|_2)` along the ODE; None if there are too
             many parameters for the Jacobian DF.
-        prediction: mean `x + b / N` and variance `C / N` of the parameters, each leaf `[K, ...]`;
-            None if not computed.
+        prediction: `(mean, variance)` of the parameters in theory, `x + b / N` and `C / N`: each a
+            tuple with one entry per agent, like `params0`, with leaves `[K, ...]`; None if not
+            computed.
         agreement: of the ensemble with them; a reason if they were not computed.
         solve_compile_seconds: time spent compiling the ODE.
         solve_run_seconds: time spent solving it.

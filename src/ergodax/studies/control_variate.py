@@ -9,13 +9,13 @@ deviation of order 1 / N. Source: derived for this package (compare Henderson an
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
 from ..second_order.fluctuations import Fluctuations
 from ..second_order.noise import event_scores, poisson
@@ -164,7 +164,7 @@ def control_variate(
     )
 
 
-@eqx.filter_jit
+@compiled
 def _scores(wrapped, params, adjoint):
     return jax.lax.map(
         lambda a: event_scores(wrapped, poisson(wrapped, a[0]), a[1]), (params, adjoint)

@@ -27,8 +27,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real, UInt32
 
+from ..base.checks import (
+    check_array,
+    check_concrete,
+    check_count,
+    check_flag,
+    check_key,
+    check_number,
+    check_path,
+    describe,
+    is_within,
+)
 from ..base.text import in_columns
-from ..base.times import check_scale, check_times, steps_at
+from ..base.times import steps_at
 from ..io.store import Store
 from ..model.wrapped import WrappedGame
 from ..results.labels import SETTING, Entries, Label, labelled, parameter_names
@@ -39,6 +50,7 @@ from ..simulation.capacity import bytes_of_run
 from ..simulation.execution import Execution, plan_execution
 from ..simulation.inputs import Inputs, check_inputs
 from ..simulation.job import Job
+from ..simulation.simulate import NO_DERIVATIVES
 from ..simulation.streams import run_keys
 from .control_variate import ControlVariate, control_variate
 
@@ -213,13 +225,20 @@ def convergence_study(
         raise ValueError(
             'a study needs float64: jax.config.update("jax_enable_x64", True) beforehand.'
         )
-    end = float(t1)
-    check_times(np.array([end]))
-    scales = np.array([check_scale(scale) for scale in scales])
+    check_concrete("convergence_study", (wrapped, params0, t1, scales), NO_DERIVATIVES)
+    end = check_number("t1", t1, "(0, inf)")
+    scales = np.array(check_array("scales", scales, "a list of scales"), dtype=float)
+    if scales.ndim != 1 or not is_within(scales, "(0, inf)"):
+        raise ValueError(f"scales must be a list of positive numbers; found {describe(scales)}.")
     if len(np.unique(scales)) < 3:
         raise ValueError(f"scales must hold at least three different values; found {scales}.")
-    if runs < 2:
-        raise ValueError(f"runs must be at least 2; found {runs}.")
+    runs = check_count("runs", runs, least=2)
+    seed = np.asarray(jax.random.key_data(check_key(key)))
+    batch_size = check_count("batch_size", batch_size)
+    check_flag("progress", progress)
+    if checkpoint is not None:
+        check_path("checkpoint", checkpoint)
+    inputs = check_inputs(wrapped, params0, initial_state, None, runs, np.float64)
     steps = [int(steps_at([end], scale)[0][0]) for scale in scales]
     if max(steps) >= 2**31 or min(steps) < 1:
         raise ValueError(f"each scale must take from 1 to 2^31 - 1 steps; found {steps}.")
@@ -243,7 +262,6 @@ def convergence_study(
     if size == 0:
         raise ValueError("the bias is zero: there is no weak error to measure.")
     recorder = control_variate(predicted, velocity, linear, bias / size)
-    inputs = check_inputs(wrapped, params0, initial_state, None, runs, np.float64)
     execution = plan_execution(
         bytes_of_run(inputs),
         inputs.runs,
@@ -255,7 +273,6 @@ def convergence_study(
     begun = time.perf_counter()
     mean, variance = _simulate(inputs, recorder, scales, steps, key, execution)
     seconds = time.perf_counter() - begun
-    seed = np.asarray(jax.random.key_data(key))
     error = np.sqrt(variance / runs)
     root = np.sqrt(scales)
     strong, plain, weak = mean.T

@@ -18,7 +18,20 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 from tqdm import tqdm
 
+from ..base.checks import (
+    as_real,
+    check_array,
+    check_count,
+    check_flag,
+    check_function,
+    check_mapping,
+    check_number,
+    check_type,
+    describe,
+    is_within,
+)
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.text import describe_result, describe_value
 from ..results.labels import OUTCOME, labelled, of_places
 from ..results.result import Result
@@ -97,20 +110,33 @@ def fit(
     Warns:
         UserWarning: if `max_steps` did not suffice.
     """
-    theta0 = {name: jnp.asarray(value, dtype=float) for name, value in theta0.items()}
+    check_function("loss", loss, "a dictionary of parameters")
+    theta0 = _check_theta("theta0", theta0)
+    if bounds is not None:
+        check_mapping("bounds", bounds, "{'x': (0, 1)}")
+    if optimizer is not None:
+        kind = optax.GradientTransformation
+        check_type("optimizer", optimizer, kind, "an optimiser of optax, e.g. optax.adam(0.1)")
+    max_steps = check_count("max_steps", max_steps)
+    slack = check_number("rtol", rtol, "[0, inf)")
+    threshold = check_number("atol", atol, "[0, inf)")
+    check_flag("progress", progress)
     intervals = _check_bounds(theta0, bounds or {})
     free = {name: _to_free(value, *intervals[name]) for name, value in theta0.items()}
     chosen = optax.lbfgs() if optimizer is None else optimizer
     steps = optax.with_extra_args_support(chosen)
 
     def objective(free):
-        return loss(_from_free(free, intervals))
+        value = loss(_from_free(free, intervals))
+        if as_real(value) is None or np.ndim(value) > 0:
+            raise ValueError(f"loss must return one number; found {describe(value)}.")
+        return value
 
-    @eqx.filter_jit
+    @compiled
     def evaluate(free):
         return jax.value_and_grad(objective)(free)
 
-    @eqx.filter_jit
+    @compiled
     def advance(free, state, value, slope):
         updates, state = steps.update(
             slope, state, free, value=value, grad=slope, value_fn=objective
@@ -122,7 +148,6 @@ def fit(
     _check_finite(value, slope, free, intervals)
     losses, evaluations = [float(value)], 1
     best = (float(value), free, slope)
-    slack, threshold = float(np.asarray(rtol)), float(np.asarray(atol))
     done = False
     with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
         for _ in range(max_steps):
@@ -193,7 +218,18 @@ def standard_errors(
         ValueError: if shapes disagree, or the observations do not determine the parameters.
         RuntimeError: if a derivative is not finite, naming the parameter.
     """
-    theta = {name: jnp.asarray(value, dtype=float) for name, value in theta.items()}
+    check_function("predict", predict, "a dictionary of parameters")
+    theta = _check_theta("theta", theta)
+    spread = np.asarray(check_array("covariance", covariance), dtype=float)
+    if not np.all(np.isfinite(spread)) or spread.ndim != 2 or not _is_covariance(spread):
+        raise ValueError(
+            "covariance must be a symmetric matrix without negative eigenvalues; found "
+            f"{describe(covariance)}."
+        )
+    if weights is not None:
+        weights = np.asarray(check_array("weights", weights), dtype=float)
+        if not is_within(weights, "[0, inf)"):
+            raise ValueError(f"weights must not be negative; found {describe(weights)}.")
     unravel = ravel_pytree(theta)[1]
     sensitivity = np.asarray(_sensitivity(predict, theta))
     if sensitivity.ndim != 2:
@@ -202,8 +238,7 @@ def standard_errors(
         if not np.all(np.isfinite(column)):
             raise RuntimeError(f"the derivative of the predictions by {name!r} is not finite.")
     size = len(sensitivity)
-    spread = np.asarray(covariance, dtype=float)
-    scale = np.ones(size) if weights is None else np.asarray(weights, dtype=float)
+    scale = np.ones(size) if weights is None else weights
     if spread.shape != (size, size) or scale.shape != (size,):
         raise ValueError(
             f"predict returns {size} values, so covariance must have shape {(size, size)} and "
@@ -223,10 +258,28 @@ def standard_errors(
     return unravel(jnp.sqrt(jnp.diagonal(estimates))), estimates
 
 
-@eqx.filter_jit
+@compiled
 def _sensitivity(predict, theta):
     flat, unravel = ravel_pytree(theta)
     return jax.jacfwd(lambda flat: predict(unravel(flat)))(flat)
+
+
+def _check_theta(name: str, theta: Any) -> dict[str, Array]:
+    """Parameters by name, each an array; raises ValueError if there is none or one is no number."""
+    if not check_mapping(name, theta, "{'temperature': 0.5}"):
+        raise ValueError(f"{name} must hold at least one parameter; found none.")
+    return {
+        key: jnp.asarray(check_array(f"{name}[{key!r}]", value), dtype=float)
+        for key, value in theta.items()
+    }
+
+
+def _is_covariance(matrix: Float[np.ndarray, "m n"]) -> bool:
+    """Whether a matrix is symmetric and has no negative eigenvalue, up to rounding."""
+    size = np.abs(matrix).max(initial=0.0)
+    if matrix.shape[0] != matrix.shape[1] or np.abs(matrix - matrix.T).max() > 1e-6 * size:
+        return False
+    return bool(np.linalg.eigvalsh(matrix).min() >= -1e-6 * size)
 
 
 def _columns(theta, sensitivity):
@@ -241,9 +294,12 @@ def _check_bounds(theta0, bounds) -> dict[str, tuple[float, float]]:
             raise ValueError(f"bounds: {name!r} is not a parameter; they are {', '.join(theta0)}.")
     intervals = {}
     for name, value in theta0.items():
-        low, high = (float(np.asarray(end)) for end in bounds.get(name, (-np.inf, np.inf)))
-        if not low < high:
-            raise ValueError(f"bounds of {name!r} must be low < high; found {(low, high)}.")
+        found = as_real(bounds.get(name, (-np.inf, np.inf)))
+        if found is None or np.shape(found) != (2,) or not found[0] < found[1]:
+            raise ValueError(
+                f"bounds of {name!r} must be low < high; found {describe(bounds[name])}."
+            )
+        low, high = map(float, found)
         if not np.all(np.isfinite(value) & (value > low) & (value < high)):
             raise ValueError(f"theta0[{name!r}] must lie in {(low, high)}; found {value}.")
         intervals[name] = (low, high)

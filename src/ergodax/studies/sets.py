@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..averaged.drift import flat_drift
-from ..base.checks import is_within
+from ..base.checks import check_array, check_choice, check_mapping, is_within
+from ..base.compiling import compiled
 from ..model.build import Build, check_build
 from ..model.wrapped import WrappedGame
 
@@ -24,10 +25,9 @@ _TAKEN = re.compile(
 
 def make_sets(thetas, design: str) -> tuple[list[str], np.ndarray, tuple[int, ...]]:
     """Names, the values of all sets `[B, names]`, and the shape of the sets."""
-    if not thetas:
+    if not check_mapping("thetas", thetas, "{'temperature': [0.1, 0.2]}"):
         raise ValueError("thetas must name at least one quantity.")
-    if design not in ("grid", "paired"):
-        raise ValueError(f'design must be "grid" or "paired"; found {design!r}.')
+    check_choice("design", design, ("grid", "paired"))
     names, values = list(thetas), []
     for name in names:
         if _TAKEN.fullmatch(name):
@@ -36,7 +36,7 @@ def make_sets(thetas, design: str) -> tuple[list[str], np.ndarray, tuple[int, ..
             )
         if "/" in name:
             raise ValueError(f"thetas: the name {name!r} holds '/', which files do not allow.")
-        axis = np.asarray(thetas[name], dtype=float)
+        axis = np.asarray(check_array(f"thetas[{name!r}]", thetas[name]), dtype=float)
         if axis.ndim != 1 or axis.size == 0:
             raise ValueError(f"thetas[{name!r}] must be a list of values; found {thetas[name]!r}.")
         if not np.all(np.isfinite(axis)):
@@ -99,7 +99,7 @@ def _agent_hypers(wrapped: WrappedGame) -> list[tuple[str, str, Any]]:
     ]
 
 
-@eqx.filter_jit
+@compiled
 def _inspect(build, names, values, averaged: bool):
     def inspect(values):
         wrapped, params0 = build(named(names, values))
@@ -149,7 +149,7 @@ def survey(build: Build, wrapped, names, sets, size: int, averaged: bool) -> np.
     return np.concatenate(paces)
 
 
-@eqx.filter_jit
+@compiled
 def build_sets(build, names, values):
     """What is built for several sets, with a leading axis on every array."""
     others: Any = None

@@ -24,13 +24,24 @@ from tqdm import tqdm
 
 from ..averaged.flow import solve
 from ..averaged.stationary import check_ergodic
-from ..base.checks import check_count
+from ..base.checks import (
+    check_concrete,
+    check_count,
+    check_flag,
+    check_function,
+    check_key,
+    check_known,
+    check_mapping,
+    check_path,
+)
 from ..base.codes import RESULTS
+from ..base.compiling import compiled
 from ..base.devices import default_devices
 from ..base.times import check_times
 from ..io.store import Arrays, Folder
 from ..model.build import Build
 from ..model.game import MarkovGame
+from ..ode.integrate import check_solver
 from ..results.labels import TIMES, Label, decode, game_coordinates, make_variables, of_agents
 from ..results.result import versions
 from ..simulation.side_by_side import Plan, plan_ensembles, simulate_ensembles
@@ -106,8 +117,13 @@ def sweep(
     Warns:
         UserWarning: if sets failed; if a batch could no longer be written.
     """
-    check_times(ts)
-    times = np.asarray(ts, dtype=float)
+    check_function("build", build, "a dictionary of scalars")
+    check_concrete("sweep", (thetas, ts))
+    times = check_times(ts)
+    rtol, atol = check_solver(rtol, atol, max_steps)
+    check_flag("progress", progress)
+    if folder is not None:
+        check_path("folder", folder)
     names, sets, shape = make_sets(thetas, design)
     count = math.prod(shape)
     if batch_size is not None:
@@ -168,11 +184,11 @@ def sweep(
 def _check_options(simulation: Mapping[str, Any]) -> None:
     """Raises ValueError if simulations are asked for what a sweep of them has not."""
     known = ("key", "runs", "scale", "initial_state", "dtype")
+    check_mapping("simulation", simulation, "{'key': jax.random.key(0), 'runs': 100}")
     if "key" not in simulation:
         raise ValueError("simulation must hold at least a random key, `key`.")
-    unknown = [name for name in simulation if name not in known]
-    if unknown:
-        raise ValueError(f"simulation takes {', '.join(known)}; found {unknown[0]!r}.")
+    check_known("simulation", simulation, known)
+    check_key(simulation["key"], "key of simulation")
 
 
 # Batches
@@ -202,7 +218,7 @@ def _solve_batches(build: Build, names, sets, rest, size: int, options):
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
 
 
-@eqx.filter_jit
+@compiled
 def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
     def solve_one(values):
         wrapped, params0 = build(named(names, values))

@@ -1,0 +1,185 @@
+"""Searches for roots of the averaged drift by Newton's method.
+
+What is learnt per visit (`per_visit`) has the roots of the drift and no others nearby, and is what
+Newton's method is for. It starts from the guess; from the guess drawn together, where no action is
+unlikely and policies respond; and from where the flow leads.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import lineax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from ..base.codes import RESULTS
+from ..model.wrapped import WrappedGame
+from ..ode.integrate import integrate
+from .drift import flat_drift
+from .per_visit import flat_per_visit
+from .units import unit_of
+
+FLOW_TOLERANCE = 1e-6
+_AT_REST = 1e-6
+_MOST_FLOW_STEPS = 4096
+# What rounding leaves of a Newton step, in units of the working precision.
+_ROUNDING = 256
+
+
+# Differences of the guess are drawn together to these shares.
+DRAWN = (1.0, 1 / 4, 1 / 16)
+
+
+class Search(NamedTuple):
+    """Where the search came in each of its attempts, the last of them from the flow's end.
+
+    Attributes:
+        x: the last points, `[m, d]`; of the last attempt, if it failed, the flow's end.
+        step: the largest entry of the Newton step that would come next there, `[m]`.
+        result: whether they are roots, `[m]`.
+    """
+
+    x: Float[Array, "m d"]
+    step: Float[Array, " m"]
+    result: RESULTS
+
+
+class _Newton(NamedTuple):
+    x: Any
+    step: Any
+    first: Any
+    count: Any
+    settled: Any
+    done: Any
+    stop: Any
+
+
+class RootSearch:
+    """Newton's method for one wrapped game.
+
+    Args:
+        wrapped: a game and its learners; constants of differentiation.
+        params: parameters of all agents, for their structure.
+        rtol: the largest last step, relative to the parameters.
+        atol: the same, in their unit.
+        max_steps: the largest number of Newton steps.
+    """
+
+    def __init__(self, wrapped: WrappedGame, params, rtol, atol, max_steps):
+        self.wrapped, self.max_steps = wrapped, max_steps
+        self.start, self.unravel, self.field = flat_drift(params)
+        self.per_visit = flat_per_visit(params)
+        self.unit = unit_of(wrapped, params)
+        self.rounding = _ROUNDING * jnp.finfo(self.start.dtype).eps
+        self.rtol, self.atol = (jnp.maximum(tol, self.rounding) for tol in (rtol, atol))
+
+    def __call__(self, drawn: tuple[float, ...], every: bool) -> Search:
+        """Makes attempts from shares of the guess's differences, and if all fail from the flow.
+
+        Args:
+            drawn: the shares.
+            every: make all these attempts, whether or not one was successful.
+        """
+
+        def draw(leaf, share):
+            mean = leaf.mean(axis=-1, keepdims=True) if leaf.ndim else leaf
+            return mean + share * (leaf - mean)
+
+        def attempt(found, share):
+            params = self.unravel(self.start)
+            x = ravel_pytree(jax.tree.map(lambda leaf: draw(leaf, share), params))[0]
+            x = jnp.where(share == 1, self.start, x)
+            *end, result = self.newton(x, every | ~found)
+            return found | (result == RESULTS.successful), (*end, result)
+
+        shares = jnp.asarray(drawn, self.start.dtype)
+        found, ends = jax.lax.scan(attempt, jnp.asarray(False), shares)
+        flow = self.follow(~found)
+        x, step, result = self.newton(flow, ~found)
+        last = jnp.where(result == RESULTS.successful, x, flow), step, result
+        return Search(*jax.tree.map(lambda a, b: jnp.append(a, b[None], axis=0), ends, last))
+
+    def newton(self, x, wanted):
+        """Newton's method; the steps are of minimal norm where the Jacobian is singular.
+
+        Args:
+            x: where it begins, `[d]`.
+            wanted: whether to do anything.
+
+        Returns:
+            The last point; the largest entry of the step that would come next there, or, if it
+            failed, of the first step; and the result.
+        """
+
+        def learnt(x):
+            found = self.per_visit(x, self.wrapped)
+            return found.change, found
+
+        def advance(s: _Newton) -> _Newton:
+            slope, found = jax.jacfwd(learnt, has_aux=True)(s.x)
+            step = lineax.linear_solve(
+                lineax.MatrixLinearOperator(slope), found.change, lineax.SVD(), throw=False
+            ).value
+            moved = s.x - step
+            settled = jnp.all(
+                jnp.abs(step) <= self.rtol * jnp.abs(moved) + self.atol * self.unit.size
+            )
+            # Increments balance, or each is nothing but rounding; else it is only ever rarer
+            # visits that make them small.
+            rounding = self.rounding * (jnp.abs(slope) @ (jnp.abs(s.x) + self.unit.size))
+            balanced = jnp.abs(found.change) <= self.rtol * found.size + rounding
+            sound = jnp.all(jnp.isfinite(moved))
+            largest = jnp.max(jnp.abs(step))
+            return _Newton(
+                x=jnp.where(s.done, s.x, moved),
+                step=largest,
+                first=jnp.where(s.count == 0, largest, s.first),
+                count=s.count + 1,
+                settled=settled,
+                done=s.done | (settled & jnp.all(balanced)),
+                stop=s.done | ~sound,
+            )
+
+        no, zero = jnp.asarray(False), jnp.asarray(0)
+        none = jnp.asarray(jnp.inf, x.dtype)
+        start = _Newton(x, none, none, zero, no, no, ~wanted)
+        s = jax.lax.while_loop(
+            lambda s: ~s.stop & (s.done | (s.count < self.max_steps)), advance, start
+        )
+        codes: Any = RESULTS
+        short = codes.where(s.settled, codes.vanishing, codes.nonlinear_max_steps_reached)
+        finite = jnp.all(jnp.isfinite(s.x))
+        missed = codes.where(finite, short, codes.nonlinear_divergence)
+        found = s.done & finite
+        step = jnp.where(found, s.step, s.first)
+        return s.x, step, codes.where(found, codes.successful, missed)
+
+    def follow(self, wanted):
+        """Where the flow from the guess comes to rest, or is after many steps."""
+        # The length of this is about the norm of the Jacobian times the root of d.
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], self.start.size)
+        direction = self.unit.size * jnp.asarray(signs, self.start.dtype)
+        turned = jax.jvp(lambda x: self.field(x, self.wrapped), (self.start,), (direction,))[1]
+        rate = jnp.linalg.norm(turned / self.unit.size)
+
+        solved = integrate(
+            self.field,
+            self.start,
+            jnp.where(wanted, jnp.inf, 0.0),
+            self.wrapped,
+            rtol=FLOW_TOLERANCE,
+            atol=FLOW_TOLERANCE,
+            unit=self.unit,
+            stop=lambda x, slope, _: jnp.linalg.norm(slope / self.unit.size) <= _AT_REST * rate,
+            max_steps=_MOST_FLOW_STEPS,
+        )
+        return solved.end[1]
+
+
+def first_found(search: Search) -> tuple[Any, Any, Any]:
+    """Point, step and result of the first successful attempt, or of the last of all."""
+    found = search.result == RESULTS.successful
+    best = jnp.where(jnp.any(found), jnp.argmax(found), len(search.step) - 1)
+    return jax.tree.map(lambda leaf: leaf[best], tuple(search))

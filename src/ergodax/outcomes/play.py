@@ -1,0 +1,142 @@
+"""Greedy strategies played out: the way to a cycle, and the cycle."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from ..base.checks import is_concrete
+from ..model.game import MarkovGame, first_state_law
+from .tables import check_strategies, over_runs
+
+
+def greedy(game: MarkovGame, policies: tuple) -> tuple[tuple, Bool[Array, "*R S n"]]:
+    """The likeliest action of every agent in every state.
+
+    Args:
+        game: the game.
+        policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`; action values serve as well
+            where probabilities increase with them.
+
+    Returns:
+        A table of actions `[S]` per agent, the first of those tied, and where there is a tie,
+        `[S, n]`: what is played there is a choice of this function and not of the agent.
+    """
+    tables = tuple(jnp.asarray(table) for table in policies)
+    best = tuple(jnp.argmax(table, axis=-1) for table in tables)
+    tied = [(table == table.max(axis=-1, keepdims=True)).sum(axis=-1) > 1 for table in tables]
+    check_strategies(game, best)
+    return best, jnp.stack(tied, axis=-1)
+
+
+class Play(NamedTuple):
+    """Strategies played out from a first state until they repeat themselves.
+
+    Attributes:
+        transient: number of steps before the cycle is entered.
+        length: number of states of the cycle.
+        states: the states in the order of play, transient then cycle, `[S]`; -1 after the end.
+        on_cycle: which states belong to the cycle, `[S]`.
+        rewards: every agent's mean reward on the cycle, `[n]`.
+        actions: actions played in `states`, `[S, n]`; -1 after the end.
+    """
+
+    transient: Int[Array, "*R"]
+    length: Int[Array, "*R"]
+    states: Int[Array, "*R S"]
+    on_cycle: Bool[Array, "*R S"]
+    rewards: Float[Array, "*R n"]
+    actions: Int[Array, "*R S n"]
+
+
+def play(
+    game: MarkovGame,
+    strategies: tuple,
+    initial_state: int | np.integer | str | Int[ArrayLike, " R"] | None = None,
+) -> Play:
+    """Plays strategies out in a game with deterministic transitions.
+
+    Args:
+        game: a game with one successor per state and joint action.
+        strategies: one table of actions `[S]` per agent, or `[R, S]`.
+        initial_state: where play begins, by number or name, or one per run; state 0 by default.
+
+    Raises:
+        ValueError: if transitions are random, or strategies do not fit the game.
+    """
+    tables = check_strategies(game, strategies)
+    first = 0 if initial_state is None else initial_state
+    law = np.asarray(first_state_law(game, first, several=tables[0].ndim > 1))
+    start = jnp.asarray(law.argmax(axis=-1))
+    check_deterministic(game)
+    if tables[0].ndim == 1:
+        return _play(game, tables, start)
+    starts = jnp.broadcast_to(start, (tables[0].shape[0],))
+    return over_runs(lambda own, s: _play(game, own, s), tables, 1, starts)
+
+
+def check_deterministic(game: MarkovGame) -> None:
+    """Raises ValueError unless every state and joint action has one successor."""
+    if is_concrete(game.probabilities) and is_concrete(game.successors):
+        possible = np.where(np.asarray(game.probabilities) > 0, game.successors, -1)
+        lowest = np.where(possible < 0, game.num_states, possible).min(axis=-1)
+        if (possible.max(axis=-1) != lowest).any():
+            raise ValueError(
+                "play needs a game with deterministic transitions; this one's next states are "
+                "random. mean_rewards and values take any game."
+            )
+
+
+def outcome(game: MarkovGame, state, actions):
+    """The next state and the mean rewards `[n]` of a joint action."""
+    index = (state, *actions)
+    weights = game.probabilities[index]
+    return game.successors[index][weights.argmax()], weights @ game.rewards[index]
+
+
+def _play(game: MarkovGame, strategies, start) -> Play:
+    size = game.num_states
+
+    def step(carry, time):
+        state, first_seen = carry
+        first_seen = first_seen.at[state].min(time)
+        actions = jnp.stack([own[state] for own in strategies])
+        following, rewards = outcome(game, state, actions)
+        return (following, first_seen), (state, actions, rewards)
+
+    never = jnp.full(size, size, jnp.int32)
+    (again, first_seen), (states, actions, rewards) = jax.lax.scan(
+        step, (start.astype(jnp.int32), never), jnp.arange(size, dtype=jnp.int32)
+    )
+
+    # After S steps play is on the cycle, so that `again` lies on it; walk around once.
+    def around(carry):
+        state, length = carry
+        return outcome(game, state, [own[state] for own in strategies])[0], length + 1
+
+    once = around((again, jnp.int32(0)))
+    _, length = jax.lax.while_loop(lambda carry: carry[0] != again, around, once)
+    on_cycle = jax.lax.fori_loop(
+        0,
+        length,
+        lambda _, carry: (
+            outcome(game, carry[0], [own[carry[0]] for own in strategies])[0],
+            carry[1].at[carry[0]].set(True),
+        ),
+        (again, jnp.zeros(size, bool)),
+    )[1]
+    transient = jnp.where(on_cycle, first_seen, size).min()
+    time = jnp.arange(size)
+    shown = time < transient + length
+    counted = (time >= transient) & shown
+    mean = jnp.sum(jnp.where(counted[:, None], rewards, 0), axis=0) / length
+    return Play(
+        transient,
+        length,
+        jnp.where(shown, states, -1),
+        on_cycle,
+        mean,
+        jnp.where(shown[:, None], actions, -1),
+    )

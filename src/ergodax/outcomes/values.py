@@ -1,0 +1,300 @@
+"""Discounted values of policies, best responses to them, and what is lost by not giving them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, Real
+
+from ..averaged.stationary import stationary_law
+from ..base.checks import check_array, check_choice, is_concrete, is_within
+from ..model.chain import joint_policy, state_chain
+from ..model.game import MarkovGame, check_agent
+from .tables import check_policies, over_runs
+
+
+class BestResponse(NamedTuple):
+    """The best an agent can do against the others' policies.
+
+    Attributes:
+        strategy: an action that is best in each state, `[S]`.
+        values: the discounted value of each state, `[S]`.
+        action_values: that of each action followed by best ones, `[S, A_i]`.
+    """
+
+    strategy: Int[Array, "*R S"]
+    values: Float[Array, "*R S"]
+    action_values: Float[Array, "*R S A"]
+
+
+def values(
+    game: MarkovGame, policies: tuple, discount: Real[ArrayLike, "*n"] | Sequence[float]
+) -> Float[Array, "*R S n"]:
+    """The discounted value of every state to every agent, `V = (I - gamma P)^-1 r`.
+
+    Differentiable by policies, discount and the game.
+
+    Args:
+        game: the game.
+        policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`.
+        discount: gamma in [0, 1), one number or one per agent.
+
+    Raises:
+        ValueError: if policies do not fit the game or the discount is not in [0, 1).
+    """
+    discount, doublings = _check_discount(game, discount)
+
+    def one(policies):
+        chain, rewards = _chain(game, policies), _rewards(game, policies)
+        return jax.vmap(
+            lambda gamma, own: _discounted(chain, own, gamma, doublings),
+            in_axes=(0, 1),
+            out_axes=1,
+        )(discount, rewards)
+
+    return over_runs(one, check_policies(game, policies), 2)
+
+
+def action_values(
+    game: MarkovGame, policies: tuple, discount: Real[ArrayLike, ""], agent: int
+) -> Float[Array, "*R S A"]:
+    """The value of each action of one agent, all agents following their policies afterwards.
+
+    Args:
+        game: the game.
+        policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`.
+        discount: gamma of the agent, in [0, 1).
+        agent: the agent.
+    """
+    agent = check_agent(game, agent)
+    discounts, doublings = _check_discount(game, discount)
+
+    def one(policies):
+        rewards, kernel = _decision(game, policies, agent)
+        own = jnp.einsum("sa,sa->s", policies[agent], rewards)
+        worth = _discounted(_chain(game, policies), own, discounts[agent], doublings)
+        return _look_ahead(rewards, kernel, discounts[agent], worth)
+
+    return over_runs(one, check_policies(game, policies), 2)
+
+
+def best_response(
+    game: MarkovGame, policies: tuple, discount: Real[ArrayLike, ""], agent: int
+) -> BestResponse:
+    """The best response of one agent to the others' policies, by policy iteration.
+
+    Its values are differentiable by the others' policies, discount and game, the best strategy held
+    fixed (the envelope theorem). Of equally good actions the first is named.
+
+    Args:
+        game: the game.
+        policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`; the agent's own is not read.
+        discount: gamma of the agent, in [0, 1).
+        agent: the agent.
+    """
+    agent = check_agent(game, agent)
+    discounts, doublings = _check_discount(game, discount)
+
+    def one(policies):
+        return _best(game, policies, agent, discounts[agent], doublings)
+
+    return over_runs(one, check_policies(game, policies), 2)
+
+
+def exploitability(
+    game: MarkovGame, policies: tuple, discount: Real[ArrayLike, "*n"] | Sequence[float]
+) -> Float[Array, "*R S n"]:
+    """What every agent would gain in each state by its best response to the others, at least 0.
+
+    Zero for all agents in all states in a (Markov perfect) equilibrium.
+
+    Args:
+        game: the game.
+        policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`.
+        discount: gamma in [0, 1), one number or one per agent.
+    """
+    discounts, doublings = _check_discount(game, discount)
+
+    def one(policies):
+        chain, rewards = _chain(game, policies), _rewards(game, policies)
+        gains = [
+            _best(game, policies, agent, gamma, doublings).values
+            - _discounted(chain, rewards[:, agent], gamma, doublings)
+            for agent, gamma in enumerate(discounts)
+        ]
+        return jnp.maximum(jnp.stack(gains, axis=-1), 0)
+
+    return over_runs(one, check_policies(game, policies), 2)
+
+
+def q_loss(
+    game: MarkovGame,
+    policies: tuple,
+    discount: Real[ArrayLike, "*n"] | Sequence[float],
+    *,
+    against: str = "best response",
+) -> Float[Array, "*R S n"]:
+    """The share of value that each agent forgoes in each state by playing as it does.
+
+    `1 - Q(s, pi) / max_a Q(s, a)` (Calvano, Calzolari, Denicolo and Pastorello 2020, section III).
+    Strategies are an equilibrium on the path of play where it is zero in the states of the cycle,
+    and subgame perfect where it is zero in all states. For positive rewards.
+
+    Args:
+        game: the game.
+        policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`.
+        discount: gamma in [0, 1), one number or one per agent.
+        against: "best response": Q is that of acting optimally ever after; "one deviation": that of
+            returning to one's own policy after one step.
+    """
+    discounts, doublings = _check_discount(game, discount)
+    full = check_choice("against", against, ("best response", "one deviation")) != "one deviation"
+
+    def one(policies):
+        losses = []
+        for agent, gamma in enumerate(discounts):
+            if full:
+                table = _best(game, policies, agent, gamma, doublings).action_values
+            else:
+                rewards, kernel = _decision(game, policies, agent)
+                own = jnp.einsum("sa,sa->s", policies[agent], rewards)
+                worth = _discounted(_chain(game, policies), own, gamma, doublings)
+                table = _look_ahead(rewards, kernel, gamma, worth)
+            played = jnp.einsum("sa,sa->s", policies[agent], table)
+            losses.append(1 - played / table.max(axis=-1))
+        return jnp.stack(losses, axis=-1)
+
+    return over_runs(one, check_policies(game, policies), 2)
+
+
+def mean_rewards(game: MarkovGame, policies: tuple) -> Float[Array, "*R n"]:
+    """Every agent's mean reward per step in the long run, under the stationary law.
+
+    Args:
+        game: the game; its states must have one closed class under the policies (strategies
+            without exploration may have several: then use `play`).
+        policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`.
+    """
+
+    def one(policies):
+        return stationary_law(_chain(game, policies)) @ _rewards(game, policies)
+
+    return over_runs(one, check_policies(game, policies), 2)
+
+
+def cross_pair(policies: tuple, agent: int = 0, shift: int = 1) -> tuple:
+    """Pairs agents that were trained apart: one from each run, the others from another run.
+
+    Args:
+        policies: tables with a leading axis of runs, policies or strategies.
+        agent: the agent that stays in its own run.
+        shift: run r meets the others of run r + shift, in a circle.
+
+    Returns:
+        Tables of the same shapes.
+    """
+    return tuple(
+        jnp.asarray(table) if own == agent else jnp.roll(jnp.asarray(table), -shift, axis=0)
+        for own, table in enumerate(policies)
+    )
+
+
+def _check_discount(game: MarkovGame, discount: Any) -> tuple[Any, int]:
+    """The discount of every agent, and after how many doublings of the horizon nothing is left."""
+    found = check_array("discount", discount, "one number in [0, 1), or one per agent")
+    if np.shape(found) not in ((), (game.num_agents,)):
+        raise ValueError(
+            f"discount must be one number or one for each of {game.num_agents} agents; found shape "
+            f"{np.shape(found)}."
+        )
+    every = jnp.broadcast_to(jnp.asarray(found, dtype=float), (game.num_agents,))
+    if not is_concrete(found):
+        return every, _MOST_DOUBLINGS
+    if not is_within(found, "[0, 1)"):
+        raise ValueError(f"discount must be in [0, 1); found {discount}.")
+    largest = float(np.max(found))
+    if largest == 0:
+        return every, 1
+    steps = math.log(float(jnp.finfo(every.dtype).eps) / 16) / math.log(largest)
+    return every, min(max(math.ceil(math.log2(steps)), 1), _MOST_DOUBLINGS)
+
+
+_MOST_DOUBLINGS = 30  # a horizon of 1e9 steps
+
+
+def _discounted(chain, rewards, discount, doublings: int):
+    """`sum_t discount^t chain^t rewards`, its number of terms doubled again and again.
+
+    Products of positive terms alone: accurate to rounding relative to the largest, at any size of
+    game, on any device.
+    """
+    total, power = rewards, discount * chain
+    for step in range(doublings):
+        total = total + jnp.matmul(power, total, precision="highest")
+        if step < doublings - 1:
+            power = jnp.matmul(power, power, precision="highest")
+    return total
+
+
+def _events(game, policies):
+    """Probabilities of outcomes given the state, `[S, *A, K]`."""
+    return joint_policy(policies)[..., None] * game.probabilities
+
+
+def _chain(game, policies):
+    return state_chain(game, _events(game, policies))
+
+
+def _rewards(game, policies):
+    events = _events(game, policies)
+    axes = tuple(range(1, events.ndim))
+    return jnp.sum(events[..., None] * game.rewards, axis=axes)
+
+
+def _decision(game, policies, agent):
+    """The agent's own problem: rewards `[S, A_i]` and kernel `[S, A_i, S]`, the others fixed."""
+    free = tuple(jnp.ones_like(p) if j == agent else p for j, p in enumerate(policies))
+    events = jnp.moveaxis(_events(game, free), 1 + agent, 1)
+    successors = jnp.moveaxis(game.successors, 1 + agent, 1)
+    paid = jnp.moveaxis(game.rewards[..., agent], 1 + agent, 1)
+    axes = tuple(range(2, events.ndim))
+    states, actions = events.shape[:2]
+    index = jnp.indices((states, actions)).reshape(2, states, actions, *(1,) * len(axes))
+    kernel = jnp.zeros((states, actions, states), events.dtype)
+    return jnp.sum(events * paid, axis=axes), kernel.at[index[0], index[1], successors].add(events)
+
+
+def _look_ahead(rewards, kernel, discount, worth):
+    return rewards + discount * jnp.matmul(kernel, worth, precision="highest")
+
+
+def _best(game, policies, agent, discount, doublings) -> BestResponse:
+    rewards, kernel = _decision(game, policies, agent)
+    states = jnp.arange(game.num_states)
+
+    def worth(strategy, rewards, kernel, discount):
+        return _discounted(kernel[states, strategy], rewards[states, strategy], discount, doublings)
+
+    fixed = jax.lax.stop_gradient((rewards, kernel, discount))
+
+    def improve(carry):
+        strategy, _, count = carry
+        table = _look_ahead(*fixed, worth(strategy, *fixed))
+        kept = table[states, strategy]
+        # Only real gains count, or rounding would go around in circles.
+        margin = 64 * jnp.finfo(table.dtype).eps * jnp.abs(table).max()
+        better = jnp.where(table.max(axis=1) > kept + margin, table.argmax(axis=1), strategy)
+        return better, jnp.any(better != strategy), count + 1
+
+    first = jnp.argmax(fixed[0], axis=1)
+    strategy, _, _ = jax.lax.while_loop(
+        lambda carry: carry[1] & (carry[2] < _MOST_IMPROVEMENTS), improve, (first, True, 0)
+    )
+    found = worth(strategy, rewards, kernel, discount)
+    return BestResponse(strategy, found, _look_ahead(rewards, kernel, discount, found))
+
+
+_MOST_IMPROVEMENTS = 1000

@@ -1,0 +1,293 @@
+"""Every public function, arguments that it takes, and wrong values that are right for it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import xarray
+
+import ergodax as ex
+
+
+class Call(NamedTuple):
+    """A public function.
+
+    Attributes:
+        function: the function.
+        arguments: makes arguments that it takes, by name.
+        takes: for each parameter, labels of the wrong values that are right for it.
+    """
+
+    function: Callable
+    arguments: Callable[[], dict[str, Any]]
+    takes: dict[str, str]
+
+
+def blank(kind, **fields):
+    """A result that holds some of its fields only."""
+    result = object.__new__(kind)
+    for name, value in fields.items():
+        object.__setattr__(result, name, value)
+    return result
+
+
+KEY = jax.random.key(0)
+TS = np.array([0.0, 2.0])
+TABLES = [[2.0, 0.0], [3.0, 1.0]], [[2.0, 3.0], [0.0, 1.0]]
+
+
+@functools.cache
+def wrapped():
+    """One state, two agents: compiled in no time."""
+    learner = ex.QLearning(0.1, 0.5, ex.EpsilonSoftmax(1.0))
+    return ex.WrappedGame(ex.games.bimatrix(*TABLES, memory=0), [learner, learner])
+
+
+def at_times(count=2):
+    return jax.tree.map(lambda leaf: np.stack([leaf] * count), wrapped().init())
+
+
+def solution():
+    shares = {"state_distribution": np.ones((2, 1)), "rewards": np.ones((2, 2))}
+    return blank(ex.Solution, wrapped=wrapped(), ts=TS, params=at_times(), **shares)
+
+
+def simulation():
+    moments = {"mean": at_times(), "variance": at_times(), "values": None}
+    return blank(
+        ex.Simulation,
+        **{"wrapped": wrapped(), "ts": TS, "observed": ("parameters",), "scale": 1.0, "runs": 2},
+        **moments,
+        state_frequency=np.ones((2, 1)),
+    )
+
+
+def fluctuations():
+    return blank(
+        ex.Fluctuations,
+        **{"wrapped": wrapped(), "ts": TS, "params": at_times(), "bias": np.zeros((2, 4))},
+        **{"covariance": np.zeros((2, 4, 4)), "margin": np.ones((2, 2)), "scale": None},
+        initial=np.ones(1),
+    )
+
+
+def basins():
+    return blank(ex.Basins, wrapped=wrapped(), labels=np.zeros(3, int), attractors=())
+
+
+def sensitivities():
+    by_theta = jax.tree.map(lambda leaf: {"x": leaf}, at_times())
+    return blank(
+        ex.Sensitivities, wrapped=wrapped(), ts=TS, params=at_times(), derivatives=by_theta
+    )
+
+
+def comparison():
+    return blank(ex.Comparison, wrapped=wrapped(), solution=solution(), simulation=simulation())
+
+
+def grid():
+    return xarray.Dataset({"policy": ("x", [0.1, 0.2])}, {"x": [1.0, 2.0]})
+
+
+def start(name="params0"):
+    return {"wrapped": wrapped(), name: wrapped().init()}
+
+
+def build(theta):
+    return wrapped(), wrapped().init()
+
+
+def square(theta):
+    return theta["x"] ** 2
+
+
+def values(theta):
+    return theta["x"] * np.ones(2)
+
+
+def call(function, arguments=dict, **takes):
+    return Call(function, arguments, takes)
+
+
+POINT = {"wrapped": "", "params": ""}
+SOLVER = {"rtol": "", "atol": "", "max_steps": ""}
+FLOW = {"wrapped": "", "params0": "", "ts": ""} | SOLVER | {"max_steps": "None"}
+NAMES = {"state_names": "None", "action_names": "None", "initial": "None"}
+REPEATED = {"memory": "0", "action_names": "None", "initial": "None"}
+TIMED = {"result": "", "scale": "None", "ax": "None"}
+DRAWN = {"agent": "0", "state": "0", "sample_runs": "0"}
+PORTRAIT = {"flow": "", "at": "None", "embed": "None", "paths": "empty", "rest_points": "empty"}
+PORTRAIT |= {"runs": "None", "ax": "None"}
+OPTIONS = {"checkpoint": "None text", "progress": "bool"}
+
+
+def drawn(make, **options):
+    return lambda: {"result": make(), "agent": 0, "state": 0} | options
+
+
+CALLS = {
+    "MarkovGame": call(
+        ex.MarkovGame,
+        lambda: dict(
+            successors=np.zeros((1, 2, 1), int),
+            probabilities=np.ones((1, 2, 1)),
+            rewards=np.ones((1, 2, 1, 1)),
+        ),
+        **{"successors": "", "probabilities": "", "rewards": ""} | NAMES,
+    ),
+    "from_dense": call(
+        ex.MarkovGame.from_dense,
+        lambda: dict(kernel=np.ones((1, 2, 1)), rewards=np.ones((1, 2, 1))),
+        **{"kernel": "", "rewards": "", "support": "None"} | NAMES,
+    ),
+    "deterministic": call(
+        ex.MarkovGame.deterministic,
+        lambda: dict(next_state=np.zeros((1, 2), int), rewards=np.ones((1, 2, 1))),
+        **{"next_state": "", "rewards": ""} | NAMES,
+    ),
+    "repeated": call(
+        ex.games.repeated, lambda: {"payoffs": np.ones((2, 1))}, payoffs="", **REPEATED
+    ),
+    "bimatrix": call(
+        ex.games.bimatrix,
+        lambda: dict(zip(("first", "second"), TABLES, strict=True)),
+        **{"first": "", "second": ""} | REPEATED,
+    ),
+    "prisoners_dilemma": call(ex.games.prisoners_dilemma, g="-1 0"),
+    "QLearning": call(
+        ex.QLearning, learning_rate="0", discount="0", exploration="", initial="0 -1 shape"
+    ),
+    "ActorCritic": call(
+        ex.ActorCritic,
+        **{"learning_rate": "0", "critic_rate": "0", "discount": "0", "exploration": ""},
+        **{"initial_preferences": "0 -1 shape", "initial_values": "0 -1 shape"},
+    ),
+    "EpsilonSoftmax": call(ex.EpsilonSoftmax, temperature="", epsilon="0"),
+    "EpsilonGreedy": call(ex.EpsilonGreedy, epsilon="0"),
+    "hyper": call(ex.hyper, default="None nan inf -1 0 shape empty", within="", scalar="bool"),
+    "At": call(
+        ex.At,
+        lambda: {"index": (0, 0), "value": 1.0},
+        index="empty",
+        value="nan inf -1 0 empty shape",
+    ),
+    "WrappedGame": call(
+        ex.WrappedGame,
+        lambda: {"game": wrapped().game, "learners": wrapped().learners},
+        game="",
+        learners="",
+    ),
+    "init": call(wrapped().init, key="None"),
+    "policies": call(wrapped().policies, params=""),
+    "frozen_chain": call(wrapped().frozen_chain, params=""),
+    "transitions": call(wrapped().transitions, agent="0"),
+    "check_learner": call(
+        ex.check_learner,
+        lambda: {"learner": wrapped().learners[0], "game": wrapped().game},
+        learner="",
+        game="",
+    ),
+    "drift": call(ex.drift, lambda: start("params"), **POINT),
+    "jacobian": call(ex.jacobian, lambda: start("params"), **POINT),
+    "occupation_measure": call(ex.occupation_measure, lambda: start("params"), **POINT),
+    "stationary_distribution": call(ex.stationary_distribution, lambda: start("params"), **POINT),
+    "poisson_values": call(ex.poisson_values, lambda: start("params"), **POINT),
+    "noise_covariance": call(ex.noise_covariance, lambda: start("params"), vector="None", **POINT),
+    "solve": call(
+        ex.solve,
+        lambda: start() | {"ts": TS},
+        **FLOW,
+        solver="None",
+        adjoint="None",
+        throw="bool",
+    ),
+    "kinks": call(ex.kinks, lambda: start() | {"ts": TS}, **FLOW | SOLVER, solver="None"),
+    "sensitivities": call(
+        ex.sensitivities,
+        lambda: {"build": build, "theta": {"x": 1.0}, "ts": TS},
+        **{"build": "", "theta": "shape ragged", "ts": "", "solver": "None", "throw": "bool"},
+        **SOLVER | {"max_steps": "None"},
+    ),
+    "rest_point": call(
+        ex.rest_point, lambda: start("guess"), wrapped="", guess="", throw="bool", **SOLVER
+    ),
+    "rest_points": call(
+        ex.rest_points,
+        lambda: {"wrapped": wrapped(), "guesses": at_times()},
+        **{"wrapped": "", "guesses": ""} | SOLVER,
+    ),
+    "basins": call(
+        ex.basins,
+        lambda: {"wrapped": wrapped(), "params0": at_times(), "time": 1.0},
+        **{"wrapped": "", "params0": "", "time": "", "tolerance": "", "confidence": ""} | SOLVER,
+        progress="bool",
+    ),
+    "fluctuations": call(
+        ex.fluctuations,
+        lambda: start() | {"ts": TS},
+        **FLOW | SOLVER,
+        **{"initial_state": "None 0", "bias": "bool", "scale": "None", "max_kinks": "0"},
+        **{"adjoint": "None", "throw": "bool"},
+    ),
+    "near_kink": call(fluctuations().near_kink, scale=""),
+    "layer": call(fluctuations().layer, scale=""),
+    "corrected_mean": call(fluctuations().corrected_mean, scale=""),
+    "band": call(
+        fluctuations().band,
+        lambda: {"observe": wrapped().policies, "scale": 1.0},
+        observe="",
+        scale="",
+    ),
+    "correlation": call(
+        fluctuations().correlation, lambda: {"first": 0, "second": 1}, first="0", second="0"
+    ),
+    "required_scale": call(
+        ex.required_scale,
+        lambda: start() | {"t1": 1.0, "tolerance": 0.1},
+        **{"wrapped": "", "params0": "", "t1": "", "tolerance": "", "probability": ""},
+        **{"initial_state": "None 0", "paths": "", "seed": "0"},
+    ),
+    "stationary_covariance": call(
+        ex.stationary_covariance, lambda: start("rest_point"), wrapped="", rest_point=""
+    ),
+    "simulate": call(
+        ex.simulate,
+        lambda: start() | {"ts": TS, "key": KEY},
+        **{"wrapped": "", "params0": "", "ts": "", "scale": "", "runs": "None", "key": ""},
+        **{"initial_state": "None 0", "observe": "", "recorder": "None", "keep_runs": "bool"},
+        **{"dtype": "None", "start": "None", "batch_size": "None", "devices": "None"} | OPTIONS,
+    ),
+    "compare": call(
+        ex.compare,
+        lambda: start() | {"ts": TS, "key": KEY},
+        **{"wrapped": "", "params0": "", "ts": "", "scale": "", "runs": "", "key": ""},
+        **{"initial_state": "None 0", "dtype": "None", "progress": "bool"},
+    ),
+    "convergence_study": call(
+        ex.convergence_study,
+        lambda: start() | {"t1": 1.0, "key": KEY},
+        **{"wrapped": "", "params0": "", "t1": "", "scales": "", "runs": "", "key": ""},
+        **{"initial_state": "None 0", "batch_size": ""} | OPTIONS,
+    ),
+    "fit": call(
+        ex.fit,
+        lambda: {"loss": square, "theta0": {"x": 1.0}},
+        **{"loss": "", "theta0": "", "bounds": "None", "optimizer": "None", "max_steps": ""},
+        **{"rtol": "0", "atol": "0", "progress": "bool"},
+    ),
+    "standard_errors": call(
+        ex.standard_errors,
+        lambda: {"predict": values, "theta": {"x": 1.0}, "covariance": np.eye(2)},
+        **{"predict": "", "theta": "", "covariance": "", "weights": "None"},
+    ),
+    "sweep": call(
+        ex.sweep,
+        lambda: {"build": build, "thetas": {"x": [1.0]}, "ts": TS},
+        **{"build": "", "thetas": "", "ts": "", "design": "", "simulation": "None"} | SOLVER,
+        **{"batch_size": "None", "folder": "None text", "progress": "bool"},
+    ),
+    "use_all_cores": call(ex.use_all_cores, count="None"),
+}
