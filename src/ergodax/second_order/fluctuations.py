@@ -38,6 +38,7 @@ from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, check_function, describe, is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import compiled
+from ..base.memory import check_memory
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
 from ..model.game import check_agent, first_state_law
@@ -318,6 +319,8 @@ def fluctuations(
     bias, throw = check_flag("bias", bias), check_flag("throw", throw)
     scale = None if scale is None else check_scale(scale)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    size = sum(leaf.size for leaf in jax.tree.leaves(params0))
+    check_memory(64.0 * max_kinks * size**2, f"{max_kinks} kinks", "lower max_kinks")
     solution = fluctuate(
         wrapped,
         params0,

@@ -27,7 +27,7 @@ from .step import (
     cumulative_law,
     draw,
     draw_actions,
-    fault_of,
+    lost_by,
     settle,
     step,
     time_of,
@@ -194,14 +194,14 @@ def advance(
                 values = observe(params), *(reported for reported, _ in reports)
                 return values, tuple(state for _, state in reports)
 
-            found = over_lanes(of_run, run.standing.params, run.recorded, own)
+            found = over_lanes(of_run, run.standing.params, run.recorded, own, ordered=True)
             run, (values, started) = from_lanes((run, found))
             leaves = jax.tree.leaves(run.standing.params)
             finite = [jnp.isfinite(leaf).reshape(live.shape[0], -1).all(axis=1) for leaf in leaves]
             faults = settle(run.faults, ~jnp.stack(finite).all(axis=0))
             misplayed = faults & MISPLAYED > 0
             lost = [faults & (DIVERGED | MISPLAYED) > 0]
-            lost += [misplayed & (faults & fault_of(k) > 0) for k in range(num_agents)]
+            lost += [misplayed & (faults & lost_by(k) > 0) for k in range(num_agents)]
             total = jnp.stack(lost, axis=1).astype(jnp.result_type(float))
 
             def mark(leaf):  # what such a run holds is of no use

@@ -93,12 +93,13 @@ def from_lanes(tree: Any) -> Any:
     return jax.tree.map(lambda lanes: _move(lanes, 0).array, tree, is_leaf=_is_lanes)
 
 
-def over_lanes(function: Callable[..., Any], *arguments: Any) -> Any:
+def over_lanes(function: Callable[..., Any], *arguments: Any, ordered: bool = False) -> Any:
     """Calls `function`, written for one run, for every lane.
 
     Args:
         function: a pure function of pytrees of arrays. What it closes over is shared by all lanes.
         arguments: pytrees of `Lanes`.
+        ordered: whether terms are added in the same order whatever the number of lanes; slower.
 
     Returns:
         What `function` returns, as `Lanes`.
@@ -108,7 +109,8 @@ def over_lanes(function: Callable[..., Any], *arguments: Any) -> Any:
     program, out = jax.make_jaxpr(function, return_shape=True)(
         *jax.tree.unflatten(structure, single)
     )
-    results = _evaluate(program.jaxpr, [Lanes(c, None) for c in program.consts], values)
+    constants = [Lanes(c, None) for c in program.consts]
+    results = _evaluate(program.jaxpr, constants, values, ordered)
     count = values[0].array.shape[values[0].axis]
     results = [
         _stand(value if value.axis is not None else _spread(value, count)) for value in results
@@ -139,12 +141,13 @@ def _spread(value: Lanes, count: int, shape: tuple[int, ...] | None = None) -> L
     return Lanes(jnp.broadcast_to(array, (*shape, count)), -1)
 
 
-def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes]) -> list[Lanes]:
+def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes], ordered) -> list[Lanes]:
     known = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
     for equation in jaxpr.eqns:
-        results = _apply(equation, [_value(known, variable) for variable in equation.invars])
+        inputs = [_value(known, variable) for variable in equation.invars]
+        results = _apply(equation, inputs, ordered)
         known.update(zip(equation.outvars, results, strict=True))
     return [_value(known, variable) for variable in jaxpr.outvars]
 
@@ -153,13 +156,13 @@ def _value(known, variable) -> Lanes:
     return Lanes(variable.val, None) if isinstance(variable, Literal) else known[variable]
 
 
-def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
+def _apply(equation, inputs: list[Lanes], ordered: bool) -> list[Lanes]:
     """One operation, for all lanes unless they share all its inputs."""
     primitive, params, name = equation.primitive, equation.params, equation.primitive.name
     if name in _CALLS:
         inner = params[_CALLS[name]]
         constants = [Lanes(constant, None) for constant in getattr(inner, "consts", ())]
-        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs)
+        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs, ordered)
 
     bind = functools.partial(_bind, primitive, params)
     batched = [value for value in inputs if value.axis is not None]
@@ -181,11 +184,11 @@ def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
     if name in _ELEMENTWISE:
         shape = jnp.broadcast_shapes(*(value.shape for value in inputs))
         results = bind(*(_spread(value, count, shape).array for value in inputs))
-    elif name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):
+    elif ordered and name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):
         results = [_sum(array, params["axes"])]
     elif name in _ALONG_OTHER_AXES and not params.get("reverse"):
         results = bind(array)
-    elif name == "dot_general" and _terms(inputs, params) <= _MOST_TERMS:
+    elif ordered and name == "dot_general" and _terms(inputs, params) <= _MOST_TERMS:
         results = [_dot(inputs, params, count)]
     elif name == "concatenate":
         results = bind(*(_spread(value, count).array for value in inputs))
@@ -232,7 +235,7 @@ def _dot(inputs: list[Lanes], params, count: int):
     return _sum(product, range(kept, product.ndim - 1))
 
 
-def _sum(array, axes: Sequence[int]):
+def _sum(array, axes):
     """Sum over axes in halves: XLA's own order of additions depends on the number of lanes."""
     array = jnp.moveaxis(array, axes, range(len(axes)))
     array = array.reshape(-1, *array.shape[len(axes) :])

@@ -28,6 +28,7 @@ from ..base.checks import (
 from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
+from ..io.identity import identify
 from ..io.store import Store
 from ..model.observable import PARAMETERS, Observable
 from ..model.wrapped import WrappedGame
@@ -43,7 +44,7 @@ from ..results.labels import (
     of_places,
 )
 from ..results.result import Result, precision
-from .capacity import bytes_of_run, check_memory
+from .capacity import bytes_of_run, check_result
 from .execution import plan_execution
 from .inputs import Inputs, check_inputs, check_rows, take
 from .job import Job
@@ -254,14 +255,14 @@ def simulate(
     check_flag("progress", progress)
     scale = float(check_scale(scale))
     steps, times = steps_at(ts, scale)
-    begun = 0 if start is None else _check_start(start, key, scale, steps)
+    begun = 0 if start is None else _check_start(start, wrapped, key, scale, steps)
     intervals = steps_between(steps, begun)
     standing = None if start is None else start.final
     inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
     recorders = () if recorder is None else (recorder,)
     shapes = _shapes(inputs, observe, recorders)
     kept = len(shapes) if keep_runs else 0
-    check_memory(inputs, shapes[:kept], len(times))
+    check_result(inputs, shapes, len(times), keep_runs)
     execution = plan_execution(
         bytes_of_run(inputs, shapes[1:]),
         inputs.runs,
@@ -377,8 +378,17 @@ def describe_lost(wrapped: WrappedGame, lost, runs: int) -> tuple[Any, str]:
     return RESULTS.nonfinite, text
 
 
-def _check_start(start: Simulation, key, scale: float, steps) -> int:
+def _digest(value: Any, name: str) -> str:
+    """What tells it from others, however its arrays came about."""
+    return identify(jax.tree.map(lambda a: np.asarray(a) if eqx.is_array(a) else a, value), name)
+
+
+def _check_start(start: Simulation, wrapped, key, scale: float, steps) -> int:
     """Returns the steps that an earlier simulation has taken, if it can go on."""
+    for part in ("game", "learners"):
+        ours, theirs = (_digest(getattr(w, part), part) for w in (wrapped, start.wrapped))
+        if ours != theirs:
+            raise ValueError(f"start was simulated with another value of {part}; give the same.")
     if start.final is None:
         raise ValueError("start was interrupted between report times and cannot go on.")
     if not np.array_equal(start.key_data, jax.random.key_data(key)):

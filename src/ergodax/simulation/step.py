@@ -22,8 +22,8 @@ from .streams import uniforms
 _UNROLLED = 32
 # A sum of probabilities may be so far from one: more than rounding of thousands of float32 numbers.
 _OFF = 1e-4
-# Bits of an action's number; those above tell of faults.
-_ACTIONS = 2**16 - 1
+# Bits of an action's number. Those above tell of faults, and of lost runs are moved down so far.
+_ACTIONS, _SETTLED = 2**16 - 1, 14
 # How a run was lost: it became infinite or NaN, or before that a policy was no distribution.
 DIVERGED, MISPLAYED = 1, 2
 
@@ -175,14 +175,20 @@ def draw_actions(learners, params, state, draws):
 
 
 def fault_of(agent: int) -> int:
-    """The bit that stands for a fault of an agent's policy; the last one is that of all others."""
-    return (_ACTIONS + 1) << min(agent, 14)
+    """The bit that stands for a fault of an agent's policy."""
+    return lost_by(agent) << _SETTLED
+
+
+def lost_by(agent: int) -> int:
+    """The bit of a lost run that stands for the agent; the last one is that of all others."""
+    return 4 << min(agent, 13)
 
 
 def settle(faults, diverged):
-    """Says how a run was lost, by its faults and by whether its parameters are infinite or NaN."""
-    lost = jnp.where(diverged, DIVERGED, jnp.where(faults > 0, faults | MISPLAYED, 0))
-    return jnp.where(faults & (DIVERGED | MISPLAYED) > 0, faults, lost)
+    """Says how a run was lost, which then stays: by its faults, if it was finite until now."""
+    known, seen = faults & _ACTIONS, faults >> _SETTLED
+    lost = jnp.where(diverged, DIVERGED, jnp.where(seen > 0, seen | MISPLAYED, 0))
+    return jnp.where(known > 0, known, lost)
 
 
 def draw(probabilities, uniform):
