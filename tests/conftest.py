@@ -1,7 +1,14 @@
 """Set-up of all tests: float64, run-time checks of every annotation, reproducible examples."""
 
 import os
+import tempfile
 from pathlib import Path
+
+# What one test has compiled another need not: a cache on disk, which worker processes share, and
+# which holds no program of an earlier run.
+_kept = tempfile.TemporaryDirectory(prefix="ergodax-programs-")
+if os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _kept.name) == _kept.name:
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 

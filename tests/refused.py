@@ -45,6 +45,13 @@ def wrapped():
     return ex.WrappedGame(ex.games.bimatrix(*TABLES, memory=0), [learner, learner])
 
 
+@functools.cache
+def alone():
+    """One agent with three actions."""
+    learner = ex.QLearning(0.1, 0.5, ex.EpsilonSoftmax(1.0))
+    return ex.WrappedGame(ex.games.repeated(np.ones((3, 1)), memory=0), [learner])
+
+
 def at_times(count=2):
     return jax.tree.map(lambda leaf: np.stack([leaf] * count), wrapped().init())
 
@@ -190,6 +197,11 @@ CALLS = {
         learner="",
         game="",
     ),
+    "initial_values": call(
+        ex.initial_values,
+        lambda: dict(game=wrapped().game, agent=0, rule="optimistic", discount=0.5),
+        **{"game": "", "agent": "0", "rule": "", "discount": "0"},
+    ),
     "drift": call(ex.drift, lambda: start("params"), **POINT),
     "jacobian": call(ex.jacobian, lambda: start("params"), **POINT),
     "occupation_measure": call(ex.occupation_measure, lambda: start("params"), **POINT),
@@ -290,4 +302,54 @@ CALLS = {
         **{"batch_size": "None", "folder": "None text", "progress": "bool"},
     ),
     "use_all_cores": call(ex.use_all_cores, count="None"),
+    "save": call(
+        ex.io.save,
+        lambda: {"result": grid(), "path": "data.nc"},
+        result="empty",
+        path="text",
+        attributes="None",
+    ),
+    "load": call(ex.io.load, lambda: {"path": "data.nc"}, path="text", classes="empty"),
+    "table": call(ex.io.table, lambda: {"result": grid()}, result=""),
+    "plot.parameters": call(ex.plot.parameters, drawn(solution), **TIMED | DRAWN),
+    "plot.policies": call(ex.plot.policies, drawn(solution), **TIMED | DRAWN),
+    "plot.state_distribution": call(
+        ex.plot.state_distribution,
+        lambda: {"result": solution(), "state": 0},
+        **TIMED,
+        state="None 0",
+    ),
+    "plot.comparison": call(
+        ex.plot.comparison, lambda: {"comparison": comparison()}, comparison="", states="None"
+    ),
+    "plot.phase_portrait": call(
+        ex.plot.phase_portrait,
+        lambda: {"flow": wrapped(), "coordinates": (0, 1), "limits": ((0, 1), (0, 1))},
+        **PORTRAIT | {"embed": "None result", "coordinates": "", "policy": "bool"},
+        limits="None",
+    ),
+    "plot.simplex": call(
+        ex.plot.simplex,
+        lambda: {"flow": alone(), "agent": 0, "state": 0},
+        **PORTRAIT | {"agent": "0", "state": "0"},
+    ),
+    "plot.basins": call(
+        ex.plot.basins,
+        lambda: {"result": basins(), "params0": at_times(3), "coordinates": (0, 1)},
+        **{"result": "", "params0": "", "coordinates": "", "policy": "bool", "ax": "None"},
+    ),
+    "plot.sweep": call(
+        ex.plot.sweep,
+        lambda: {"dataset": grid(), "variable": "policy"},
+        **{"dataset": "", "variable": "", "at": "None", "gradient": "bool", "ax": "None"},
+    ),
+    "plot.sensitivities": call(
+        ex.plot.sensitivities,
+        lambda: {"result": sensitivities(), "of": 0},
+        **{"result": "", "of": "0", "time": "None 0", "theta": "None nan inf -1 0"},
+        ax="None",
+    ),
+    "plot.convergence": call(
+        ex.plot.convergence, lambda: {"study": blank(ex.ConvergenceStudy)}, study="", ax="None"
+    ),
 }

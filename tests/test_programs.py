@@ -1,4 +1,8 @@
-"""The programs that public functions compile: none calls the host, so that JAX can keep them."""
+"""The programs that public functions compile.
+
+None calls the host, so that JAX can keep them; and none leaves the precision of a product to the
+device, since accelerators then round factors to ten bits.
+"""
 
 import re
 
@@ -31,6 +35,29 @@ def spread(rate):
     return ex.fluctuations(*bandit(rate), TS, bias=True).covariance[-1, 0, 0]
 
 
+def predicted():
+    return ex.fluctuations(*bandit(), TS, bias=True)
+
+
+class Dense(ex.Sarsa):
+    """A learner whose increments are tables."""
+
+    def update(self, params, transition, game, agent):
+        own = super().update(params, transition, game, agent)
+        return jnp.zeros_like(params).at[own.index].add(own.value)
+
+
+def of_dense(rate):
+    wrapped = ex.WrappedGame(bandit()[0].game, [Dense(rate, 0.9)])
+    return ex.solve(wrapped, bandit()[1], jnp.array([1.0])).params[0][-1, 0, 0]
+
+
+def averages(rate):
+    wrapped, params = bandit(rate)
+    found = ex.jacobian(wrapped, params), ex.noise_covariance(wrapped, params)
+    return sum(map(jnp.sum, found))
+
+
 def at_rest():
     wrapped, params = bandit()
     return wrapped, ex.rest_point(wrapped, params)
@@ -40,6 +67,8 @@ CALLS = {
     "averages": lambda: [f(*bandit()) for f in (ex.drift, ex.jacobian, ex.occupation_measure)],
     "solve": lambda: ex.solve(*bandit(), TS),
     "gradient": lambda: jax.grad(share)(0.1),
+    "gradient of averages": lambda: jax.grad(averages)(0.1),
+    "gradient, dense": lambda: jax.grad(of_dense)(0.1),
     "sensitivities": lambda: ex.sensitivities(build, {"rate": 0.1}, TS),
     "kinks": lambda: ex.kinks(*bandit(), TS),
     "rest_point": at_rest,
@@ -51,6 +80,17 @@ CALLS = {
     "gradient of fluctuations": lambda: jax.grad(spread)(0.1),
     "stationary_covariance": lambda: ex.stationary_covariance(*at_rest()),
     "noise_covariance": lambda: ex.noise_covariance(*bandit()),
+    "noise_covariance times a vector": lambda: ex.noise_covariance(*bandit(), vector=jnp.ones(2)),
+    "poisson_values": lambda: ex.poisson_values(*bandit()),
+    "of fluctuations": lambda: (
+        predicted().corrected_mean(10.0),
+        predicted().band(bandit()[0].policies, scale=10.0),
+        predicted().correlation(0, 0),
+    ),
+    "required_scale": lambda: ex.required_scale(*bandit(), 1.0, 0.5, paths=100),
+    "standard_errors": lambda: ex.standard_errors(
+        lambda theta: theta["rate"][None], {"rate": 0.1}, jnp.eye(1)
+    ),
     "simulate": lambda: ex.simulate(*bandit(), TS, scale=5, runs=4, key=jax.random.key(0)),
     "compare": lambda: ex.compare(*bandit(), TS, scale=5, runs=4, key=jax.random.key(0)),
     "convergence_study": lambda: ex.convergence_study(
@@ -64,7 +104,7 @@ CALLS = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the attractors of")
 @pytest.mark.parametrize("name", CALLS)
-def test_no_program_calls_the_host(name, tmp_path):
+def test_no_program_calls_the_host_or_rounds_factors(name, tmp_path):
     jax.clear_caches()
     jax.config.update("jax_dump_ir_to", str(tmp_path))
     try:
@@ -75,6 +115,22 @@ def test_no_program_calls_the_host(name, tmp_path):
     assert programs
     called = {call for text in programs for call in re.findall(r"custom_call @(\w+)", text)}
     assert not [call for call in called if "callback" in call]
+    assert not [line for text in programs for line in rounded_products(text)]
+
+
+def rounded_products(program):
+    """Lines of a program that multiply, but not in the precision of their numbers."""
+    lines = [line.strip() for line in program.splitlines() if "stablehlo.dot" in line]
+    return [line for line in lines if "precision = [HIGHEST, HIGHEST]" not in line]
+
+
+def test_rounded_products_are_seen():
+    def program(precision):
+        x = jnp.eye(2)
+        return jax.jit(lambda x: jnp.matmul(x, x, precision=precision)).lower(x).as_text()
+
+    assert len(rounded_products(program("default"))) == 1
+    assert rounded_products(program("highest")) == []
 
 
 def test_calls_of_the_host_are_seen(tmp_path):

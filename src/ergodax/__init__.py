@@ -42,12 +42,14 @@ from .learners import RothErev as RothErev
 from .learners import Sarsa as Sarsa
 from .learners import WolfPHC as WolfPHC
 from .learners import initial_values as initial_values
+from .model import schedules as schedules
 from .model.check import check_learner as check_learner
 from .model.exploration import AbstractExploration as AbstractExploration
 from .model.exploration import EpsilonGreedy as EpsilonGreedy
 from .model.exploration import EpsilonSoftmax as EpsilonSoftmax
 from .model.exploration import Projection as Projection
 from .model.game import MarkovGame as MarkovGame
+from .model.hyper import AbstractSchedule as AbstractSchedule
 from .model.hyper import hyper as hyper
 from .model.learner import AbstractLearner as AbstractLearner
 from .model.learner import At as At

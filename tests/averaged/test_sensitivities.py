@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
+from ergodax.averaged import sensitivities
 from helpers import (
     annotations_off,
     assert_close,
@@ -17,6 +19,7 @@ from helpers import (
     flatten_times,
     golden_build,
     golden_derivatives,
+    turning,
 )
 
 
@@ -162,3 +165,11 @@ def test_too_few_steps_are_an_error_that_names_the_time():
         ex.sensitivities(bandit, THETA, [1.0, 50.0], max_steps=8)
     found = ex.sensitivities(bandit, THETA, [1.0, 50.0], max_steps=8, throw=False)
     assert found.result == ex.RESULTS.max_steps_reached
+
+
+def test_what_cannot_be_checked_for_kinks_is_warned_of_and_not_raised(monkeypatch):
+    monkeypatch.setattr(sensitivities, "kinks", functools.partial(ex.kinks, max_steps=1))
+    theta = {"alpha": jnp.asarray(0.5), "lead": jnp.asarray(0.1)}
+    with pytest.warns(UserWarning, match="not checked for kinks: .* only up to t = "):
+        found = ex.sensitivities(turning, theta, [4000.0], throw=False)
+    assert found.result == ex.RESULTS.successful

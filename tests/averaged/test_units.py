@@ -139,3 +139,63 @@ def test_rest_points_in_single_precision():
         values = [float(wrapped.policies(point.params)[0][0, 0]) for point in found]
     expected, _ = at_rest(1.0)
     np.testing.assert_allclose(np.sort(values), np.sort(expected[:, 0].ravel()), atol=1e-5)
+
+
+def traded(factor, shift=0.0):
+    """Q-learners in a market of two states whose flow crosses kinks, and their parameters."""
+    rng = np.random.default_rng(4)
+    kernel = rng.dirichlet(np.ones(2), size=(2, 2, 2))
+    rewards = factor * rng.normal(size=(2, 2, 2, 2)) + shift
+    learner = ex.QLearning(0.5, 0.6, ex.EpsilonSoftmax(0.5 * factor, 0.1))
+    wrapped = ex.WrappedGame(ex.MarkovGame.from_dense(kernel, rewards), [learner, learner])
+    params = tuple(factor * rng.normal(size=(2, 2)) + shift / 0.4 for _ in range(2))
+    return wrapped, jax.tree.map(jnp.asarray, params)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1e-9, 0.0), (1e9, 0.0), (1.0, 1e5)])
+def test_kinks_and_fluctuations_do_not_depend_on_the_unit(factor, shift):
+    def analysed(factor, shift=0.0):
+        wrapped, params = traded(factor, shift)
+        ts = [1.0, 4.0, 15.0]
+        predicted = ex.fluctuations(wrapped, params, ts, bias=True, initial_state=0)
+        report = ex.kinks(wrapped, params, ts)
+        covariance = ex.stationary_covariance(wrapped, ex.rest_point(wrapped, params))
+        return (
+            [(tie.kind, tie.agent, tie.row, tie.old, tie.new) for tie in report.ties],
+            (predicted.near_kink(10.0).tolist(), np.asarray(predicted.kinks.row).tolist()),
+            np.array([tie.time for tie in report.ties]),
+            predicted.covariance / factor**2,
+            predicted.bias / factor,
+            predicted.margin,
+            covariance / factor**2,
+        )
+
+    (ties, flags, *found), (like, marks, *expected) = analysed(factor, shift), analysed(1.0)
+    assert ties == like
+    assert len(ties) > 0
+    assert flags == marks
+    for value, other in zip(found, expected, strict=True):
+        finite = np.isfinite(other)
+        np.testing.assert_array_equal(np.isfinite(value), finite)
+        size = np.abs(np.where(finite, other, 0)).max()
+        np.testing.assert_allclose(
+            np.where(finite, value, 0), np.where(finite, other, 0), atol=1e-4 * size
+        )
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_the_required_scale_and_slopes_do_not_depend_on_the_unit(factor):
+    def analysed(factor):
+        wrapped, params = traded(factor)
+        scale = ex.required_scale(wrapped, params, 2.0, 0.2 * factor, paths=200)
+
+        def build(theta):
+            learner = ex.QLearning(theta["rate"], 0.6, ex.EpsilonSoftmax(0.5 * factor, 0.1))
+            return ex.WrappedGame(wrapped.game, [learner, learner]), params
+
+        found = ex.sensitivities(build, {"rate": jnp.asarray(0.5)}, [2.0])
+        slopes = [np.ravel(part["rate"]) for part in found.derivatives]
+        return np.array([scale]), np.concatenate(slopes) / factor
+
+    for value, expected in zip(analysed(factor), analysed(1.0), strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-4 * np.abs(expected).max())

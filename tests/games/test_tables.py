@@ -1,5 +1,7 @@
 """Matrix games from tables."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,33 @@ def test_bad_tables(tmp_path, text, message):
 def test_what_is_no_table():
     with pytest.raises(ValueError, match="must be a data frame"):
         games.from_table(3)
+
+
+@pytest.fixture
+def gambit():
+    """The optional package that reads and writes Gambit's files."""
+    return pytest.importorskip("pygambit", reason="pygambit is not installed (ergodax[gambit])")
+
+
+def test_games_go_through_gambit(tmp_path, gambit):
+    tables = tuple(np.random.default_rng(0).normal(size=(3, 2, 3, 2)))
+    game = games.repeated(tables, action_names=[["a", "b"], ["c", "d", "e"], ["f", "g"]])
+    games.write_nfg(game, tmp_path / "three.nfg", title="three")
+    found = games.read_nfg(tmp_path / "three.nfg")
+    np.testing.assert_array_equal(found.rewards, game.rewards)
+    assert found.action_names == game.action_names
+    assert gambit.read_nfg(tmp_path / "three.nfg").title == "three"
+
+
+def test_what_gambit_cannot_hold(tmp_path, gambit):
+    with pytest.raises(ValueError, match="payoffs depend on the state"):
+        games.write_nfg(games.two_state_dilemma(), tmp_path / "game.nfg")
+    (tmp_path / "game.nfg").write_text("NFG 1 oops")
+    with pytest.raises(ValueError, match="no game in strategic form"):
+        games.read_nfg(tmp_path / "game.nfg")
+
+
+def test_without_gambit_the_way_to_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygambit", None)
+    with pytest.raises(ImportError, match=r"ergodax\[gambit\]"):
+        games.read_nfg(tmp_path / "game.nfg")

@@ -1,5 +1,7 @@
 import importlib.util
+import json
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -397,6 +399,32 @@ def test_other_folders_are_not_replaced(tmp_path, zarr):
     with pytest.raises(ValueError, match="is no zarr store"):
         io.load(tmp_path / "a.zarr")
     assert (tmp_path / "a.zarr" / "precious").exists()
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("place", ["filters", "compressor"])
+def test_zarr_stores_run_nothing(tmp_path, zarr, monkeypatch, place):
+    """Zarr has a codec that unpickles, which runs code: it must not be used."""
+    monkeypatch.chdir(tmp_path)
+    io.save(comparisons.market().to_xarray(), "a.zarr")
+    store = tmp_path / "a.zarr"
+    array = json.loads((store / "state" / ".zarray").read_text()) | {
+        "filters": None,
+        "compressor": None,
+    }
+    array[place] = [{"id": "pickle"}] if place == "filters" else {"id": "pickle"}
+    everything = json.loads((store / ".zmetadata").read_text())
+    everything["metadata"]["state/.zarray"] = array
+    (store / "state" / ".zarray").write_text(json.dumps(array))
+    (store / ".zmetadata").write_text(json.dumps(everything))
+    (store / "state" / "0").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match="pickle"):
+        io.load("a.zarr").load()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_zarr_is_asked_for(tmp_path, monkeypatch):

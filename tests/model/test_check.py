@@ -6,6 +6,7 @@ import pytest
 
 import ergodax as ex
 from ergodax.games import prisoners_dilemma, repeated
+from ergodax.model import check
 
 
 class RothErev(ex.AbstractLearner):
@@ -235,3 +236,51 @@ class Moving(RothErev):
 def test_names_what_is_wrong(learner, message):
     with pytest.raises(ValueError, match=message):
         ex.check_learner(learner, prisoners_dilemma())
+
+
+class Discounting(HandWritten):
+    """The same, without a kink where the discount is zero."""
+
+    discount: jax.Array = ex.hyper(0.9)
+
+    def update(self, params, transition, game, agent):
+        t = transition
+        target = t.reward + self.discount * params[t.next_state].max()
+        return ex.At((t.state, t.action), 0.1 * (target - params[t.state, t.action]))
+
+
+@pytest.mark.parametrize(
+    "analysis",
+    [
+        lambda w, p: ex.kinks(w, p, [1.0]),
+        lambda w, p: ex.fluctuations(w, p, [1.0]),
+        lambda w, p: ex.required_scale(w, p, 1.0, 0.1),
+        lambda w, p: ex.stationary_covariance(w, p),
+        lambda w, p: ex.compare(w, p, [1.0], runs=4, key=jax.random.key(0)),
+    ],
+    ids=["kinks", "fluctuations", "required_scale", "stationary_covariance", "compare"],
+)
+def test_analyses_of_kinks_refuse_those_that_are_not_declared(analysis):
+    wrapped = ex.WrappedGame(prisoners_dilemma(), [ex.QLearning(), HandWritten()])
+    with pytest.raises(
+        ValueError, match=r"agent 1: HandWritten\.update has a kink, .* `maximised`"
+    ):
+        analysis(wrapped, wrapped.init())
+
+
+def test_kinks_are_looked_for_once_for_each_class(monkeypatch):
+    looked = []
+
+    def jumps(*args, **options):
+        looked.append(args)
+        return found(*args, **options)
+
+    found = check._jumps
+    monkeypatch.setattr(check, "_jumps", jumps)
+    game = repeated((np.eye(2), np.eye(2)), memory=0)
+    for phi in (0.01, 0.02):
+        check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), RothErev(phi)]))
+    assert len(looked) == 1
+    check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), Discounting(discount=0.0)]))
+    with pytest.raises(ValueError, match="has a kink"):
+        check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), Discounting(discount=0.5)]))

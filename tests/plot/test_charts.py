@@ -109,7 +109,8 @@ def test_any_name_may_be_swept(name):
         ("policy", {}, "'policy' is not a variable; those are rewards, steps"),
         ("steps", {"at": {"z": 0}}, "'z' is not a dimension of steps; those are x, y"),
         ("rewards", {}, "found x, y, agent: fix others with at"),
-        ("steps", {"at": {"x": 0.0, "y": 10.0}}, "found none"),
+        ("steps", {"at": {"x": 0.0, "y": 20.0}}, "found none"),
+        ("steps", {"at": {"y": 10.0}}, r"at: y must be one of 0, 20, 30; found 10\.0"),
         ("steps", {"gradient": {"x": np.zeros((4, 3))}}, "must hold the derivative by y"),
         ("steps", {"gradient": {"x": np.zeros(4)}}, r"derivative by x must have shape \(4, 3\)"),
     ],
@@ -175,10 +176,14 @@ def test_bars_of_an_observable_and_elasticities():
 @pytest.mark.parametrize(
     ("of", "options", "message"),
     [
-        (4, {}, "a coordinate must be 0 to 3; found 4"),
+        (4, {}, "a coordinate must be 0 to 3, or .*; found 4"),
         (0, {"time": 3.0}, "time must be one of the report times"),
         (0, {"theta": {"rate": 0.5}}, "theta must have 3 entries; found 1"),
-        (lambda params: params[0], {}, r"of must return one number; found shape \(1, 2\)"),
+        (
+            lambda params: params[0],
+            {},
+            r"of must return one number; found an array of shape \(1, 2\)",
+        ),
         (lambda params: 0 * params[0][0, 0], {"theta": np.ones(3)}, "observable is zero"),
     ],
 )

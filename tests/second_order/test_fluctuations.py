@@ -54,7 +54,7 @@ def test_golden_sources_of_bias(golden, wrapped_games, case):
 
     @jax.jit
     def sources(x, covariance):
-        slope, averaging = process.averaging(x)
+        _, slope, averaging = process.averaging(x)
         return (
             slope,
             averaging,
@@ -239,7 +239,7 @@ def test_correlation_between_agents(golden, solved):
     expected = (C / np.outer(deviation, deviation))[:6, 6:]
     np.testing.assert_allclose(found.correlation(0, 1)[4], expected, atol=1e-6)
     assert np.isnan(found.correlation(0, 1)[0]).all()
-    with pytest.raises(ValueError, match="agent must be the number of an agent, 0 to 1; found 2"):
+    with pytest.raises(ValueError, match="second must be the number of an agent, 0 to 1; found 2"):
         found.correlation(0, 2)
 
 

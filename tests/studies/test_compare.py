@@ -2,6 +2,7 @@ import time
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -342,3 +343,26 @@ def test_times_that_do_not_fit(ts, scale, message):
         ex.compare(
             wrapped, wrapped.init(), np.array(ts), scale=scale, runs=2, key=jax.random.key(0)
         )
+
+
+class Cooling(comparisons.Logit):
+    """A logit whose slope decays by a rule of its own."""
+
+    def update(self, params, transition, game, agent):
+        push = super().update(params, transition, game, agent)["bias"]
+        return {"bias": push, "slope/a": params["slope/a"] * jnp.expm1(-self.rate)}
+
+
+def test_parameters_without_noise_are_looked_at_apart():
+    game = ex.games.repeated((np.eye(2), np.eye(2)), memory=0)
+    wrapped, key = ex.WrappedGame(game, [Cooling()] * 2), jax.random.key(0)
+    c = ex.compare(wrapped, wrapped.init(), comparisons.TIMES, scale=20.0, runs=256, key=key)
+    # Of three slopes the first is zero, and stays so.
+    assert (c.agreement.numbers, c.agreement.without_noise) == (8, 30)
+    assert max(c.agreement.mean_z, c.agreement.variance_z) < 5
+    # What b / N leaves: of order 1 / N^2.
+    assert 0 < c.agreement.deviation < 1e-5
+    assert "; 30 without noise are off x + b/N by at most" in str(c)
+    fixed = ex.WrappedGame(game, [Cooling(0.0)] * 2)
+    c = ex.compare(fixed, fixed.init(), comparisons.TIMES, scale=20.0, runs=8, key=key)
+    assert "theory       no parameter is random; 40 without noise are off" in str(c)

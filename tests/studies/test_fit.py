@@ -182,6 +182,27 @@ def test_any_optimiser_of_optax_will_do():
     assert found.evaluations == len(found.losses)
 
 
+def line(theta, data):
+    x, y = data
+    return jnp.sum((theta["slope"] * x + theta["level"] - y) ** 2)
+
+
+def test_one_program_serves_all_data_of_a_shape():
+    compiled, start, x = [], {"slope": 0.0, "level": 0.0}, np.linspace(0, 1, 5)
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    ex.fit(line, start, (x, 2 * x + 1))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    found = ex.fit(line, {"slope": 1.0, "level": -1.0}, (x, 1 - 3 * x))
+    assert compiled == []
+    np.testing.assert_allclose([found.theta["slope"], found.theta["level"]], [-3, 1], atol=1e-5)
+    ex.fit(line, start, (x[1:], x[1:]))
+    assert compiled  # the listener does listen
+
+
 # Standard errors
 
 
@@ -205,6 +226,41 @@ def test_standard_errors_of_a_linear_model_are_exact():
     noise = rng.multivariate_normal(np.zeros(12), covariance, size=4000)
     spread = (noise @ estimator.T).var(axis=0) / np.diag(expected)
     np.testing.assert_allclose(spread, 1, atol=5 * np.sqrt(2 / 4000))
+
+
+def test_errors_cover_the_true_value_where_the_ode_is_biased():
+    """A temperature estimated from means of 100 runs at N = 1, without a kink."""
+    ts, runs, repeats, truth = np.array([10.0, 20.0, 40.0]), 100, 300, {"tau": 1.0}
+    payoffs = np.array([[3.0, 0.0], [5.0, 1.0]])
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
+
+    def build(theta):
+        learner = ex.Sarsa(0.1, 0.0, ex.EpsilonSoftmax(theta["tau"], 0.1))
+        wrapped = ex.WrappedGame(game, [learner] * 2)
+        return wrapped, wrapped.init()
+
+    def predict(theta):
+        return flat(ex.solve(*build(theta), ts, rtol=1e-6, atol=1e-6).params)
+
+    def flat(params):
+        return jnp.concatenate([leaf.ravel() for leaf in params])
+
+    sim = ex.simulate(*build(truth), ts, runs=runs * repeats, key=jax.random.key(1), keep_runs=True)
+    values = np.concatenate([np.reshape(v, (repeats, runs, -1)) for v in sim.values], axis=2)
+    slope = np.asarray(jax.jacfwd(lambda tau: predict({"tau": tau}))(1.0))
+    expected = np.asarray(predict(truth))
+    bias = flat(ex.fluctuations(*build(truth), ts, bias=True).corrected_mean(1.0)) - expected
+    covered = {"without": 0, "with": 0}
+    for own in values:
+        covariance = np.cov(own.T) / runs
+        weights = 1 / np.diag(covariance)
+        away = slope * weights @ (own.mean(axis=0) - expected) / (slope**2 @ weights)
+        for name, given in (("without", None), ("with", bias)):
+            errors, _ = ex.standard_errors(predict, truth, covariance, weights=weights, bias=given)
+            covered[name] += abs(away) < 1.96 * float(errors["tau"])
+    error = np.sqrt(0.95 * 0.05 / repeats)
+    assert covered["without"] / repeats < 0.95 - 5 * error
+    assert covered["with"] / repeats > 0.95 - 2 * error
 
 
 def test_parameters_that_are_not_determined_are_refused():

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..base.checks import check_concrete, check_flag, check_number
 from ..base.codes import RESULTS
 from ..base.compiling import compiled
+from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver, integrate
 from ..results.labels import SETTING, TIME_UNITS, Entries, Label, labelled, of_agents
@@ -175,6 +176,7 @@ def basins(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_flag("progress", progress)
     wrapped, params0 = admit(wrapped, params0, "params0", "starts")
+    check_autonomous(wrapped.learners, "basins")
     check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], params0), "params0")
     count = len(jax.tree.leaves(params0)[0])
     ends, reached = _settle_all(wrapped, params0, count, (time, rtol, atol, max_steps), progress)
@@ -339,7 +341,7 @@ def _trace(wrapped, params, rtol, atol):
         unit=unit_of(wrapped, params),
         max_steps=_TRACED_STEPS,
     )
-    return solved.path
+    return solved.path[:2]
 
 
 @compiled

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ..base.compiling import compiled
+from ..base.compiling import compiled, precise
 from ..model.game import scatter_successors
 from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
+from .capacity import check_slopes
 from .stationary import check_ergodic, preserve_rows, stationary_law
 
 
@@ -70,7 +71,7 @@ def event_weights(
 def expectation(weights, like, increments):
     """Sum of increments, sparse or dense, weighted by the probabilities of their events `[E]`."""
     if not isinstance(increments, At):
-        return jnp.tensordot(weights, increments, axes=1, precision="highest")
+        return jnp.tensordot(weights, increments, axes=1)
     values = increments.value
     weighted = weights.reshape(-1, *(1,) * (values.ndim - 1)) * values
     return accumulate(jnp.zeros_like(like), At(increments.index, weighted))
@@ -88,6 +89,7 @@ def flat_drift(params) -> tuple[Array, Callable, Callable]:
     """
     flat, unravel = ravel_pytree(params)
 
+    @precise
     def field(x: Float[Array, " d"], wrapped: WrappedGame) -> Float[Array, " d"]:
         return ravel_pytree(average(wrapped, unravel(x)).drift)[0]
 
@@ -129,9 +131,10 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
         branches.
 
     Raises:
-        ValueError: as `stationary_distribution`.
+        ValueError: as `stationary_distribution`; if memory does not suffice.
     """
     wrapped, params = check_ergodic(wrapped, params)
+    check_slopes("the Jacobian", wrapped, params, "take products with it, by `jax.jvp` of `drift`")
     return _jacobian(wrapped, params)
 
 
@@ -166,9 +169,5 @@ def _occupation_measure(wrapped, params):
 
 def expected_rewards(wrapped: WrappedGame, averages: Averages) -> Float[Array, " n"]:
     """Expected reward per step of every agent, `[n]`, under the stationary law."""
-    return jnp.einsum(
-        "ei,e->i",
-        wrapped.game.rewards.reshape(-1, wrapped.game.num_agents),
-        averages.events.ravel(),
-        precision="highest",
-    )
+    rewards = wrapped.game.rewards.reshape(-1, wrapped.game.num_agents)
+    return averages.events.ravel() @ rewards

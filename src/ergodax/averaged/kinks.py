@@ -25,6 +25,8 @@ from ..base.checks import check_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import quickly_compiled
 from ..base.times import check_times
+from ..model.check import check_kinks
+from ..model.clock import check_schedules
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS, check_solver
 from ..ode.path import follow
@@ -35,6 +37,7 @@ from .drift import flat_drift
 from .maxima import Maxima, name_row, owners
 from .stationary import check_ergodic
 from .ties import Tie, TieSearch
+from .units import unit_of
 
 # An estimated relative error of derivatives above this is warned of.
 TOLERANCE = 1e-4
@@ -150,13 +153,16 @@ def kinks(
         All ties, each with an estimate of the error.
 
     Raises:
-        ValueError: as `solve`; if values are traced by JAX.
+        ValueError: as `solve`; if values are traced by JAX, or a learner has a kink that it does
+            not declare by `maximised`.
         RuntimeError: if the solve fails.
     """
     ts = check_times(ts)
     rtol, atol = check_solver(rtol, atol, max_steps, solver)
     check_concrete("kinks", (wrapped, params0, ts, rtol, atol))
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    check_schedules(wrapped.learners, ts[-1])
+    check_kinks(wrapped)
     owned = owners(wrapped)
     if not len(owned.agent):
         return KinkReport((), wrapped)
@@ -165,7 +171,11 @@ def kinks(
     precision = 16 * float(jnp.finfo(jnp.result_type(float)).eps)
     rtol, atol = max(rtol, precision), max(atol, precision)
     tolerances = [jnp.asarray(PATH_TOLERANCE * tol, dtype=float) for tol in (rtol, atol)]
-    search, t, steps = TieSearch(rtol, atol, owned.present), 0.0, 0
+    unit = unit_of(wrapped, params0)
+    own = [np.asarray(flat_drift((part,))[0]).size for part in params0]
+    ends = np.cumsum(own)[owned.agent] - 1  # all parameters of an agent have one unit
+    size, reach = (np.asarray(part)[ends] for part in unit)
+    search, t, steps = TieSearch(rtol, atol * size, reach, owned.present), 0.0, 0
     x, result = ravel_pytree(params0)[0], RESULTS.max_steps_reached
     while result == RESULTS.max_steps_reached and steps < max_steps:
         span = jnp.asarray(end - t, dtype=float)
@@ -201,6 +211,7 @@ def _follow(wrapped, params0, x, span, solver, rtol, atol):
         solver=solver,
         rtol=rtol,
         atol=atol,
+        unit=unit_of(wrapped, params0),
         first_step=1e-3 * span,
         max_steps=_STEPS,
     )

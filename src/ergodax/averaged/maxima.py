@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..model.wrapped import WrappedGame
 from ..ode.path import Path, evaluate, level_times, quintic
+from .units import units
 
 # Just after the start, in units of the time span: a tie there belongs to the side the flow enters.
 _START = 1e-6
@@ -142,7 +143,8 @@ class Maxima(NamedTuple):
         gap, normal = jax.value_and_grad(self.difference)(x, maximum, old, new)
         length = jnp.sum(normal**2)
         foot = x - gap * normal / length
-        reach = jnp.finfo(x.dtype).eps ** 0.75 * (1 + jnp.abs(x).max()) * normal
+        size = units(self.wrapped, self.unravel(x)) + jnp.abs(x).max()
+        reach = jnp.finfo(x.dtype).eps ** 0.75 * size * normal
         sides = jnp.stack([foot - reach, foot + reach])
         drifts, slopes = jax.vmap(lambda x: jax.jvp(drift, (x,), (normal,)))(sides)
         return Kink(gap, normal, drifts.mean(axis=0), (slopes[1] - slopes[0]) / length)
@@ -182,7 +184,7 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
 
     def overtaken(lead, s):
         """When from s on a lead is lost; infinite if it is not."""
-        nodes = jnp.stack([s, *jnp.maximum(level_times(lead, 0.0), s), jnp.ones_like(s)])
+        nodes = jnp.stack([s, *jnp.maximum(level_times(lead, 0.0)[1], s), jnp.ones_like(s)])
         lost = evaluate(lead, (nodes[1:] + nodes[:-1]) / 2) < 0
         lost &= jnp.diff(nodes) > _INSTANT
         return jnp.where(jnp.any(lost), nodes[jnp.argmax(lost)], jnp.inf)

@@ -21,10 +21,12 @@ from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import compiled
 from ..base.text import describe_result
+from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
 from ..results.result import Result, policies
+from .capacity import check_slopes
 from .drift import flat_drift
 from .per_visit import flat_per_visit
 from .root_search import DRAWN, RootSearch, first_found
@@ -37,6 +39,9 @@ Stability = Literal["stable", "unstable", "centre", "singular"]
 _ZERO = 1e-9
 # Largest distance at which two rest points are one, relative to how far they spread.
 _SAME = 1e-6
+_INSTEAD = (
+    "it is searched for by Newton's method; follow the flow by `solve` to a late time instead"
+)
 _PER_STEP = "per unscaled step"
 
 
@@ -222,7 +227,7 @@ def rest_point(
         The rest point. At an exact tie of a maximum its Jacobian is the mean of the branches.
 
     Raises:
-        ValueError: as `solve`, for its `params0`.
+        ValueError: as `solve`, for its `params0`; if memory does not suffice.
         RuntimeError: if no rest point is found and `throw` is true, with residual and last step.
 
     Example:
@@ -234,6 +239,8 @@ def rest_point(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_flag("throw", throw)
     wrapped, guess = check_ergodic(wrapped, guess, "guess")
+    check_autonomous(wrapped.learners, "rest points")
+    check_slopes("a rest point", wrapped, guess, _INSTEAD, columns=4, kept=6)
     found, drifting = _rest_point(wrapped, guess, rtol, atol, max_steps)
     found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
@@ -279,9 +286,12 @@ def rest_points(
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_concrete("rest_points", (wrapped, guesses))
     wrapped, guesses = admit(wrapped, guesses, "guesses", "guesses")
-    check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], guesses), "guesses")
+    check_autonomous(wrapped.learners, "rest points")
+    first = jax.tree.map(lambda leaf: leaf[0], guesses)
+    check_ergodic(wrapped, first, "guesses")
+    check_slopes("a rest point", wrapped, first, _INSTEAD, columns=4, kept=6)
     found, last = _search(wrapped, guesses, rtol, atol, max_steps)
-    unravel = flat_drift(jax.tree.map(lambda leaf: leaf[0], guesses))[1]
+    unravel = flat_drift(first)[1]
     points: list[RestPoint] = []
     count = len(jax.tree.leaves(guesses)[0])
     leads_to, reducible = np.full(count, -1), np.zeros(count, bool)

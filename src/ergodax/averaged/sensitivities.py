@@ -38,7 +38,7 @@ from ..results.labels import (
 from ..results.result import Result
 from .drift import flat_drift
 from .flow import check_reached, how_ended, no_play, warn_single_precision
-from .kinks import TOLERANCE, kinks
+from .kinks import TOLERANCE, KinkReport, kinks
 from .stationary import check_ergodic, preserve_rows
 from .units import unit_of
 
@@ -155,7 +155,8 @@ def sensitivities(
     Warns:
         UserWarning: if derivatives may be off by more than 1e-4 of their size, since the flow
             touches a tie of a maximum, rests on it, or crosses it so slowly that it is not known
-            when; see `ergodax.kinks`. Not under a JAX transformation.
+            when; see `ergodax.kinks`; or if that could not be found out. Not under a JAX
+            transformation.
     """
     check_function("build", build, "theta")
     theta = check_theta(theta)
@@ -178,7 +179,11 @@ def sensitivities(
     )
     found = Sensitivities(wrapped, *solve(jnp.full(_MOST_STOPS, jnp.inf)))
     if is_concrete(found.end_time) and found.result == RESULTS.successful:
-        report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
+        try:
+            report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
+        except RuntimeError as error:
+            report = KinkReport((), wrapped)
+            warnings.warn(f"derivatives were not checked for kinks: {error}", stacklevel=2)
         if any(tie.jump * tie.visit > TOLERANCE for tie in report.ties):
             stops = report.stops[:_MOST_STOPS]
             padded = np.pad(stops, (0, _MOST_STOPS - len(stops)), constant_values=np.inf)

@@ -10,7 +10,6 @@ Everything here is plain array code without LAPACK: it batches well under `vmap`
 factorisations of two systems at once can lock up the CPU's thread pool (seen with jaxlib 0.10.2).
 """
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,14 +21,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..base.checks import is_concrete
-from ..base.compiling import compiled
+from ..base.compiling import compiled, precise
 from ..model.game import row_preserving
 from ..model.learner import At
 from ..model.validity import check_probabilities
 from ..model.wrapped import WrappedGame, admit
 
-# Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told not to.
-_dot = functools.partial(jnp.dot, precision="highest")
 _UNROLLED = 8
 _SLOW_MIXING = 1e3
 
@@ -54,7 +51,7 @@ def _censor(chain: Float[Array, "S S"]) -> _Censored:
         row = jnp.where(states < k, matrix[k], 0)
         total = row.sum()
         column = jnp.where(states < k, matrix[:, k], 0) / jnp.where(total > 0, total, 1)
-        matrix = matrix + column[:, None] * row
+        matrix = matrix + column[:, None] * row[None]
         matrix = matrix.at[:, k].set(jnp.where(states < k, column, matrix[:, k]))
         return _Censored(matrix, leave.at[k].set(total))
 
@@ -98,7 +95,7 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
     def restore(k, law):
         # A state that cannot leave downwards closes a class: all states below it are transient.
         closes = leave[k] == 0
-        here = jnp.where(closes, 1, _dot(law, matrix[:, k]))
+        here = jnp.where(closes, 1, jnp.dot(law, matrix[:, k]))
         return jnp.where(closes, 0, law).at[k].set(here)
 
     law = _upwards(chain.shape[0], restore, jnp.zeros_like(chain[0]).at[0].set(1))
@@ -106,10 +103,11 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
 
 
 @stationary_law.defjvp
+@precise
 def _stationary_law_jvp(primals, tangents):
     (chain,), (tangent,) = primals, tangents
     law = stationary_law(chain)
-    return law, poisson_solver(chain, law)(_dot(law, tangent))
+    return law, poisson_solver(chain, law)(jnp.dot(law, tangent))
 
 
 def poisson_solver(
@@ -136,7 +134,7 @@ def poisson_solver(
             return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
 
         def restore(k, x):
-            return x.at[k].set(censored[k] / leave[k] + _dot(x, matrix[:, k]))
+            return x.at[k].set(censored[k] / leave[k] + jnp.dot(x, matrix[:, k]))
 
         censored = _downwards(size, remove, b[order])
         x = _upwards(size, restore, jnp.zeros_like(b))[order]
@@ -159,11 +157,12 @@ def deviation_matrix(
         chain: the transition matrix P, `[S, S]`, with one closed class.
     """
     law = stationary_law(chain)
-    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law)
+    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law[None])
     return law, deviation
 
 
 @deviation_matrix.defjvp
+@precise
 def _deviation_matrix_jvp(primals, tangents):
     (chain,), (tangent,) = primals, tangents
     law, deviation = deviation_matrix(chain)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ..base.compiling import quickly_compiled
-from ..ode.path import evaluate, level_times, monotone_pieces
+from ..ode.path import evaluate, level_times
 
 _PARTS = np.linspace(0, 1, 5)  # where in a step the order of entries is looked at
 _NEAR = 1e-3  # by what share of its values a row may miss a tie and still be listed
@@ -73,12 +73,13 @@ class TieSearch:
 
     Args:
         rtol: relative tolerance of the path.
-        atol: the same, absolute.
+        atol: the same, absolute, for every maximum, `[M]`.
+        reach: values larger than this do not raise the tolerance, `[M]`.
         present: which entries of the table of all maxima are values, `[M, A]`.
     """
 
-    def __init__(self, rtol: float, atol: float, present):
-        self.rtol, self.atol, self.present = rtol, atol, present
+    def __init__(self, rtol: float, atol, reach, present):
+        self.rtol, self.atol, self.reach, self.present = rtol, atol, reach, present
         self.stretches: dict[tuple[int, int, int], list[_Stretch]] = {}
 
     def look(self, times, points, rows) -> None:
@@ -94,7 +95,7 @@ class TieSearch:
         padded = np.pad(steps, _AROUND)
         free = np.lib.stride_tricks.sliding_window_view(padded, 2 * _AROUND + 1).max(axis=1)
         scale = np.maximum(*(np.abs(rows[end]).max(-1) for end in (0, -1)))
-        known = self.rtol * scale + self.atol
+        known = self.rtol * np.minimum(scale, self.reach) + self.atol
         near = list(self._near(rows, known))
         gaps = [
             rows[:, step, row, old] - rows[:, step, row, new] for step, row, _, old, new in near
@@ -172,8 +173,9 @@ def _divide(gaps, known):
     """Ends of the monotone pieces of differences, and when in each they are -known, 0, known."""
 
     def divide(gap, known):
-        levels = jax.vmap(level_times, (None, 0))(gap, known * np.array([-1.0, 0.0, 1.0]))
-        return monotone_pieces(gap), levels
+        levels = known * np.array([-1.0, 0.0, 1.0])
+        ends, times = jax.vmap(level_times, (None, 0))(gap, levels)
+        return ends[0], times
 
     return jax.vmap(divide)(gaps, known)
 

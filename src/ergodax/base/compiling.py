@@ -30,10 +30,26 @@ class _Watch:
     compiled = warned = False
 
 
+def precise(function: Function) -> Function:
+    """A function whose products are made in the precision of their numbers, whenever it is traced.
+
+    Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told. What a
+    compiled function consists of is traced with it; but rules of derivatives are traced later.
+    """
+
+    @functools.wraps(function)
+    def traced(*args, **given):
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **given)
+
+    return cast(Function, traced)
+
+
 def compiled(function: Function, **options) -> Function:
     """Compiles a function on its first call for arguments of their shapes and types.
 
-    Afterwards it sees to it that the process holds no more programs than Linux allows.
+    Its products are made in the precision of their numbers. Afterwards it sees to it that the
+    process holds no more programs than Linux allows.
 
     Args:
         function: a function of pytrees; what in them is no array is fixed in the program.
@@ -43,7 +59,7 @@ def compiled(function: Function, **options) -> Function:
     @functools.wraps(function)
     def trace(*args, **given):
         _Watch.compiled = True
-        return function(*args, **given)
+        return precise(function)(*args, **given)
 
     jitted = cast(Any, eqx.filter_jit)(trace, **options)
 

@@ -1,29 +1,10 @@
-"""How much memory there is, and what would not fit into it."""
+"""Memory: what there is, and refusals of what does not fit."""
 
 import os
 from pathlib import Path
 
 
-def check_memory(needed: float | int, what: str, instead: str) -> None:
-    """Checks that something fits into the memory that is available.
-
-    Args:
-        needed: its size in bytes.
-        what: what it is, with its size in numbers.
-        instead: what to do if it does not fit.
-
-    Raises:
-        ValueError: if it does not fit.
-    """
-    available = _available()
-    if available is not None and needed > available:
-        raise ValueError(
-            f"{what} would need {needed / 2**30:.3g} GiB but {available / 2**30:.3g} GiB of memory "
-            f"are available: {instead}."
-        )
-
-
-def _available() -> int | None:
+def available_memory() -> int | None:
     """Bytes of memory that can be had, or None if the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -34,3 +15,19 @@ def _available() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def check_room(needed: int, what: str, instead: str) -> None:
+    """Raises ValueError if memory does not suffice.
+
+    Args:
+        needed: bytes.
+        what: needs them.
+        instead: what to do about it.
+    """
+    available = available_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{what} needs {needed / 2**30:.3g} GiB but {available / 2**30:.3g} GiB of memory are "
+            f"available: {instead}."
+        )

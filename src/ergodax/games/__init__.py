@@ -7,7 +7,7 @@ from .market import AbstractMarket, LinearMarket, LogitMarket
 from .matrix import bimatrix, prisoners_dilemma, repeated
 from .pricing import bertrand, cournot, sequential, two_prices, unit_demand
 from .signals import with_signals
-from .tables import from_table
+from .tables import from_table, read_nfg, write_nfg
 from .two_by_two import (
     battle_of_the_sexes,
     chicken,
@@ -44,6 +44,7 @@ __all__ = [
     "prisoners_dilemma",
     "public_goods",
     "random_ergodic",
+    "read_nfg",
     "repeated",
     "repeated_lottery",
     "rock_paper_scissors",
@@ -58,4 +59,5 @@ __all__ = [
     "unit_demand",
     "volunteers_dilemma",
     "with_signals",
+    "write_nfg",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Real
 
 from ..base.checks import check_array, check_count, check_number, is_concrete
-from ..base.memory import check_memory
+from ..base.memory import check_room
 from ..model.game import MarkovGame
 from ..model.validity import name_actions
 
@@ -57,8 +57,8 @@ def repeated(
     short = all(len(name) == 1 for own in names for name in own)
     labels = [("" if short else "-").join(profile) for profile in profiles]
     joint = math.prod(num_actions)
-    check_memory(
-        64.0 * joint * float(joint) ** min(memory, 100),
+    check_room(
+        64 * joint ** (1 + min(memory, 100)),
         f"a game of {joint}^{memory} states",
         "remember fewer rounds",
     )

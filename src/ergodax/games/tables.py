@@ -1,6 +1,7 @@
 """Matrix games from tables and files."""
 
 import csv
+import importlib
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..base.checks import check_type
+from ..base.files import target, write
 from ..model.game import MarkovGame
 from .matrix import repeated
 
@@ -68,7 +71,7 @@ def from_table(table: Any, *, memory: int = 1) -> MarkovGame:
 def _rows(table: Any) -> tuple[list[str], list[list[Any]]]:
     """Headings and rows of a data frame or a CSV file."""
     if isinstance(table, str | Path):
-        with open(Path(table).expanduser(), newline="", encoding="utf-8-sig") as file:
+        with open(target(table), newline="", encoding="utf-8-sig") as file:
             lines = [line for line in csv.reader(file) if any(entry.strip() for entry in line)]
         return (lines[0], lines[1:]) if lines else ([], [])
     if hasattr(table, "columns") and hasattr(table, "itertuples"):
@@ -91,3 +94,62 @@ def _number(entry: Any) -> float:
         return float(entry)
     except (TypeError, ValueError):
         return float("nan")
+
+
+def read_nfg(path: str | Path, *, memory: int = 1) -> MarkovGame:
+    """A matrix game from a file of Gambit's strategic form (`.nfg`).
+
+    Needs the optional package pygambit: `pip install "ergodax[gambit]"`.
+
+    Args:
+        path: the file.
+        memory: number of past rounds remembered.
+
+    Raises:
+        ImportError: without pygambit.
+        ValueError: if it cannot read the file.
+    """
+    gambit = _gambit()
+    try:
+        game = gambit.read_nfg(target(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is no game in strategic form: {error}") from None
+    tables = tuple(np.asarray(own, dtype=float) for own in game.to_arrays(dtype=float))
+    names = [[strategy.label for strategy in player.strategies] for player in game.players]
+    return repeated(tables, memory=memory, action_names=names)
+
+
+def write_nfg(game: MarkovGame, path: str | Path, *, title: str = "") -> None:
+    """Writes the payoffs of a matrix game to a file of Gambit's strategic form (`.nfg`).
+
+    Random payoffs are written as their means. Needs pygambit: `pip install "ergodax[gambit]"`.
+
+    Args:
+        game: a game whose payoffs do not depend on its state.
+        path: the file to write or replace.
+        title: of the game.
+
+    Raises:
+        ImportError: without pygambit.
+        ValueError: if payoffs depend on the state.
+    """
+    gambit = _gambit()
+    check_type("game", game, MarkovGame, "a MarkovGame")
+    payoffs = np.asarray((game.probabilities[..., None] * game.rewards).sum(axis=-2))
+    if not np.allclose(payoffs, payoffs[:1], rtol=1e-12, atol=0):
+        raise ValueError("the payoffs depend on the state: such a game has no strategic form.")
+    tables = np.moveaxis(payoffs[0].astype(float), -1, 0)
+    written = gambit.Game.from_arrays(*tables, title=title)
+    for player, own in zip(written.players, game.action_names, strict=True):
+        for strategy, name in zip(player.strategies, own, strict=True):
+            strategy.label = name
+    write(path, [written.to_nfg().encode()])
+
+
+def _gambit() -> Any:
+    try:
+        return importlib.import_module("pygambit")
+    except ImportError:
+        raise ImportError(
+            'games in Gambit\'s format need pygambit: pip install "ergodax[gambit]"'
+        ) from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..base.checks import check_path, describe
 from ..base.files import replacing_folder, target, write
 from ..results.result import versions
 from .container import UnfitError, opened, pack
@@ -39,8 +40,8 @@ def save(
     """Writes a result or a data set to a file, completely or not at all.
 
     Args:
-        result: any result or other object of this package, a tuple of results of one kind (as
-            `rest_points` returns them), or an `xarray.Dataset` (as `sweep` does).
+        result: any result or other object of this package, a tuple of results of one kind,
+            or an `xarray.Dataset` (as `sweep` returns it).
         path: the netCDF file; an existing one is replaced once the new one is complete. A data set
             becomes a zarr store if the name ends in `.zarr`; that needs `ergodax[zarr]`.
         attributes: further attributes of the data set: texts, numbers, or lists of either.
@@ -50,10 +51,10 @@ def save(
             whose class is defined inside a function), or an attribute is none, naming it.
         OSError: if the file cannot be written.
     """
-    path = target(path)
+    path = target(check_path("path", path))
     data = _labelled(result)
     is_data_set = result is data
-    data = data.assign_attrs(_checked(attributes or {}))
+    data = data.assign_attrs(_checked({} if attributes is None else attributes))
     if path.suffix == ".zarr":
         if not is_data_set:
             raise ValueError(
@@ -87,9 +88,11 @@ def load(path: str | os.PathLike[str], *, classes: Sequence[type] = ()) -> Any:
         ValueError: if the file is foreign, damaged or of a newer version; if it needs a class that
             is not known; if it holds float64 arrays of JAX and JAX computes in float32.
     """
-    path = target(path)
+    path = target(check_path("path", path))
     if path.suffix == ".zarr" and path.exists():
         return _load_zarr(path)
+    if not isinstance(classes, Sequence) or not all(isinstance(one, type) for one in classes):
+        raise ValueError(f"classes must be a list of classes; found {describe(classes)}.")
     known = known_classes(classes)
     with opened(path) as file:
         if file.structure["is_data_set"]:
@@ -121,7 +124,7 @@ def table(result: Any) -> "pandas.DataFrame":
     frames = [_rows(data, agent) for agent in range(data.sizes.get("agent", 0))]
     frames = [frame for frame in frames if frame is not None]
     if not frames:
-        raise ValueError("it holds no quantity per state and action.")
+        raise ValueError("result holds no quantity per state and action.")
     frame = pandas.concat(frames, ignore_index=True)
     outer = [name for name in frame.columns if name in data.dims and name not in _ENTRY]
     return frame.sort_values([*outer, "agent"], kind="stable", ignore_index=True)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..base.checks import check_type
+from ..base.checks import check_type, is_concrete
 from .game import MarkovGame
 from .learner import AbstractLearner, At, Transition
 from .validity import check_probabilities
@@ -14,6 +14,9 @@ from .wrapped import WrappedGame
 _PROBED_EVENTS = 3
 # Parameters that are looked at: along so many random histories, after 1, 2, 4, .. updates.
 _HISTORIES, _UPDATES = 4, 2 ** np.arange(9)
+_MOST_EVENTS = 64  # by which updates are searched for kinks
+_SEEN: set[tuple] = set()  # classes without kinks, and in what games
+_OWN = __name__.split(".")[0] + ".learners."
 _LINES, _PARTS = 16, 8  # lines between them that are searched for jumps, and their division
 
 
@@ -35,9 +38,9 @@ def check_learner(learner: AbstractLearner, game: MarkovGame) -> None:
     """
     check_type("learner", learner, AbstractLearner, "a learner")
     check_type("game", game, MarkovGame, "a MarkovGame")
-    wrapped = WrappedGame(game, (learner,) * game.num_agents)
-    for agent in range(game.num_agents):
-        name = f"agent {agent}: {type(learner).__name__}"
+    wrapped, kind = WrappedGame(game, (learner,) * game.num_agents), type(learner).__name__
+    for agent, learner in enumerate(wrapped.learners):  # with its clock, if it has schedules
+        name = f"agent {agent}: {kind}"
         params = _check_init(f"{name}.init", learner, game, agent)
         _check_policy(f"{name}.policy", learner, game, agent, params)
         _check_update(f"{name}.update", wrapped, agent, params)
@@ -196,14 +199,51 @@ def _check_continuous(name, wrapped, agent, reached):
             f"{name}.policy jumps between parameters that the learner reaches, as the best action "
             "does. Say so by a property `continuous` that returns False."
         )
-    undeclared = learner.maximised(jax.tree.map(lambda leaf: leaf[0], reached)) is None
-    if undeclared and _jumps(lambda params: wrapped.increments(agent, params), reached, slope=True):
+    _check_declared(name, wrapped, agent, reached)
+    if learner.smooth and _jumps(policies, reached, slope=True):
+        raise ValueError(f"{name}.policy has a kink, but `smooth` is True.")
+
+
+def _check_declared(name, wrapped, agent, reached):
+    """Raises ValueError if updates, by some of the events, have a kink that is not declared."""
+    learner, transitions = wrapped.learners[agent], wrapped.transitions(agent)
+    if learner.maximised(jax.tree.map(lambda leaf: leaf[0], reached)) is not None:
+        return
+    count = transitions.state.shape[0]
+    some = np.random.default_rng(3).permutation(count)[:_MOST_EVENTS]
+    events = jax.tree.map(lambda leaf: leaf[some], transitions)
+
+    def increments(params):
+        return jax.vmap(lambda t: learner.update(params, t, wrapped.game, agent))(events)
+
+    if _jumps(increments, reached, slope=True):
         raise ValueError(
             f"{name}.update has a kink, as a maximum makes, but `maximised` returns None. It must "
             "return the values whose row maxima are taken."
         )
-    if learner.smooth and _jumps(policies, reached, slope=True):
-        raise ValueError(f"{name}.policy has a kink, but `smooth` is True.")
+
+
+def check_kinks(wrapped: WrappedGame) -> None:
+    """Checks that no learner has a kink that it does not declare, once for each class.
+
+    What is traced by JAX cannot be looked at and passes, and so do the package's own learners.
+
+    Raises:
+        ValueError: naming agent and learner.
+    """
+    if not all(map(is_concrete, jax.tree.leaves(wrapped))):
+        return
+    game = wrapped.game
+    for agent, learner in enumerate(wrapped.learners):
+        # Where a hyper-parameter is zero, a kink may be without effect.
+        used = tuple(bool(np.any(leaf)) for leaf in jax.tree.leaves(learner))
+        known = type(learner), used, game.num_states, game.num_actions, agent
+        if known in _SEEN or type(learner).__module__.startswith(_OWN):
+            continue
+        params = learner.init(game, agent, key=jax.random.key(0))
+        name = f"agent {agent}: {type(learner).__name__}"
+        _check_declared(name, wrapped, agent, _reach(wrapped, agent, params))
+        _SEEN.add(known)
 
 
 def _jumps(function, points, slope: bool = False) -> bool:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
-from ..base.checks import as_real, check_array, describe, is_concrete
+from ..base.checks import as_real, check_array, check_type, describe, is_concrete
 from .validity import (
     check_law,
     check_names,
@@ -305,6 +305,7 @@ _SHOWN = 8
 
 def check_agent(game: MarkovGame, agent: Any, name: str = "agent") -> int:
     """Returns the number of an agent; raises ValueError if there is no such agent."""
+    check_type("game", game, MarkovGame, "a MarkovGame")
     whole = isinstance(agent, int | np.integer) and not isinstance(agent, bool)
     if not whole or not 0 <= agent < game.num_agents:
         raise ValueError(

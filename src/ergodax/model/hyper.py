@@ -1,9 +1,10 @@
 """Hyper-parameters: fields of learners that always hold floating-point arrays, in an interval."""
 
+import abc
 import dataclasses
 import inspect
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -23,8 +24,24 @@ from ..base.checks import (
 from ..base.text import describe_value
 
 _INTERVAL = re.compile(r"[\[(]\s*-?(inf|[\d.]+)\s*,\s*-?(inf|[\d.]+)\s*[\])]")
-# A hyper-parameter: given as a number or an array, held as an array.
-Scalar = Float[Array, ""] | float
+
+
+class AbstractSchedule(eqx.Module):
+    """A hyper-parameter that changes with time: subclass it and write `__call__`.
+
+    Its fields, declared with `hyper`, can be swept and differentiated like any other.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Returns the value at time t, in unscaled steps."""
+
+
+if TYPE_CHECKING:  # learners compute with it as with a number: schedules are replaced before
+    Scalar = Any
+else:
+    # A hyper-parameter: given as a number, an array or a schedule; numbers are held as arrays.
+    Scalar = Float[Array, ""] | float | AbstractSchedule
 
 
 def hyper(default: Any = None, *, within: str = "(-inf, inf)", scalar: bool = True) -> Any:
@@ -90,6 +107,8 @@ class HyperModule(eqx.Module):
             if "within" not in field.metadata:
                 continue
             name, value = f"{type(self).__name__}.{field.name}", getattr(self, field.name)
+            if isinstance(value, AbstractSchedule) and field.metadata["scalar"]:
+                continue  # its interval is checked where the times are known
             if not isinstance(value, jax.Array) or not value.size:
                 raise ValueError(f"{name} must be a number; found {describe(value)}.")
             if field.metadata["scalar"] and jnp.ndim(value) > 0:

@@ -12,12 +12,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Real
 
-from ..base.checks import as_real, check_key, check_type, describe, is_concrete
+from ..base.checks import as_real, check_key, check_number, check_type, describe, is_concrete
 from .chain import joint_policy, state_chain
+from .clock import Clocked, has_schedule
 from .game import MarkovGame, check_agent
 from .learner import AbstractLearner, Params, Transition, undecided
+
+# Parameters as users give them.
+_Given = PyTree[Float[ArrayLike, "..."]]
 
 
 class WrappedGame(eqx.Module):
@@ -25,7 +29,8 @@ class WrappedGame(eqx.Module):
 
     Attributes:
         game: the Markov game.
-        learners: one learner per agent.
+        learners: one learner per agent; one with schedules is held with its clock, and its
+            parameters are a pair of its own and the time.
     """
 
     game: MarkovGame
@@ -67,7 +72,9 @@ class WrappedGame(eqx.Module):
                         f"the plain Python number {leaf}; declare the field with ergodax.hyper."
                     )
         self.game = game
-        self.learners = learners
+        self.learners = tuple(
+            Clocked(learner) if has_schedule(learner) else learner for learner in learners
+        )
 
     @property
     def needs_next_action(self) -> bool:
@@ -93,7 +100,19 @@ class WrappedGame(eqx.Module):
             for agent, learner in enumerate(self.learners)
         )
 
-    def policies(self, params: tuple[Params, ...]) -> tuple[Float[Array, "S _"], ...]:
+    def at(self, t: Real[ArrayLike, ""]) -> "WrappedGame":
+        """The same game, with learners whose schedules stand still at their values at time t.
+
+        Their parameters are those without the clock: `params[i].params`.
+
+        Args:
+            t: time in unscaled steps.
+        """
+        t = check_number("t", t)
+        frozen = [own.at(t) if isinstance(own, Clocked) else own for own in self.learners]
+        return WrappedGame(self.game, frozen)
+
+    def policies(self, params: tuple[_Given, ...]) -> tuple[Float[Array, "S _"], ...]:
         """Policies of all agents in all states: one array `[S, A_i]` per agent.
 
         Raises:
@@ -140,7 +159,7 @@ class WrappedGame(eqx.Module):
         """Transition matrix `P(s, s')` of the state chain, for event probabilities given s."""
         return state_chain(self.game, events)
 
-    def frozen_chain(self, params: tuple[Params, ...]) -> Float[Array, "S S"]:
+    def frozen_chain(self, params: tuple[_Given, ...]) -> Float[Array, "S S"]:
         """Transition matrix of the states when all agents' parameters are frozen."""
         return self.state_chain(self.event_probabilities(self.joint_policy(self.policies(params))))
 
@@ -166,7 +185,7 @@ class WrappedGame(eqx.Module):
             next_action=index[-1] if learner.needs_next_action else None,
         )
 
-    def increments(self, agent: int, params: Params) -> PyTree:
+    def increments(self, agent: int, params: _Given) -> PyTree:
         """What one agent's learner would add to its parameters at every event of `transitions`."""
         learner = self.learners[check_agent(self.game, agent)]
         transitions = self.transitions(agent)
@@ -285,7 +304,7 @@ def warn_rounded(wrapped: WrappedGame, stacklevel: int = 5) -> None:
     if jnp.result_type(float) != np.float64:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(wrapped):
-        if is_concrete(leaf) and leaf.dtype == np.float32:
+        if is_concrete(leaf) and getattr(leaf, "dtype", None) == np.float32:
             warnings.warn(
                 f"wrapped{jax.tree_util.keystr(path)} is in float32, precise to 7 digits: make "
                 "games and learners after jax_enable_x64 is turned on.",

@@ -16,6 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..base.checks import check_count, check_number, check_type
+from ..base.compiling import precise
 
 MAX_STEPS = 16**4
 # What rounding leaves of an error estimate, in units of the working precision.
@@ -44,8 +45,8 @@ class Solved(NamedTuple):
         ts: report times, `[K]`; None where none were asked for.
         ys: the solution there, leaves `[K, ...]`.
         end: the last time reached, and the solution there.
-        path: ends of all steps `[M + 1]` and the solution there `[M + 1, ...]`, the start first;
-            None unless kept.
+        path: ends of all steps `[M + 1]`, the solution there `[M + 1, ...]` and its slopes, the
+            start first; None unless kept.
         stats: how many steps were made, taken and refused.
         result: how it ended, one of `diffrax.RESULTS`.
     """
@@ -53,7 +54,7 @@ class Solved(NamedTuple):
     ts: Any
     ys: Any
     end: tuple[Any, Any]
-    path: tuple[Any, Any] | None
+    path: tuple[Any, ...] | None
     stats: dict
     result: Any
 
@@ -79,6 +80,7 @@ def check_solver(
     return check_number("rtol", rtol, "(0, inf)"), check_number("atol", atol, "(0, inf)")
 
 
+@precise
 def integrate(
     field: Callable,
     start: Any,
@@ -127,7 +129,8 @@ def integrate(
         method = _Explicit(solver, field, args, stop=stop, unit=unit, **options)
         return method.solve(start, begin, end, ts, keep, first_step)
     size = _like(unit.size, start)
-    term = diffrax.ODETerm(lambda t, y, args: _over(field(_times(y, size), args), size))
+    # In reverse mode diffrax traces the field once more, later.
+    term = diffrax.ODETerm(precise(lambda t, y, args: _over(field(_times(y, size), args), size)))
     solve = functools.partial(
         diffrax.diffeqsolve,
         term,
@@ -140,10 +143,14 @@ def integrate(
         throw=False,
     )
     solved = _by_diffrax(solve, _over(start, size), begin, end, ts, keep)
+    path = solved.path
+    if path is not None:
+        values = _times(path[1], size)
+        path = path[0], values, jax.vmap(field, (0, None))(values, args)
     return solved._replace(
         ys=None if ts is None else _times(solved.ys, size),
         end=(solved.end[0], _times(solved.end[1], size)),
-        path=None if solved.path is None else (solved.path[0], _times(solved.path[1], size)),
+        path=path,
     )
 
 
@@ -215,7 +222,8 @@ class _Explicit:
             reports = jnp.where(begin == end, len(ts), 0), none
         if keep:
             times = jnp.full(self.max_steps + 1, jnp.inf, begin.dtype).at[0].set(begin)
-            path = times, jnp.full((self.max_steps + 1, x.size), jnp.inf, x.dtype).at[0].set(x)
+            rows = jnp.full((self.max_steps + 1, x.size), jnp.inf, x.dtype)
+            path = times, rows.at[0].set(x), jnp.zeros_like(rows)
 
         def field(x):
             return ravel_pytree(self.field(unravel(x), self.args))[0]
@@ -232,10 +240,10 @@ class _Explicit:
             if reports is not None:
                 reports = self._report(before, after, slopes, taken, ts, *reports)
             if path is not None:
-                place = jnp.where(taken, after.taken, len(path[0]))
+                place = jnp.where(taken | ~before.begun, after.taken, len(path[0]))
                 path = tuple(
                     part.at[place].set(value, mode="drop")
-                    for part, value in zip(path, (after.t, after.x), strict=True)
+                    for part, value in zip(path, (after.t, after.x, after.slope), strict=True)
                 )
             return after, reports, path
 
@@ -245,6 +253,8 @@ class _Explicit:
             return going & (standing.steps < self.max_steps)
 
         standing, reports, path = jax.lax.while_loop(unfinished, advance, (standing, reports, path))
+        if path is not None and not self.tableau.fsal:
+            path = *path[:2], jax.vmap(field)(path[1])
         codes: Any = diffrax.RESULTS
         there = (standing.t >= end) | standing.stopped
         reached = ys = None
@@ -261,7 +271,7 @@ class _Explicit:
             ts=reached,
             ys=ys,
             end=(standing.t, unravel(standing.x)),
-            path=None if path is None else (path[0], jax.vmap(unravel)(path[1])),
+            path=None if path is None else (path[0], *map(jax.vmap(unravel), path[1:])),
             stats=stats,
             result=codes.where(there, codes.successful, codes.max_steps_reached),
         )
@@ -275,7 +285,7 @@ class _Explicit:
         weights = jnp.asarray(self.weights, x.dtype)
 
         def stage(j, slopes):
-            return slopes.at[j].set(field(x + h * _dot(weights[j], slopes)))
+            return slopes.at[j].set(field(x + h * jnp.dot(weights[j], slopes)))
 
         slopes = jnp.zeros((self.stages, x.size), x.dtype).at[0].set(standing.slope)
         return jax.lax.fori_loop(int(self.tableau.fsal), self.stages, stage, slopes)
@@ -289,8 +299,8 @@ class _Explicit:
         """One step: taken if its error is small enough; and where the next one ends."""
         h = (s.next - s.t).astype(s.x.dtype)
         tableau = self.tableau
-        x = s.x + h * _dot(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
-        error = h * _dot(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
+        x = s.x + h * jnp.dot(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
+        error = h * jnp.dot(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
         error, old, new = jax.lax.stop_gradient((error, s.x, x))
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         new = jnp.where(jnp.isnan(new).any(), old, new)
@@ -376,11 +386,6 @@ def _by_diffrax(solve, start, begin, end, ts, keep) -> Solved:
         stats=counts | {"max_steps": solve.keywords["max_steps"]},
         result=result,
     )
-
-
-def _dot(weights, slopes):
-    # Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told.
-    return jnp.dot(weights, slopes, precision="highest")
 
 
 def _norm(x):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .integrate import integrate
@@ -62,18 +63,17 @@ def follow(
         The path, and what `integrate` returns.
     """
     solved: Any = integrate(field, start, end, args, ts=ts, keep=True, **options)
-    (times, values), count = solved.path, solved.stats["num_accepted_steps"] + 1
+    times, values, velocities = solved.path
+    count = solved.stats["num_accepted_steps"] + 1
 
-    def describe(k, slopes):
-        velocity = field(values[k], args)
-        side = values[k] + NUDGE * end * velocity
-        acceleration = jax.jvp(lambda x: field(x, args), (side,), (velocity,))[1]
-        return slopes[0].at[k].set(velocity), slopes[1].at[k].set(acceleration)
+    def describe(k, accelerations):
+        side = values[k] + NUDGE * end * velocities[k]
+        _, acceleration = jax.jvp(lambda x: field(x, args), (side,), (velocities[k],))
+        return accelerations.at[k].set(acceleration)
 
     # After the solve: within it, the field would be compiled several times. Its reverse-mode
     # derivative does not exist: a path is a constant of differentiation.
-    none = jnp.zeros_like(values)
-    velocities, accelerations = jax.lax.fori_loop(0, count, describe, (none, none))
+    accelerations = jax.lax.fori_loop(0, count, describe, jnp.zeros_like(values))
     return Path(times, values, velocities, accelerations, count), solved
 
 
@@ -107,22 +107,45 @@ def evaluate(points, s) -> Any:
     )
 
 
-def monotone_pieces(points: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Divides 0..1 so that a polynomial is monotone in every piece: the ends of the pieces."""
-    if len(points) == 2:
-        return jnp.array([0.0, 1.0], points.dtype)
-    # An end that comes nearest to a turning point where there is none divides needlessly.
-    turns = level_times(jnp.diff(points), 0.0)
-    return jnp.concatenate([jnp.zeros_like(turns[:1]), turns, jnp.ones_like(turns[:1])])
+def level_times(
+    points: Float[Array, " n"], level: Any
+) -> tuple[Float[Array, " n"], Float[Array, " n-1"]]:
+    """When a polynomial takes a level, in order of time.
 
-
-def level_times(points: Float[Array, " n"], level: Any) -> Float[Array, " n-1"]:
-    """When a polynomial takes a level in each of its monotone pieces, in order of time.
-
-    Where it does not, the end of the piece that comes nearer to it.
+    Returns:
+        The ends of pieces of 0..1 in which it is monotone; and for each piece when it takes the
+        level, or the end that comes nearer to it. Some pieces may be needless, or have no length.
     """
-    ends = monotone_pieces(points)
-    return bisect(lambda s: evaluate(points, s) - level, ends[:-1], ends[1:])
+    degree = len(points) - 1
+
+    def refine(ends, derivative):
+        points, level = derivative
+        times = bisect(lambda s: evaluate(points, s) - level, ends[:-1], ends[1:])
+        return jnp.append(jnp.zeros_like(times[:1]), times), (ends, times)
+
+    # The levels of a derivative divide 0..1 for the one before, from a straight line on.
+    levels = jnp.zeros(degree, points.dtype).at[-1].set(level)
+    derivatives = jnp.tensordot(_derivatives(degree), points, axes=1, precision="highest")
+    whole = jnp.ones_like(points).at[0].set(0)
+    _, (ends, times) = jax.lax.scan(refine, whole, (derivatives.astype(points.dtype), levels))
+    return ends[-1], times[-1]
+
+
+def _derivatives(degree: int) -> np.ndarray:
+    """Makes of Bezier points those of all derivatives, the linear one first, `[n-1, n, n]`.
+
+    All are written as polynomials of the full degree, and up to a factor.
+    """
+    made = []
+    for order in range(degree - 1, -1, -1):
+        matrix = np.diff(np.eye(degree + 1), order, axis=0)
+        for n in range(degree - order, degree):  # raises the degree from n to n + 1
+            up = np.zeros((n + 2, n + 1))
+            k = np.arange(n + 1)
+            up[k, k], up[k + 1, k] = 1 - k / (n + 1), (k + 1) / (n + 1)
+            matrix = up @ matrix
+        made.append(matrix)
+    return np.stack(made)
 
 
 def bisect(function: Callable, low: Float[Array, " n"], high: Float[Array, " n"]):

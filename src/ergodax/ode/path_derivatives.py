@@ -258,17 +258,11 @@ class _Tangent(NamedTuple):
         size = self.path.values.shape[1]
         p = len(jax.tree.leaves((x0_dot, moved_dot))[0])
         start = jnp.zeros((p, size), self.path.values.dtype) if x0_dot is None else x0_dot
-        stops, count, spread = self.stops(ts)
-        if further is not None:
-            own, count = stops, count + jnp.sum(jnp.isfinite(further))
-            stops = jnp.sort(jnp.append(own, further))
-            rows = jnp.searchsorted(stops, own)
-            saved_at, spread = spread, lambda values: saved_at(values[rows])
+        stops = ts[-1:] if further is None else jnp.sort(jnp.append(further, ts[-1]))
+        count = jnp.sum(jnp.isfinite(stops))
         walk = Walk(self.at, field, probe, size, self.tol, jnp.zeros(()), stops, count, 1)
-        saved = jnp.zeros((len(stops), *start.shape), start.dtype).at[0].set(start)
         step = self.path.times[1] - self.path.times[0]
-        _, saved = walk(start, saved, jnp.where(stops[0] == 0, 1, 0), step)
-        return spread(saved)
+        return walk(start, ts, jnp.broadcast_to(start, (len(ts), *start.shape)), step)[1]
 
     def backward(self, cotangents, ts, with_start):
         """Cotangents of the start (if it moves) and the moved leaves, as one flat vector."""
@@ -289,14 +283,15 @@ class _Tangent(NamedTuple):
         by_moved = jnp.zeros(ravel_pytree(self.moved)[0].size, added.dtype)
         start = jnp.append(added[count - 1], by_moved)
         step = self.path.times[self.path.count - 1] - self.path.times[self.path.count - 2]
-        y, _ = walk(start, added, count - 2, step)
+        y, _ = walk(start, stops, added, step)
         return y if with_start else y[size:]
 
     def stops(self, ts):
         """Where to stop, how many stops there are, and how values there become values at `ts`.
 
-        Stops are `ts` itself, or, if these are many, the nodes of a quintic in every step of the
-        path, so that the cost does not grow with their number.
+        For cotangents, which are added where a step ends. Stops are `ts` itself, or, if these are
+        many, the nodes of a quintic in every step of the path, so that the cost does not grow with
+        their number.
         """
         if len(ts) <= _MANY_TIMES:
             return ts, jnp.asarray(len(ts)), lambda values: values

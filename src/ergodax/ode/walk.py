@@ -66,8 +66,9 @@ class _State(NamedTuple):
 class Walk(NamedTuple):
     """Solves a linear ODE forwards or backwards, from stop to stop and from jump to jump.
 
-    Forwards it begins at time 0, ends at the last stop, and stores y at the stops. Backwards it
-    begins at the last stop, ends at time 0, and adds given values to y at the stops.
+    Forwards it begins at time 0, ends at the last stop, and stores y at report times, within steps
+    too. Backwards it begins at the last stop, ends at time 0, and adds given values to y at the
+    stops.
 
     Attributes:
         along: the path, x at time t, `[d]`. It is evaluated outside the loops that use it: were it
@@ -93,8 +94,15 @@ class Walk(NamedTuple):
     count: Any
     direction: int
 
-    def __call__(self, y, values, stop, step):
-        """Returns y at the end, and the values at the stops; NaN if there were too many steps."""
+    def __call__(self, y, ts, values, step):
+        """Returns y at the end, and at `ts`; NaN if there were too many steps.
+
+        Args:
+            y: where it begins.
+            ts: forwards, the report times, `[K]`; backwards, the stops.
+            values: forwards, y at the beginning for each of `ts`; backwards, what is added there.
+            step: length of the first step.
+        """
         zero, last = jnp.zeros_like(self.stops[0]), self.stops[self.count - 1]
         begin, end = (zero, last) if self.direction > 0 else (last, zero)
         no = jnp.asarray(False)
@@ -104,7 +112,7 @@ class Walk(NamedTuple):
             slope=jnp.zeros_like(y),
             fresh=~no,
             h=step,
-            stop=stop,
+            stop=jnp.asarray(0) if self.direction > 0 else self.count - 2,
             low=begin,
             high=begin,
             found=no,
@@ -115,22 +123,40 @@ class Walk(NamedTuple):
 
         def advance(standing):
             s, stored = standing
-            new = jax.lax.cond(s.round > 0, self._divide, lambda s: self._step(s, end, values), s)
+            h, k, new = jax.lax.cond(
+                s.round > 0, self._divide, lambda s: self._step(s, end, values), s
+            )
             if self.direction > 0:  # outside of the branches, which would copy all of it
-                row = jnp.where(new.stop > s.stop, new.y, stored[s.stop])
-                stored = stored.at[s.stop].set(row)
+                stored = self._report(s, h, k, new, ts, *stored)
             return new, stored
 
-        state, stored = jax.lax.while_loop(
+        state, (_, stored) = jax.lax.while_loop(
             lambda standing: (standing[0].t != end) & (standing[0].count < MAX_STEPS),
             advance,
-            (start, values),
+            (start, (jnp.asarray(0), values)),
         )
         reached = jnp.where(state.t == end, 1.0, jnp.nan)
         return reached * state.y, reached * stored
 
-    def _step(self, s: _State, end, values) -> _State:
-        """Tries one step of Tsitouras' method, at most to the next stop or jump."""
+    def _report(self, s: _State, h, k, new: _State, ts, index, stored):
+        """Evaluates a step that was taken at the report times within it."""
+        step = diffrax.Tsit5.interpolation_cls(t0=s.t, t1=s.t + h, y0=s.y, y1=new.y, k=h * k)
+
+        def inside(standing):
+            index, _ = standing
+            return (new.t != s.t) & (index < len(ts)) & (ts[index] <= new.t)
+
+        def write(standing):
+            index, stored = standing
+            return index + 1, stored.at[index].set(step.evaluate(ts[index]))
+
+        return jax.lax.while_loop(inside, write, (index, stored))
+
+    def _step(self, s: _State, end, values):
+        """Tries one step of Tsitouras' method, at most to the next stop or jump.
+
+        Returns its length, dy/dt in all stages, and where the walk stands afterwards.
+        """
         inside = (s.stop >= 0) & (s.stop < self.count)
         target = jnp.where(inside, self.stops[jnp.clip(s.stop, 0, len(self.stops) - 1)], end)
         limit = jnp.where(s.found, s.low, target)
@@ -164,7 +190,7 @@ class Walk(NamedTuple):
         length = jnp.abs(h) * jnp.clip(0.9 * excess**-0.2, 0.2, 5.0)
         # A step cut short says little about the next.
         length = jnp.where(accepted & full, jnp.maximum(length, s.h), length)
-        return s._replace(
+        new = s._replace(
             t=jnp.where(accepted, jnp.where(full, jnp.where(at_jump, s.high, limit), s.t + h), s.t),
             y=jnp.where(accepted, y, s.y),
             slope=jnp.where(accepted, k[-1], k[0]),
@@ -178,8 +204,9 @@ class Walk(NamedTuple):
             searched=~accepted,
             count=s.count + 1,
         )
+        return h, k, new
 
-    def _divide(self, s: _State) -> _State:
+    def _divide(self, s: _State):
         """Narrows the search for a jump to the part of the step where the probe jumps most."""
         times = s.low + (s.high - s.low) * jnp.linspace(0, 1, _PARTS + 1)
         probed = jax.lax.map(lambda x: self.probe(x, s.y), jax.vmap(self.along)(times))
@@ -190,7 +217,7 @@ class Walk(NamedTuple):
         done = s.round == _ROUNDS
         largest = jnp.max(jnp.linalg.norm(probed, axis=1))
         found = done & (jnp.linalg.norm(changes[part]) > 1e-5 * largest)
-        return s._replace(
+        new = s._replace(
             low=times[part],
             high=times[part + 1],
             # The step that led here was cut; the whole of what lies before the jump is free again.
@@ -200,6 +227,7 @@ class Walk(NamedTuple):
             searched=~found,
             count=s.count + 1,
         )
+        return jnp.zeros_like(s.t), jnp.zeros((len(_STAGE_TIMES), *s.y.shape), s.y.dtype), new
 
 
 def rms(y: Float[Array, "*rows n"]) -> Float[Array, "*rows"]:

@@ -10,6 +10,15 @@ import numpy as np
 from jaxtyping import ArrayLike, PyTree, Real
 
 from ..averaged.sensitivities import Sensitivities
+from ..base.checks import (
+    as_real,
+    check_array,
+    check_flag,
+    check_mapping,
+    check_number,
+    check_type,
+    describe,
+)
 from ..studies.convergence import ConvergenceStudy
 from .coordinates import Coordinate, parameter_index, parameter_name
 from .style import NEUTRAL, axes_or_new, is_geometric, legend, look, plain, title
@@ -54,10 +63,16 @@ def sweep(
         ValueError: if there is no such variable or dimension, too few or too many are left open, or
             derivatives do not fit.
     """
-    if variable not in dataset:
-        raise ValueError(
-            f"{variable!r} is not a variable; those are {', '.join(map(str, dataset.data_vars))}."
-        )
+    import xarray
+
+    check_type("dataset", dataset, xarray.Dataset, "a data set, as ergodax.sweep returns it")
+    if not isinstance(variable, str) or variable not in dataset:
+        listed = ", ".join(map(str, dataset.data_vars))
+        raise ValueError(f"{describe(variable)} is not a variable; those are {listed}.")
+    if at is not None:
+        check_mapping("at", at, "{'agent': 0}")
+    if not isinstance(gradient, Mapping):
+        check_flag("gradient", gradient)
     values, at = dataset[variable], dict(at or {})
     if "time" in values.dims:
         at.setdefault("time", values["time"].values[-1])
@@ -67,7 +82,14 @@ def sweep(
             f"{unknown[0]!r} is not a dimension of {variable}; those are "
             f"{', '.join(map(str, values.dims))}."
         )
-    values = values.sel(at)
+    for name, where in at.items():
+        try:
+            values = values.sel({name: where})
+        except (KeyError, TypeError, ValueError):
+            known = ", ".join(map(_short, dataset[name].values.tolist()))
+            raise ValueError(
+                f"at: {name} must be one of {known}; found {describe(where)}."
+            ) from None
     swept = [str(d) for d in values.dims if not _LABELS.fullmatch(str(d))]
     others = [str(d) for d in values.dims if d not in swept]
     if len(swept) not in (1, 2) or len(others) > 2 - len(swept):
@@ -117,6 +139,9 @@ def sensitivities(
         ValueError: if there is no such parameter or time, the function does not return one number,
             or elasticities are asked for where the number is zero.
     """
+    check_type("result", result, Sensitivities, "what ergodax.sensitivities returns")
+    if time is not None:
+        time = check_number("time", time)
     ts = np.asarray(result.ts)
     k = len(ts) - 1 if time is None else int(np.argmin(np.abs(ts - time)))
     if time is not None and not np.isclose(ts[k], time):
@@ -126,13 +151,14 @@ def sensitivities(
         value, slope = jax.value_and_grad(_number(of))(params)
         name = plain(getattr(of, "__name__", "observable").replace("<lambda>", "observable"))
     else:
-        index = parameter_index(result.wrapped, params, of)
+        index = parameter_index(result.wrapped, params, "of", of)
         name = parameter_name(result.wrapped, params, index)
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         value, slope = flat[index], unravel(np.eye(1, flat.size, index)[0].astype(flat.dtype))
     names, bars = _chain(result, slope, k)
     if theta is not None:
-        entries = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(theta)])
+        leaves = [np.ravel(check_array("theta", leaf)) for leaf in jax.tree.leaves(theta)]
+        entries = np.concatenate([np.zeros(0), *leaves])
         if entries.shape != bars.shape:
             raise ValueError(f"theta must have {bars.size} entries; found {entries.size}.")
         if value == 0:
@@ -160,6 +186,7 @@ def convergence(
     Returns:
         The axes, both logarithmic.
     """
+    check_type("study", study, ConvergenceStudy, "what ergodax.convergence_study returns")
     ax = axes_or_new(ax)
     scales = study.scales
     lines = (
@@ -274,8 +301,8 @@ def _edges(x: np.ndarray) -> np.ndarray:
 def _number(function: Callable) -> Callable:
     def checked(params):
         value = function(params)
-        if np.shape(value) != ():
-            raise ValueError(f"of must return one number; found shape {np.shape(value)}.")
+        if as_real(value) is None or np.ndim(value) > 0:
+            raise ValueError(f"of must return one number; found {describe(value)}.")
         return value
 
     return checked

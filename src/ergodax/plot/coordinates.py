@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from ..base.checks import describe
 from ..model.game import MarkovGame, check_agent
 from ..model.wrapped import WrappedGame
 from ..results.labels import parts
@@ -76,7 +77,8 @@ def _find(what: str, names: Sequence[str], found: Any) -> int:
         article = "an" if kind == "action" else "a"
         listed = " ".join(filter(None, [f"{kind}s", owner]))
         raise ValueError(
-            f"{kind} {found!r} is not {article} {what}; the {listed} are {', '.join(names)}."
+            f"{kind} {describe(found)} is not {article} {what}; the {listed} are "
+            f"{', '.join(names)}."
         )
     return place
 
@@ -102,11 +104,11 @@ def one(params: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
 
 
-def parameter_index(wrapped: WrappedGame, params: Any, coordinate: Coordinate) -> int:
-    """The number of a parameter; `params` are those of all agents at one point."""
+def parameter_index(wrapped: WrappedGame, params: Any, name: str, coordinate: Any) -> int:
+    """The number of a parameter, by what `name` gives; `params` are those of all agents."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     if isinstance(coordinate, tuple):
-        agent, state, action = _resolve(wrapped.game, coordinate)
+        agent, state, action = _resolve(wrapped.game, name, coordinate)
         table = find_table(wrapped, agent, one(params))
         if table is None:
             raise ValueError(
@@ -114,8 +116,12 @@ def parameter_index(wrapped: WrappedGame, params: Any, coordinate: Coordinate) -
                 f"number of a parameter, 0 to {size - 1}."
             )
         return table.first + state * wrapped.game.num_actions[agent] + action
-    if not 0 <= coordinate < size:
-        raise ValueError(f"a coordinate must be 0 to {size - 1}; found {coordinate}.")
+    whole = isinstance(coordinate, int | np.integer) and not isinstance(coordinate, bool)
+    if not whole or not 0 <= coordinate < size:
+        raise ValueError(
+            f"{name}: a coordinate must be 0 to {size - 1}, or (agent, state, action); found "
+            f"{describe(coordinate)}."
+        )
     return int(coordinate)
 
 
@@ -137,7 +143,7 @@ def parameter_plane(
 ) -> tuple[Plane, list[int]]:
     """The plane of two parameters, and their numbers."""
     _check_two(coordinates)
-    numbers = [parameter_index(wrapped, params, c) for c in coordinates]
+    numbers = [parameter_index(wrapped, params, "coordinates", c) for c in coordinates]
     entries = [_locate(params, number) for number in numbers]
 
     def read(params):
@@ -153,7 +159,7 @@ def policy_plane(
 ) -> tuple[Plane, list[tuple[int, int, int]]]:
     """The plane of two action probabilities, and their agents, states and actions."""
     _check_two(coordinates)
-    found, game = [_resolve(wrapped.game, coordinate) for coordinate in coordinates], wrapped.game
+    found, game = [_resolve(wrapped.game, "coordinates", c) for c in coordinates], wrapped.game
 
     def read(policies):
         return np.stack([np.asarray(policies[i])[..., s, a] for i, s, a in found], axis=-1)
@@ -174,16 +180,20 @@ def _locate(params: Any, index: int) -> tuple[int, tuple[int, ...]]:
     return k, tuple(int(i) for i in place)
 
 
-def _resolve(game: MarkovGame, coordinate: Any) -> tuple[int, int, int]:
+def _resolve(game: MarkovGame, name: str, coordinate: Any) -> tuple[int, int, int]:
     if not isinstance(coordinate, tuple) or len(coordinate) != 3:
-        raise ValueError(f"a coordinate must be (agent, state, action); found {coordinate!r}.")
+        raise ValueError(
+            f"{name}: a coordinate must be (agent, state, action); found {describe(coordinate)}."
+        )
     agent, state, action = coordinate
     check_agent(game, agent)
     return agent, find_state(game, state), find_action(game, agent, action)
 
 
-def _check_two(coordinates: Sequence) -> None:
-    if len(coordinates) != 2:
-        raise ValueError(f"a plane has two coordinates; found {len(coordinates)}.")
+def _check_two(coordinates: Any) -> None:
+    several = isinstance(coordinates, Sequence) and not isinstance(coordinates, str)
+    if not several or len(coordinates) != 2:
+        found = len(coordinates) if several else describe(coordinates)
+        raise ValueError(f"coordinates: a plane has two coordinates; found {found}.")
     if coordinates[0] == coordinates[1]:
         raise ValueError(f"the two coordinates must differ; found {coordinates[0]!r} twice.")

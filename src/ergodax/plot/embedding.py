@@ -82,6 +82,11 @@ def with_policy(
         embed = softmax_embedding(wrapped, agent, jax.tree.map(lambda leaf: leaf[0], params))
     params = jax.tree.map(jnp.asarray, params)
     own = jax.vmap(lambda own, p: embed(own, state, p))(params[agent], jnp.asarray(policies))
+    if jax.tree.structure(own) != jax.tree.structure(params[agent]):
+        raise ValueError(
+            f"embed must return parameters of agent {agent}, of the structure "
+            f"{jax.tree.structure(params[agent])}; found {jax.tree.structure(own)}."
+        )
     found = jax.vmap(wrapped.learners[agent].policy, in_axes=(0, None))(own, jnp.asarray(state))
     wrong = np.abs(np.asarray(found) - policies).max(axis=1) > 1e-4
     if wrong.any():

@@ -12,11 +12,13 @@ from jaxtyping import Float
 from ..averaged.basins import Basins
 from ..averaged.drift import average
 from ..averaged.flow import Solution
-from ..averaged.rest_points import RestPoint
+from ..averaged.rest_points import RestPoint, RestPoints
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..base.checks import check_flag, check_function, check_type, describe
 from ..base.compiling import compiled
 from ..model.game import check_agent
 from ..model.observable import PARAMETERS
+from ..model.validity import check_table
 from ..model.wrapped import WrappedGame
 from ..simulation.simulate import Simulation
 from .coordinates import (
@@ -56,7 +58,7 @@ def phase_portrait(
     limits: Limits | None = None,
     embed: Embed | None = None,
     paths: Sequence[Solution] = (),
-    rest_points: Sequence[RestPoint] = (),
+    rest_points: RestPoints | Sequence[RestPoint] = (),
     runs: Simulation | None = None,
     ax: "matplotlib.axes.Axes | None" = None,
 ) -> "matplotlib.axes.Axes":
@@ -98,7 +100,12 @@ def phase_portrait(
     """
     through = "the path's end" if isinstance(flow, Solution) else "the initial parameters"
     through = through if at is None else "the given point"
-    wrapped, at, paths = _given(flow, at, paths)
+    check_flag("policy", policy)
+    wrapped, at, paths = _given(flow, at, embed, paths, rest_points, runs)
+    if limits is not None:
+        corners = np.asarray(check_table("limits", limits, (2, 2)), dtype=float)
+        if not np.all(np.isfinite(corners)) or not np.all(corners[:, 0] < corners[:, 1]):
+            raise ValueError(f"limits must be two pairs low < high; found {describe(limits)}.")
     cut = _policy_slice if policy else _parameter_slice
     plane, velocity = cut(wrapped, at, coordinates, embed)
     ax = axes_or_new(ax, _SQUARE)
@@ -128,7 +135,7 @@ def simplex(
     at: Any = None,
     embed: Embed | None = None,
     paths: Sequence[Solution] = (),
-    rest_points: Sequence[RestPoint] = (),
+    rest_points: RestPoints | Sequence[RestPoint] = (),
     runs: Simulation | None = None,
     ax: "matplotlib.axes.Axes | None" = None,
 ) -> "matplotlib.axes.Axes":
@@ -156,7 +163,7 @@ def simplex(
         ValueError: if there is no such agent or state, the agent has not three actions, or as
             `phase_portrait`.
     """
-    wrapped, at, paths = _given(flow, at, paths)
+    wrapped, at, paths = _given(flow, at, embed, paths, rest_points, runs)
     game = wrapped.game
     names = game.action_names[check_agent(game, agent)]
     if len(names) != 3:
@@ -230,7 +237,11 @@ def basins(
     """
     from matplotlib.lines import Line2D
 
-    wrapped, count = result.wrapped, len(jax.tree.leaves(params0)[0])
+    check_type("result", result, Basins, "what ergodax.basins returns")
+    check_flag("policy", policy)
+    wrapped = result.wrapped
+    params0 = wrapped.check_structure(params0, "params0", "starts")
+    count = len(jax.tree.leaves(params0)[0])
     if count != len(result.labels):
         raise ValueError(
             f"params0 must be the {len(result.labels)} starts of the basins; found {count}."
@@ -276,8 +287,23 @@ def basins(
     return ax
 
 
-def _given(flow: Flow, at: Any, paths: Sequence[Solution]):
-    """The wrapped game, the point of the slice, and all paths."""
+def _given(flow: Flow, at: Any, embed, paths, rest_points, runs):
+    """The wrapped game, the point of the slice, and all paths, after a check of all."""
+    what = "a Solution, or a WrappedGame"
+    check_type("flow", flow, (Solution, WrappedGame), what)
+    if embed is not None:
+        check_function("embed", embed, "an agent's parameters, a state and probabilities")
+    for name, kind, given in (
+        ("paths", Solution, paths),
+        ("rest_points", RestPoint, rest_points),
+    ):
+        several = isinstance(given, Sequence | RestPoints)
+        if not several or not all(isinstance(one, kind) for one in given):
+            raise ValueError(
+                f"{name} must be a list, each a {kind.__name__}; found {describe(given)}."
+            )
+    if runs is not None:
+        check_type("runs", runs, Simulation, "a Simulation that kept its runs")
     if isinstance(flow, Solution):
         wrapped, paths = flow.wrapped, [flow, *paths]
         if at is None:

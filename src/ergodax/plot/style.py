@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..base.checks import check_type
+
 if TYPE_CHECKING:
     import matplotlib.axes
 
@@ -103,9 +105,11 @@ def is_geometric(values: Any) -> bool:
 
 def axes_or_new(ax: Any, height: float = 2.6) -> "matplotlib.axes.Axes":
     """The axes given, or those of a new figure of an article's column."""
-    if ax is not None:
-        return ax
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    if ax is not None:
+        return check_type("ax", ax, Axes, "axes of matplotlib")
 
     ax = Figure(figsize=(WIDTH, height), layout="constrained").subplots()
     ax.tick_params(labelsize="small")

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
+from ..base.checks import check_count, check_type, describe
 from ..model.game import check_agent
 from ..model.wrapped import WrappedGame
 from ..studies.comparison import Comparison
 from .coordinates import find_state, find_table, row_name
 from .style import NEUTRAL, Look, axes_or_new, is_geometric, legend, look, plain, title
-from .trajectories import TimedResult, Trajectory, state_trajectories, trajectory
+from .trajectories import TimedResult, Trajectory, check_result, state_trajectories, trajectory
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -53,6 +54,8 @@ def parameters(
             `[S, A_i]` of states and actions, the simulation did not observe the parameters or keep
             that many runs, or `scale` is missing or not needed.
     """
+    check_result(result, scale)
+    check_count("sample_runs", sample_runs, least=0)
     ax = axes_or_new(ax)
     legend(ax, _parameters(ax, result, agent, state, scale, sample_runs))
     return ax
@@ -86,6 +89,8 @@ def policies(
     Raises:
         ValueError: as `parameters`.
     """
+    check_result(result, scale)
+    check_count("sample_runs", sample_runs, least=0)
     ax = axes_or_new(ax)
     legend(ax, _policies(ax, result, agent, state, scale, sample_runs))
     return ax
@@ -114,6 +119,7 @@ def state_distribution(
     Raises:
         ValueError: if there is no such state, or `scale` is missing or not needed.
     """
+    check_result(result, scale)
     ax = axes_or_new(ax)
     handles = _states(ax, result, state, scale)
     if state is None:
@@ -141,6 +147,11 @@ def comparison(
     """
     from matplotlib.figure import Figure
 
+    check_type("comparison", comparison, Comparison, "a Comparison, as ergodax.compare returns it")
+    if states is not None and (isinstance(states, str) or not isinstance(states, Sequence)):
+        raise ValueError(f"states must be a list of states; found {describe(states)}.")
+    if states is not None and not states:
+        raise ValueError("states must hold at least one state; found none.")
     game = comparison.wrapped.game
     columns = (
         _most_frequent(comparison) if states is None else [find_state(game, s) for s in states]

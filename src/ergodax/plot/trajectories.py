@@ -9,7 +9,9 @@ import numpy as np
 
 from ..averaged.flow import Solution
 from ..averaged.stationary import stationary_distribution
+from ..base.checks import check_type
 from ..base.compiling import compiled
+from ..base.times import check_scale
 from ..model.observable import PARAMETERS, named
 from ..model.wrapped import WrappedGame
 from ..second_order.fluctuations import Fluctuations
@@ -81,10 +83,8 @@ def trajectory(result: TimedResult, quantity: Quantity, scale: Any = None) -> Tr
     """Parameters or policies of all agents over time.
 
     Raises:
-        ValueError: if a scale is missing or not needed, or a simulation did not observe the
-            quantity.
+        ValueError: if a simulation did not observe the quantity.
     """
-    _check_scale(result, scale)
     if isinstance(result, Comparison | Simulation):
         simulation = result if isinstance(result, Simulation) else result.simulation
         mean, variance, runs = _observed(simulation, quantity)
@@ -104,7 +104,6 @@ def state_trajectories(result: TimedResult, scale: Any = None) -> list[Trajector
 
     Frequencies, means over the steps between two report times, stand at their midpoints.
     """
-    _check_scale(result, scale)
     if isinstance(result, Fluctuations):
         return [_along(result, eqx.Partial(stationary_distribution, result.wrapped), scale)]
     trajectories = []
@@ -182,7 +181,12 @@ def _predicted(comparison: Comparison) -> tuple[Any, Any] | None:
     return mean, jax.tree.map(lambda leaf: np.sqrt(np.maximum(leaf, 0)), variance)
 
 
-def _check_scale(result: TimedResult, scale) -> None:
+def check_result(result: Any, scale: Any) -> None:
+    """Raises ValueError unless a result holds something over time, and a scale is where needed."""
+    what = "a Comparison, Solution, Simulation or Fluctuations"
+    check_type("result", result, (Comparison, Solution, Simulation, Fluctuations), what)
+    if scale is not None:
+        check_scale(scale)
     if isinstance(result, Fluctuations) != (scale is not None):
         raise ValueError(
             "fluctuations are drawn at a scale: give scale."

@@ -37,10 +37,12 @@ from ..averaged.maxima import name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, check_function, describe, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import compiled
-from ..base.memory import check_memory
+from ..base.compiling import compiled, precise
+from ..base.memory import check_room
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times
+from ..model.check import check_kinks
+from ..model.clock import check_schedules
 from ..model.game import check_agent, first_state_law
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import check_solver
@@ -56,7 +58,7 @@ from ..results.labels import (
 )
 from ..results.result import Result
 from .limit_process import NEAR, LimitProcess, curvature, huge, root
-from .poisson import core_law, poisson
+from .poisson import check_covariance, core_law, poisson
 
 _CHECKPOINTS = 32  # in reverse mode, from one report time to the next
 
@@ -217,27 +219,8 @@ class Fluctuations(Result):
         """
         scale = check_scale(scale)
         check_function("observe", observe, "the parameters of all agents")
-        first = jax.tree.map(lambda leaf: leaf[0], self.params)
-        unravel = ravel_pytree(first)[1]
-        value = observe(first)
-        if not jax.tree.leaves(value):
-            raise ValueError(f"observe must return numbers; found {describe(value)}.")
-        unravel_value = ravel_pytree(value)[1]
         shift = None if self.bias is None else self._shift(scale)
-
-        def at(params, covariance, shift):
-            x = ravel_pytree(params)[0]
-
-            def flat(x):
-                return ravel_pytree(observe(unravel(x)))[0]
-
-            value, slope = flat(x), jax.jacfwd(flat)(x)
-            if shift is not None:
-                value = value + slope @ shift + curvature(flat, x, covariance) / (2 * scale)
-            variance = jnp.einsum("oi,ij,oj->o", slope, covariance, slope) / scale
-            return unravel_value(value), unravel_value(root(variance))
-
-        return Band(*jax.lax.map(lambda a: at(*a), (self.params, self.covariance, shift)))
+        return _band(observe, self.params, self.covariance, shift, jnp.asarray(scale, dtype=float))
 
     def correlation(self, first: int, second: int) -> Float[Array, "K _ _"]:
         """Correlations of two agents' parameters, `[K, d_first, d_second]`; NaN where one is fixed.
@@ -253,6 +236,29 @@ class Fluctuations(Result):
         deviation = jnp.sqrt(jnp.einsum("kii->ki", self.covariance))
         product = deviation[:, rows, None] * deviation[:, None, columns]
         return jnp.where(product > 0, self.covariance[:, rows, columns] / product, jnp.nan)
+
+
+@compiled
+def _band(observe, params, covariance, shift, scale) -> Band:
+    unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], params))[1]
+
+    def at(here):
+        params, covariance, shift = here
+        x, found = ravel_pytree(params)[0], observe(params)
+        if not jax.tree.leaves(found):
+            raise ValueError(f"observe must return numbers; found {describe(found)}.")
+        unravel_value = ravel_pytree(found)[1]
+
+        def flat(x):
+            return ravel_pytree(observe(unravel(x)))[0]
+
+        value, slope = flat(x), jax.jacfwd(flat)(x)
+        if shift is not None:
+            value = value + slope @ shift + curvature(flat, x, covariance) / (2 * scale)
+        variance = jnp.sum((slope @ covariance) * slope, axis=1) / scale
+        return Band(unravel_value(value), unravel_value(root(variance)))
+
+    return jax.lax.map(at, (params, covariance, shift))
 
 
 @compiled
@@ -305,7 +311,7 @@ def fluctuations(
         Flow, covariance, bias and kinks.
 
     Raises:
-        ValueError: as `solve`; if `initial_state` is not a state.
+        ValueError: as `solve`; if `initial_state` is not a state, or memory does not suffice.
         RuntimeError: where `throw` is true, if the solve fails, or more kinks are crossed than
             tracked: then x slides along a kink, or nearly so, and the theory does not hold.
 
@@ -319,8 +325,11 @@ def fluctuations(
     bias, throw = check_flag("bias", bias), check_flag("throw", throw)
     scale = None if scale is None else check_scale(scale)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    check_kinks(wrapped)
+    check_schedules(wrapped.learners, ts[-1])
+    check_covariance("fluctuations", wrapped, params0, times=len(ts), bias=bias)
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
-    check_memory(64.0 * max_kinks * size**2, f"{max_kinks} kinks", "lower max_kinks")
+    check_room(64 * max_kinks * size**2, f"to track {max_kinks} kinks", "lower max_kinks")
     solution = fluctuate(
         wrapped,
         params0,
@@ -400,6 +409,7 @@ def _forwards(perturbed, inputs, **settings):
 
 
 @_fluctuate_differentiably.def_bwd
+@precise
 def _backwards(residuals, cotangents, perturbed, inputs, **settings):
     # Only here are the solver's steps differentiated: most calls need no such program.
     moved, fixed = eqx.partition(inputs, perturbed)
@@ -418,6 +428,7 @@ def _backwards(residuals, cotangents, perturbed, inputs, **settings):
     return pull(cotangents)[0]
 
 
+@precise
 def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
     wrapped, params0, ts, law, scale, rtol, atol = inputs
     owned = owners(wrapped)

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from ..averaged.drift import flat_drift
 from ..averaged.maxima import Crossings, Maxima, crossings
+from ..averaged.units import unit_of
 from ..base.codes import RESULTS
 from ..model.wrapped import WrappedGame
-from ..ode.integrate import integrate
+from ..ode.integrate import Unit, integrate
 from ..ode.path import follow
 from .noise import covariance
 from .poisson import Poisson, core_law, inflow, poisson
@@ -54,6 +55,7 @@ class LimitProcess:
         self.wrapped = wrapped
         self.start, self.unravel, self._field = flat_drift(params)
         self.maxima = Maxima(wrapped, self.unravel)
+        self.unit = unit_of(wrapped, params)
 
     def drift(self, x) -> Float[Array, " d"]:
         """F."""
@@ -63,43 +65,39 @@ class LimitProcess:
         """The solution of Poisson's equation."""
         return poisson(self.wrapped, self.unravel(x))
 
-    def noise(self, x) -> Float[Array, "d d"]:
-        """Sigma."""
-        return covariance(self.wrapped, self.poisson(x))
-
     def linearised(self, x) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, "d d"]]:
         """F, DF and Sigma."""
-        return self.drift(x), jax.jacfwd(self.drift)(x), self.noise(x)
+        solved, slope, _ = self.averaging(x)
+        return solved.drift, slope, covariance(self.wrapped, solved)
 
-    def averaging(self, x) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
-        """DF, and the source of bias by averaging, `B = sum over c of D_x v(c) [G(c)]`."""
+    def averaging(self, x) -> tuple[Poisson, Float[Array, "d d"], Float[Array, " d"]]:
+        """The solution of Poisson's equation, DF, and the source of bias by averaging.
+
+        The latter is `B = sum over c of D_x v(c) [G(c)]`.
+        """
 
         def both(x):
             solved = self.poisson(x)
-            return solved.drift, solved.values
+            return (solved.drift, solved.values), solved
 
-        directions = jnp.eye(x.size, dtype=x.dtype)
-        directions = jnp.concatenate([directions, inflow(self.wrapped, self.poisson(x))])
-        drifts, values = jax.vmap(lambda w: jax.jvp(both, (x,), (w,))[1])(directions)
-        return drifts[: x.size].T, jnp.einsum("ccd->d", values[x.size :])
+        _, push, solved = jax.linearize(both, x, has_aux=True)
+        slope = jax.vmap(push)(jnp.eye(x.size, dtype=x.dtype))[0].T
+        moved = jax.vmap(push)(inflow(self.wrapped, solved))[1]
+        return solved, slope, jnp.einsum("ccd->d", moved)
 
     def velocity(self, state: State, scale: Any = None) -> State:
         """dx/dt, dC/dt and db/dt; kinks are smoothed as they are at a scale, if given."""
-        x, drift = state.x, self.drift(state.x)
+        x = state.x
+        solved, slope, averaging = self.averaging(x)
+        spread, drift = slope @ state.covariance, solved.drift
+        spread = spread + spread.T + covariance(self.wrapped, solved)
         if state.bias is None:
-            slope = jax.jacfwd(self.drift)(x)
-            return State(drift, self._spreading(state, slope), None)
-        slope, averaging = self.averaging(x)
+            return State(drift, spread, None)
         # The last term is the error of Euler's method with step 1 / N.
         source = averaging + curvature(self.drift, x, state.covariance) / 2 - slope @ drift / 2
         if scale is not None:
             source = source + self.smoothing(state, scale)
-        return State(drift, self._spreading(state, slope), slope @ state.bias + source)
-
-    def _spreading(self, state: State, slope):
-        """dC/dt."""
-        spread = slope @ state.covariance
-        return spread + spread.T + self.noise(state.x)
+        return State(drift, spread, slope @ state.bias + source)
 
     def smoothing(self, state: State, scale) -> Float[Array, " d"]:
         """Source of bias near kinks at finite scale, by the best two entries of every row."""
@@ -162,7 +160,9 @@ class LimitProcess:
             return Crossings(jnp.zeros(0, self.start.dtype), none, none, none), jnp.asarray(False)
         start, wrapped, until = jax.lax.stop_gradient((self.start, self.wrapped, end))
         forwards = options | {"adjoint": None}
-        path, _ = follow(self._field, start, until, wrapped, first_step=1e-3 * until, **forwards)
+        path, _ = follow(
+            self._field, start, until, wrapped, first_step=1e-3 * until, unit=self.unit, **forwards
+        )
         found, lost = crossings(Maxima(wrapped, self.unravel), path, most)
         if options["adjoint"] is None:
             return found, lost
@@ -174,6 +174,7 @@ class LimitProcess:
             self.wrapped,
             ts=found.time,
             first_step=1e-3 * end,
+            unit=self.unit,
             **options,
         )
 
@@ -205,6 +206,17 @@ class LimitProcess:
         """
         start, end = self.start, ts[-1]
         count = len(jumps.time)
+        size, reach = self.unit
+        square = jnp.outer(size, size)
+        with_bias = initial.bias is not None
+        unit = Unit(
+            State(size, square, size if with_bias else None),
+            State(
+                reach,
+                jnp.full_like(square, jnp.inf),
+                jnp.full_like(size, jnp.inf) if with_bias else None,
+            ),
+        )
 
         def segment(carry, piece):
             state, saved, result = carry
@@ -217,6 +229,7 @@ class LimitProcess:
                 begin=begin,
                 ts=inside,
                 first_step=(until - begin) * 1e-3,
+                unit=unit,
                 **options,
             )
             belongs = (ts > begin) & (ts <= until)
@@ -235,7 +248,7 @@ class LimitProcess:
 
         # It starts just ahead, so that a tie takes the side that the flow enters.
         ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end
-        entering = initial._replace(x=start + ahead * self.poisson(start).drift)
+        entering = initial._replace(x=start + ahead * self.drift(start))
         saved = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), initial)
         times = jnp.concatenate([jnp.zeros_like(ts[:1]), jumps.time, ts[-1:]])
         # The last segment ends without a kink: any pair of entries will do.

@@ -6,16 +6,21 @@ the solution of `v - P v = h - F`, `nu . v = 0` sums what a start in c adds to t
 ever.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..averaged.capacity import check_slopes, size_of
 from ..averaged.stationary import check_ergodic, deviation_matrix, preserve_rows
 from ..base.compiling import compiled
 from ..model.learner import At
 from ..model.wrapped import WrappedGame
+
+# Numbers per core state and parameter that a solution of Poisson's equation takes (measured).
+_PER_CORE = 5
 
 
 class Increments(NamedTuple):
@@ -98,7 +103,9 @@ def _increments(wrapped: WrappedGame, params) -> tuple[Increments, ...]:
             for scalar, length in zip(index, leaf.shape, strict=False):
                 row = row * length + scalar.astype(row.dtype)
             width = value.shape[1]
-            positions.append(offset + row[:, None] * width + jnp.arange(width, dtype=row.dtype))
+            positions.append(
+                offset + row[:, None] * width + jnp.arange(width, dtype=row.dtype)[None]
+            )
             values.append(value)
             offset += leaf.size
         found.append(Increments(jnp.concatenate(positions, 1), jnp.concatenate(values, 1)))
@@ -145,6 +152,38 @@ def inflow(wrapped: WrappedGame, solved: Poisson) -> Float[Array, "C d"]:
     return total.reshape(-1, size)
 
 
+def check_covariance(
+    what: str,
+    wrapped: WrappedGame,
+    params: Any,
+    *,
+    slopes: bool = True,
+    times: int = 0,
+    bias: bool = False,
+) -> None:
+    """Raises ValueError if memory does not suffice for covariances.
+
+    Args:
+        what: holds them.
+        wrapped: a game and its learners.
+        params: parameters of all agents.
+        slopes: whether the Jacobian is taken too.
+        times: at how many times they are kept.
+        bias: whether bias is computed.
+    """
+    size, cores = size_of(params), wrapped.game.num_states
+    if wrapped.needs_next_action:
+        cores *= math.prod(wrapped.game.num_actions)
+    # Solutions of Poisson's equation, and with bias their derivatives.
+    beside = _PER_CORE * cores * size * (size if bias else 1)
+    instead = (
+        "covariances hold a number for every pair of parameters; simulate many runs instead, or "
+        "take fewer states, actions or times"
+    )
+    columns, kept = (1, 8 + times) if slopes else (0, 2)
+    check_slopes(what, wrapped, params, instead, columns=columns, kept=kept, beside=beside)
+
+
 def core_law(wrapped: WrappedGame, law: Float[Array, " S"], solved: Poisson) -> Float[Array, " C"]:
     """Law of the core state, given that of the state."""
     if not wrapped.needs_next_action:
@@ -171,6 +210,7 @@ def poisson_values(wrapped: WrappedGame, params: Any) -> Float[Array, "*C d"]:
         ValueError: as `stationary_distribution`.
     """
     wrapped, params = check_ergodic(wrapped, params)
+    check_covariance("a solution of Poisson's equation", wrapped, params, slopes=False)
     return _poisson_values(wrapped, params)
 
 

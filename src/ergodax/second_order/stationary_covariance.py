@@ -8,10 +8,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..averaged.stationary import check_ergodic, preserve_rows
+from ..averaged.units import units
 from ..base.checks import is_concrete
 from ..base.compiling import compiled
+from ..model.check import check_kinks
+from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame
 from .limit_process import LimitProcess
+from .poisson import check_covariance
 
 _MOST_DOUBLINGS = 60
 
@@ -30,15 +34,19 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
         C, `[d, d]`, in the order of `jax.flatten_util.ravel_pytree(params)`.
 
     Raises:
-        ValueError: as `stationary_distribution`; where values are concrete also if the drift
+        ValueError: as `stationary_distribution`, or if a learner has a kink that it does not
+            declare by `maximised`; where values are concrete also if the drift
             does not vanish, the rest point is not stable (it names the eigenvalues), or a maximum
             is tied there.
     """
     params = getattr(rest_point, "params", rest_point)
     wrapped, params = check_ergodic(wrapped, params, "rest_point")
+    check_kinks(wrapped)
+    check_autonomous(wrapped.learners, "stationary covariances")
+    check_covariance("the covariance", wrapped, params)
     drift, slope, noise, gaps = _at_rest(wrapped, params)
     if is_concrete(slope):
-        _check_stable(*(np.asarray(part) for part in (drift, slope, gaps)))
+        _check_stable(*(np.asarray(part) for part in (drift, slope, gaps, units(wrapped, params))))
     return lyapunov(slope, noise)
 
 
@@ -49,7 +57,7 @@ def _at_rest(wrapped, params):
     return *process.linearised(process.start), process.maxima.best_two(process.start)[0]
 
 
-def _check_stable(drift, slope, gaps) -> None:
+def _check_stable(drift, slope, gaps, unit) -> None:
     size = np.linalg.norm(slope, 2)
     eigenvalues = np.linalg.eigvals(slope)
     eigenvalues = eigenvalues[np.argsort(-eigenvalues.real)]
@@ -60,19 +68,21 @@ def _check_stable(drift, slope, gaps) -> None:
             f"the rest point is {kind}: the eigenvalues of DF with the largest real parts are "
             f"{listed}; fluctuations around it do not become stationary."
         )
-    distance = np.abs(np.linalg.solve(slope, drift)).max()
-    if distance > 1e-4:
+    away = np.abs(np.linalg.solve(slope, drift))
+    distance = away.max()
+    if (away / unit).max() > 1e-4:
         raise ValueError(
             f"the drift does not vanish: it is up to {np.abs(drift).max():.3g}, and the rest point "
             f"is about {distance:.3g} away."
         )
-    if gaps.size and gaps.min() <= 10 * max(distance, 1e-10):
+    if gaps.size and gaps.min() <= 10 * max(distance, 1e-10 * unit.min()):
         raise ValueError(
             f"a maximum is tied at the rest point (margin {gaps.min():.3g}): on a kink the "
             "fluctuations are not Gaussian."
         )
 
 
+@compiled
 def lyapunov(slope: Float[Array, "d d"], noise: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """Solves `A C + C A^T = -Sigma` for C; NaN where A is not stable.
 

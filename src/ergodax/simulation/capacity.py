@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..base.checks import check_count
-from ..base.memory import check_memory
+from ..base.memory import check_room
 from .inputs import Inputs
 from .moments import GROUP
 
@@ -107,7 +107,7 @@ def check_result(inputs: Inputs, reported: Any = (), times: int = 1, keep_runs: 
     """
     one = _size(reported)
     # Moments are held in float64, of every block and merged; each time has an entry in the plan.
-    check_memory(
+    check_room(
         times * (_PER_TIME + _MOMENTS * one),
         f"means and variances of {one / 2**20:.3g} MiB at {times} times",
         "report fewer times, or observe less",
@@ -117,4 +117,4 @@ def check_result(inputs: Inputs, reported: Any = (), times: int = 1, keep_runs: 
     if values > final:
         instead = "report fewer times, observe less, or leave keep_runs out"
     what = f"the values of {inputs.runs} runs" + (f" at {times} times" if values > final else "")
-    check_memory(inputs.runs * (final + values), what, instead)
+    check_room(inputs.runs * (final + values), what, instead)

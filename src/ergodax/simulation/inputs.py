@@ -1,5 +1,6 @@
 """What the runs of a simulation start from: checked, in one precision, the same or run by run."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -127,6 +128,10 @@ def check_inputs(
 
     params0 = one.check_structure(params0, "params0", "runs" if own_params else None)
     one.check_finite(params0, "params0")
+    # Traced once here, where a learner that cannot be is named.
+    jax.eval_shape(one.policies, like)
+    for agent, own in enumerate(like):
+        jax.eval_shape(functools.partial(one.increments, agent), own)
     dtype = _check_dtype(dtype, params0)
     if dtype == np.float64:
         warn_rounded(wrapped, stacklevel=4)

@@ -30,6 +30,7 @@ from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
 from ..io.identity import identify
 from ..io.store import Store
+from ..model.clock import check_schedules
 from ..model.observable import PARAMETERS, Observable
 from ..model.wrapped import WrappedGame
 from ..results.labels import (
@@ -259,6 +260,7 @@ def simulate(
     intervals = steps_between(steps, begun)
     standing = None if start is None else start.final
     inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
+    check_schedules(inputs.wrapped.learners, times[-1])
     recorders = () if recorder is None else (recorder,)
     shapes = _shapes(inputs, observe, recorders)
     kept = len(shapes) if keep_runs else 0

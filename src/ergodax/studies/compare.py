@@ -25,6 +25,7 @@ from ..base.checks import check_concrete, check_count, check_flag, check_key
 from ..base.codes import RESULTS
 from ..base.compiling import compiled, in_this_context, quickly_compiled
 from ..base.times import check_scale, check_times, steps_at
+from ..model.check import check_kinks
 from ..model.game import MarkovGame, first_state_law
 from ..model.observable import parameters_and_policies
 from ..model.wrapped import WrappedGame, admit
@@ -72,7 +73,8 @@ def compare(
         Both trajectories and the gap between them.
 
     Raises:
-        ValueError: as `simulate` and `solve`; also if two times are the same step.
+        ValueError: as `simulate` and `solve`; also if two times are the same step, or a learner has
+            a kink that it does not declare.
         RuntimeError: if the ODE cannot be solved up to the last time.
     """
     check_concrete("compare", (wrapped, params0, ts, scale), NO_DERIVATIVES)
@@ -86,6 +88,7 @@ def compare(
     law = jnp.asarray(first_state_law(wrapped.game, initial_state))
     key_data = np.asarray(jax.random.key_data(check_key(key)))
     averaged = admit(wrapped, params0, "params0")
+    check_kinks(averaged[0])
     # The ODE first: it is quick, and says whether there is anything to compare with.
     solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
     with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
@@ -168,7 +171,10 @@ def _theory(
 
 
 def _agreement(prediction, near, simulation: Simulation) -> Agreement | str:
-    """Largest z-scores of mean and variance, where there is noise and it is Gaussian."""
+    """Largest z-scores of mean and variance, where there is noise and it is Gaussian.
+
+    Parameters without noise, such as an exploration rate that decays, have a deviation instead.
+    """
     if simulation.runs < 2:
         return "not computed (a single run)"
 
@@ -176,21 +182,28 @@ def _agreement(prediction, near, simulation: Simulation) -> Agreement | str:
         return np.concatenate([np.reshape(v, (len(near), -1)) for v in jax.tree.leaves(tree)], 1)
 
     mean, variance = map(flat, prediction)
-    compared = (variance > 0) & ~near[:, None]
-    if not compared.any():
+    # What rounding makes of no noise.
+    least = (32 * np.finfo(variance.dtype).eps * mean) ** 2 / simulation.scale
+    random = np.any(variance > least, axis=0)
+    if near.all():
         return "not computed (no time is far enough from a kink)"
+    compared = (variance > least) & ~near[:, None]
     expected = variance[compared]
     with np.errstate(invalid="ignore", over="ignore"):
-        deviation = (flat(simulation.mean[0]) - mean)[compared]
-        mean_z = deviation / np.sqrt(expected / simulation.runs)
+        deviations = flat(simulation.mean[0]) - mean
+        mean_z = deviations[compared] / np.sqrt(expected / simulation.runs)
         spread = flat(simulation.variance[0])[compared] / expected - 1
         variance_z = spread * np.sqrt((simulation.runs - 1) / 2)
+        still = np.maximum(np.abs(deviations), np.sqrt(flat(simulation.variance[0])))
+    still = still[np.ix_(~near, ~random)]
     return Agreement(
-        mean_z=float(np.abs(mean_z).max()),
-        variance_z=float(np.abs(variance_z).max()),
-        bound=float(-scipy.special.ndtri(0.5e-3 / expected.size)),
+        mean_z=float(np.abs(mean_z).max(initial=0.0)),
+        variance_z=float(np.abs(variance_z).max(initial=0.0)),
+        bound=float(-scipy.special.ndtri(0.5e-3 / max(expected.size, 1))),
         numbers=int(expected.size),
         left_out=int(near.sum()),
+        without_noise=int(still.size),
+        deviation=float(still.max(initial=0.0)),
     )
 
 

@@ -74,6 +74,8 @@ class Agreement(eqx.Module):
         numbers: how many numbers were compared: parameters times times.
         left_out: times left out, where the ODE is within three standard deviations of a kink and
             fluctuations are not Gaussian.
+        without_noise: how many further numbers have no noise, as they change by rules of their own.
+        deviation: their largest `|ensemble mean - (x + b / N)|`, or standard deviation over runs.
     """
 
     mean_z: float
@@ -81,6 +83,8 @@ class Agreement(eqx.Module):
     bound: float
     numbers: int
     left_out: int
+    without_noise: int = 0
+    deviation: float = 0.0
 
 
 class Comparison(Result):
@@ -226,11 +230,18 @@ def _verdict(agreement: Agreement | str) -> str:
     if isinstance(agreement, str):
         return agreement
     agree = max(agreement.mean_z, agreement.variance_z) < agreement.bound
-    text = (
-        f"mean x + b/N and variance C/N {'agree' if agree else 'do not agree'}: largest z "
-        f"{agreement.mean_z:.2f} and {agreement.variance_z:.2f} of {agreement.numbers} "
-        f"(chance: {agreement.bound:.2f})"
-    )
+    text = "no parameter is random"
+    if agreement.numbers:
+        text = (
+            f"mean x + b/N and variance C/N {'agree' if agree else 'do not agree'}: largest z "
+            f"{agreement.mean_z:.2f} and {agreement.variance_z:.2f} of {agreement.numbers} "
+            f"(chance: {agreement.bound:.2f})"
+        )
+    if agreement.without_noise:
+        text += (
+            f"; {agreement.without_noise} without noise are off x + b/N by at most "
+            f"{agreement.deviation:.1e}"
+        )
     if agreement.left_out:
         text += f"; {agreement.left_out} times next to kinks left out"
     return text

@@ -5,9 +5,10 @@ bounds, `low + exp(u)` and `high - exp(u)` with one, `low + (high - low) / (1 + 
 So steps are relative ones near a bound, and no step leaves it.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -73,8 +74,9 @@ class Fit(Result):
 
 
 def fit(
-    loss: Callable[[dict[str, Any]], Any],
+    loss: Callable[..., Any],
     theta0: Theta,
+    data: Any = None,
     *,
     bounds: Mapping[str, tuple[Number, Number]] | None = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -86,11 +88,15 @@ def fit(
     """Minimises a loss by its gradient, within bounds.
 
     The loss is any function of the parameters that JAX can differentiate in reverse mode: of
-    `solve(..).params` at some times, or of `rest_point(..)`.
+    `solve(..).params` at some times, or of `rest_point(..)`. It is compiled once for all starts and
+    all data of the same shapes, if it is the same function: one that is made anew for every call,
+    around its data, is compiled anew.
 
     Args:
-        loss: a function of a dictionary of parameters, returning a scalar.
+        loss: a function of a dictionary of parameters, and of the data if there are any, returning
+            a scalar.
         theta0: where to start, scalars or arrays by name.
+        data: a pytree of arrays or numbers, the second argument of `loss`; none by default.
         bounds: open intervals of the parameters that have one, by name; infinite ends are allowed,
             `(0, inf)` for a positive parameter.
         optimizer: an optax optimiser, which sees the free coordinates; L-BFGS with line search by
@@ -111,6 +117,7 @@ def fit(
         UserWarning: if `max_steps` did not suffice.
     """
     check_function("loss", loss, "a dictionary of parameters")
+    given = () if data is None else (jax.tree.map(jnp.asarray, data),)
     theta0 = _check_theta("theta0", theta0)
     if bounds is not None:
         check_mapping("bounds", bounds, "{'x': (0, 1)}")
@@ -123,39 +130,21 @@ def fit(
     check_flag("progress", progress)
     intervals = _check_bounds(theta0, bounds or {})
     free = {name: _to_free(value, *intervals[name]) for name, value in theta0.items()}
-    chosen = optax.lbfgs() if optimizer is None else optimizer
-    steps = optax.with_extra_args_support(chosen)
-
-    def objective(free):
-        value = loss(_from_free(free, intervals))
-        if as_real(value) is None or np.ndim(value) > 0:
-            raise ValueError(f"loss must return one number; found {describe(value)}.")
-        return value
-
-    @compiled
-    def evaluate(free):
-        return jax.value_and_grad(objective)(free)
-
-    @compiled
-    def advance(free, state, value, slope):
-        updates, state = steps.update(
-            slope, state, free, value=value, grad=slope, value_fn=objective
-        )
-        return optax.apply_updates(free, updates), state
-
-    state = steps.init(free)
-    value, slope = evaluate(free)
+    objective = _Objective(loss, intervals, given)
+    chosen = _default_optimizer() if optimizer is None else optimizer
+    state = optax.with_extra_args_support(chosen).init(free)
+    value, slope = _evaluate(objective, free)
     _check_finite(value, slope, free, intervals)
     losses, evaluations = [float(value)], 1
     best = (float(value), free, slope)
     done = False
     with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
         for _ in range(max_steps):
-            free, state = advance(free, state, value, slope)
+            free, state = _advance(objective, chosen, free, state, value, slope)
             evaluations += int(optax.tree_utils.tree_get(state, "num_linesearch_steps", 0))
             stored = optax.tree_utils.tree_get(state, "grad")
             if stored is None:
-                value, slope = evaluate(free)
+                value, slope = _evaluate(objective, free)
                 evaluations += 1
             else:  # the line search has been there already
                 value, slope = optax.tree_utils.tree_get(state, "value"), stored
@@ -189,18 +178,53 @@ def fit(
     )
 
 
+class _Objective(NamedTuple):
+    """The loss as a function of the free coordinates; only its data are no part of the program."""
+
+    loss: Callable
+    intervals: dict[str, tuple[float, float]]
+    data: tuple
+
+    def __call__(self, free):
+        value = self.loss(_from_free(free, self.intervals), *self.data)
+        if as_real(value) is None or np.ndim(value) > 0:
+            raise ValueError(f"loss must return one number; found {describe(value)}.")
+        return value
+
+
+@functools.cache
+def _default_optimizer():
+    return optax.lbfgs()
+
+
+@compiled
+def _evaluate(objective, free):
+    return jax.value_and_grad(objective)(free)
+
+
+@compiled
+def _advance(objective, optimizer, free, state, value, slope):
+    updates, state = optax.with_extra_args_support(optimizer).update(
+        slope, state, free, value=value, grad=slope, value_fn=objective
+    )
+    return optax.apply_updates(free, updates), state
+
+
 def standard_errors(
     predict: Callable[[dict[str, Any]], Any],
     theta: Theta,
     covariance: Real[ArrayLike, "m m"],
     *,
     weights: Real[ArrayLike, " m"] | None = None,
+    bias: Real[ArrayLike, " m"] | None = None,
 ) -> tuple[dict[str, Array], Float[Array, "p p"]]:
     """Standard errors of parameters fitted by weighted least squares, from the sensitivities.
 
     With J the derivative of the m predicted values by the p parameters, W the weights and C the
     covariance of the observations, the estimates have to first order the covariance
-    `(J'WJ)^-1 J'W C W J (J'WJ)^-1`.
+    `(J'WJ)^-1 J'W C W J (J'WJ)^-1`. If the predictions are those of the ODE, they are off the mean
+    of a process at scale N by `b / N`, and so are the estimates: errors without `bias` leave that
+    out, and are too small where the runs are not few against N.
 
     Args:
         predict: a function of a dictionary of parameters, returning the predicted values `[m]`. It
@@ -209,6 +233,9 @@ def standard_errors(
         covariance: of the observed values, `[m, m]`: for the mean of R runs, the covariance over
             runs divided by R.
         weights: those of the squared differences in the loss, `[m]`; all one by default.
+        bias: the mean of the observed values less the predicted ones, `[m]`, as far as it is known:
+            what `fluctuations(.., bias=True).corrected_mean(N)` adds to the ODE. C then has its
+            square added, so that errors are root mean squares about the true parameters.
 
     Returns:
         The standard errors, like `theta`, and the covariance of the estimates `[p, p]`, in the
@@ -230,6 +257,9 @@ def standard_errors(
         weights = np.asarray(check_array("weights", weights), dtype=float)
         if not is_within(weights, "[0, inf)"):
             raise ValueError(f"weights must not be negative; found {describe(weights)}.")
+    shift = None if bias is None else np.asarray(check_array("bias", bias), dtype=float)
+    if shift is not None and not np.all(np.isfinite(shift)):
+        raise ValueError(f"bias must be finite; found {describe(bias)}.")
     unravel = ravel_pytree(theta)[1]
     sensitivity = np.asarray(_sensitivity(predict, theta))
     if sensitivity.ndim != 2:
@@ -244,6 +274,10 @@ def standard_errors(
             f"predict returns {size} values, so covariance must have shape {(size, size)} and "
             f"weights {(size,)}; found {spread.shape} and {scale.shape}."
         )
+    if shift is not None:
+        if shift.shape != (size,):
+            raise ValueError(f"bias must have shape {(size,)}; found {shift.shape}.")
+        spread = spread + np.outer(shift, shift)
     # Columns of one length: parameters may have very different sizes.
     units = np.linalg.norm(np.sqrt(scale)[:, None] * sensitivity, axis=0)
     scaled = sensitivity / np.where(units > 0, units, 1)

@@ -85,10 +85,10 @@ def _hypers(module: Any, label: str) -> Iterator[tuple[str, str, Any]]:
     """Name, interval and value of every hyper-parameter in a learner."""
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)
-        if "within" in field.metadata:
-            yield f"{label}.{field.name}", field.metadata["within"], value
-        elif isinstance(value, eqx.Module):
+        if isinstance(value, eqx.Module):
             yield from _hypers(value, type(value).__name__)
+        elif "within" in field.metadata:
+            yield f"{label}.{field.name}", field.metadata["within"], value
 
 
 def _agent_hypers(wrapped: WrappedGame) -> list[tuple[str, str, Any]]:

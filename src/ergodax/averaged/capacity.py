@@ -1,0 +1,57 @@
+"""How much memory derivatives of the drift take, estimated before they are compiled."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..base.memory import check_room
+from ..model.wrapped import WrappedGame
+
+# Numbers per event that one column of the Jacobian takes beside the increments' own (measured).
+_PER_EVENT = 28
+
+
+def size_of(params: Any) -> int:
+    """d, the number of all parameters."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def check_slopes(
+    what: str,
+    wrapped: WrappedGame,
+    params: Any,
+    instead: str,
+    *,
+    columns: int = 1,
+    kept: int = 2,
+    beside: int = 0,
+) -> None:
+    """Raises ValueError if memory does not suffice for derivatives by all parameters at once.
+
+    Args:
+        what: takes them.
+        wrapped: a game and its learners.
+        params: parameters of all agents, d numbers in all.
+        instead: what to do about it.
+        columns: how often all d columns of the Jacobian are computed at once.
+        kept: how many matrices `[d, d]` are kept.
+        beside: further numbers.
+    """
+    like = jax.eval_shape(
+        lambda wrapped, params: [
+            wrapped.increments(agent, params[agent]) for agent in range(len(params))
+        ],
+        wrapped,
+        params,
+    )
+    learnt = [leaf for leaf in jax.tree.leaves(like) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    size, events = size_of(params), math.prod(wrapped.game.probabilities.shape)
+    column = sum(math.prod(leaf.shape) for leaf in learnt) + _PER_EVENT * events
+    numbers = columns * size * column + kept * size**2 + beside
+    check_room(
+        numbers * jnp.dtype(jnp.result_type(float)).itemsize,
+        f"{what} of {size} parameters",
+        instead,
+    )
