@@ -188,11 +188,18 @@ def simulate(
     """Simulates independent runs of the rescaled learning process.
 
     Time t is step `floor(scale t)`. A run's random numbers depend on `key`, its number and the step
-    alone, and neither runs nor moments on `batch_size`, `devices`, `ts` or interruptions. They have
+    alone, and neither runs nor moments on `batch_size`, `devices`, `ts` or interruptions: to the
+    last bit, unless a learner or recorder adds many terms in one step (as counterfactual learners
+    do on dense games), whose order the compiler chooses by the size of a batch. They have
     23 bits in either precision: an action of probability below 6e-8 may never be drawn.
 
     Runs are spread over all devices of JAX's default kind, unless `jax.default_device` names one;
-    see `use_all_cores` for those of a processor. Ctrl-C ends the simulation early and returns the
+    see `use_all_cores` for those of a processor.
+
+    A run is lost from the first report on after it drew an action from a policy that was negative,
+    NaN or summed to something else than one, by more than 1e-4, or after its parameters became
+    infinite or NaN; all that is reported of the former is NaN. Policies of states that are not
+    visited are not looked at. Ctrl-C ends the simulation early and returns the
     runs that are complete, or, if none is, the times that the first ones have reached; `result`
     says so.
 
@@ -232,7 +239,7 @@ def simulate(
         OSError: if the checkpoint's folder cannot be made or written.
 
     Warns:
-        UserWarning: if runs became infinite or NaN, the simulation was interrupted, or a checkpoint
+        UserWarning: if runs are lost, the simulation was interrupted, or a checkpoint
             could not be written; `result` tells of the first two.
 
     Example:
