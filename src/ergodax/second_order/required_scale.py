@@ -195,7 +195,8 @@ def required_scale(
         low *= 0.99
     while excess(high) < 0:
         high *= 1.2
-    return float(scipy.optimize.brentq(excess, low, high, rtol=5e-4)) ** -2
+    found = scipy.optimize.root_scalar(excess, bracket=(low, high), rtol=5e-4)
+    return float(found.root) ** -2
 
 
 def _lag(predicted: Fluctuations, generator: np.random.Generator, paths: int) -> Lag:
