@@ -287,6 +287,37 @@ def test_too_few_steps_are_an_error_that_names_the_time(random, golden):
         ex.solve(random, params0, values["times"], max_steps=32)
 
 
+class Moving(ex.AbstractLearner):
+    """One number that moves on its own; with `growing` by its square, else evenly."""
+
+    growing: bool = eqx.field(static=True)
+
+    def init(self, game, agent, *, key):
+        return jnp.full((), 0.5)
+
+    def policy(self, params, state):
+        share = 0.5 + 0 * params if self.growing else params
+        return jnp.stack([share, 1 - share])
+
+    def update(self, params, transition, game, agent):
+        return params**2 if self.growing else 0.1 + 0 * params
+
+
+@pytest.mark.parametrize(
+    ("growing", "ts", "end", "reason"),
+    [
+        (True, [0.5, 20.0], "0.5 of 20", "grew without bound"),
+        (False, [0.5, 20.0], "0.5 of 20", "policy became negative, did not sum to one"),
+    ],
+)
+def test_what_has_no_solution_is_told_from_too_few_steps(growing, ts, end, reason):
+    game = ex.games.repeated((np.eye(2), np.eye(2)), memory=0)
+    wrapped = ex.WrappedGame(game, [Moving(growing)] * 2)
+    # dx/dt = x^2 from 1/2 is infinite at t = 2; from 1/2 at speed 0.1 the share is 1 at t = 5.
+    with pytest.raises(RuntimeError, match=f"solved only up to t = {end}: .*{reason}"):
+        ex.solve(wrapped, wrapped.init(), ts)
+
+
 def test_a_failed_solve_can_be_returned(random, golden):
     values = golden["random"]
     params0 = unflatten(random, values["x0"])

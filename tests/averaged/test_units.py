@@ -181,3 +181,21 @@ def test_kinks_and_fluctuations_do_not_depend_on_the_unit(factor, shift):
         np.testing.assert_allclose(
             np.where(finite, value, 0), np.where(finite, other, 0), atol=1e-4 * size
         )
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_the_required_scale_and_slopes_do_not_depend_on_the_unit(factor):
+    def analysed(factor):
+        wrapped, params = traded(factor)
+        scale = ex.required_scale(wrapped, params, 2.0, 0.2 * factor, paths=200)
+
+        def build(theta):
+            learner = ex.QLearning(theta["rate"], 0.6, ex.EpsilonSoftmax(0.5 * factor, 0.1))
+            return ex.WrappedGame(wrapped.game, [learner, learner]), params
+
+        found = ex.sensitivities(build, {"rate": jnp.asarray(0.5)}, [2.0])
+        slopes = [np.ravel(part["rate"]) for part in found.derivatives]
+        return np.array([scale]), np.concatenate(slopes) / factor
+
+    for value, expected in zip(analysed(factor), analysed(1.0), strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-4 * np.abs(expected).max())

@@ -145,6 +145,17 @@ def test_batched_rest_points_say_how_many_were_found():
     assert repr(batch) == "RestPoint(3 parameters: 4 of 4 successful)"
 
 
+def test_rest_points_say_what_they_are_and_how_many_guesses_failed():
+    stable, lost = rest_point(-jnp.eye(3)), ex.RESULTS.nonlinear_max_steps_reached
+    results = jax.tree.map(lambda code: jnp.stack([0 * code, code]), lost)
+    found = ex.RestPoints(stable.wrapped, (stable,), np.array([0, -1]), results)
+    assert repr(found) == "RestPoints(1 stable, from 2 guesses; 1 led to none)"
+    (reason,) = found.failures
+    assert reason.startswith("The maximum number of steps")
+    none = ex.RestPoints(stable.wrapped, (), np.array([-1]), jax.tree.map(lambda c: c[1:], results))
+    assert repr(none) == "RestPoints(none, from 1 guesses; 1 led to none)"
+
+
 def test_fluctuations_say_what_was_solved(dilemma):
     found = ex.fluctuations(*dilemma, [0.0, 2.0])
     assert repr(found) == (

@@ -35,9 +35,6 @@ from .drift import average, expected_rewards, flat_drift
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .units import unit_of
 
-# A solver that is stuck so many times further from zero than it began is stuck for that reason.
-_GROWN = 1e8
-
 
 class Solution(Result):
     """A solution of the averaged ODE.
@@ -123,8 +120,11 @@ def solve(
         params0: parameters of all agents at time 0, as `wrapped.init()` returns them.
         ts: times at which to report, increasing, in unscaled steps; may start at 0.
         solver: a diffrax solver; `Tsit5` by default.
-        rtol: relative tolerance per step.
-        atol: absolute tolerance per step.
+        rtol: relative tolerance per step. Action values that lie further from zero than a thousand
+            times the unit below are followed as closely as those at that distance.
+        atol: tolerance per step in the unit of the parameters: the largest power of 1024 below the
+            spread of the agent's rewards, so that results do not depend on the unit of payoffs; at
+            most one for learners that do not say `in_payoffs`.
         adjoint: one of diffrax's methods to differentiate, instead of the one described above:
             they differentiate the solver's steps, which across kinks is accurate to about 2e-3.
         max_steps: largest number of solver steps; by default 65536, and 2048 where the solution is
@@ -138,7 +138,8 @@ def solve(
     Raises:
         ValueError: if `ts` is not increasing from 0 on, `params0` does not fit, the state chain has
             several closed classes or is numerically reducible, or a policy is not continuous.
-        RuntimeError: if the solve fails and `throw` is true; it says when and why.
+        RuntimeError: if the solve fails and `throw` is true; it says when and why: too many steps,
+            an entry that grows without bound, a policy that is none, a reducible chain.
 
     Example:
         >>> game = ex.games.prisoners_dilemma()
@@ -256,7 +257,9 @@ def how_ended(
     reached = jnp.isfinite(saved)
     (reducible, impossible), last = jax.vmap(look)(values), look(end)[1]
     grown = ~jnp.all(jnp.isfinite(end))
-    grown |= jnp.max(jnp.abs(end)) > _GROWN * (1 + jnp.max(jnp.abs(begin)))
+    # A solver that is stuck so much further from zero than it began is stuck for that reason.
+    much = jnp.finfo(end.dtype).eps ** -0.5
+    grown |= jnp.max(jnp.abs(end)) > much * (1 + jnp.max(jnp.abs(begin)))
     codes: Any = RESULTS
     result = codes.promote(ended)
     stuck = result != codes.successful

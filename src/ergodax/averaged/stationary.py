@@ -51,7 +51,7 @@ def _censor(chain: Float[Array, "S S"]) -> _Censored:
         row = jnp.where(states < k, matrix[k], 0)
         total = row.sum()
         column = jnp.where(states < k, matrix[:, k], 0) / jnp.where(total > 0, total, 1)
-        matrix = matrix + column[:, None] * row
+        matrix = matrix + column[:, None] * row[None]
         matrix = matrix.at[:, k].set(jnp.where(states < k, column, matrix[:, k]))
         return _Censored(matrix, leave.at[k].set(total))
 
@@ -157,7 +157,7 @@ def deviation_matrix(
         chain: the transition matrix P, `[S, S]`, with one closed class.
     """
     law = stationary_law(chain)
-    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law)
+    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law[None])
     return law, deviation
 
 

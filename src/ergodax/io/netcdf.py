@@ -40,8 +40,8 @@ def save(
     """Writes a result or a data set to a file, completely or not at all.
 
     Args:
-        result: any result or other object of this package, a tuple of results of one kind (as
-            `rest_points` returns them), or an `xarray.Dataset` (as `sweep` does).
+        result: any result or other object of this package, a tuple of results of one kind,
+            or an `xarray.Dataset` (as `sweep` returns it).
         path: the netCDF file; an existing one is replaced once the new one is complete. A data set
             becomes a zarr store if the name ends in `.zarr`; that needs `ergodax[zarr]`.
         attributes: further attributes of the data set: texts, numbers, or lists of either.

@@ -94,8 +94,7 @@ class At(eqx.Module):
                 + (f", and {2 + len(rest)} arguments." if rest else ".")
             )
         for where in index:
-            scalar = as_real(where)
-            if scalar is None or not jnp.issubdtype(scalar.dtype, jnp.integer):
+            if as_real(where) is None:
                 raise TypeError(f"At: index must hold integers; found {describe(where)}.")
         self.index, self.value = tuple(index), check_array("At: value", value)
 
@@ -118,7 +117,7 @@ def accumulate(table: Float[Array, "..."], batch: At) -> Float[Array, "..."]:
     flat = jnp.zeros((), dtype=jnp.int32)
     for index, size in zip(batch.index, table.shape, strict=False):
         flat = flat * size + index.astype(flat.dtype)
-    one_hot = (jnp.arange(rows, dtype=flat.dtype)[:, None] == flat).astype(table.dtype)
+    one_hot = (jnp.arange(rows, dtype=flat.dtype)[:, None] == flat[None]).astype(table.dtype)
     added = jnp.matmul(one_hot, batch.value.reshape(events, -1), precision="highest")
     return table + added.reshape(table.shape)
 

@@ -304,7 +304,7 @@ def warn_rounded(wrapped: WrappedGame, stacklevel: int = 5) -> None:
     if jnp.result_type(float) != np.float64:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(wrapped):
-        if is_concrete(leaf) and leaf.dtype == np.float32:
+        if is_concrete(leaf) and getattr(leaf, "dtype", None) == np.float32:
             warnings.warn(
                 f"wrapped{jax.tree_util.keystr(path)} is in float32, precise to 7 digits: make "
                 "games and learners after jax_enable_x64 is turned on.",

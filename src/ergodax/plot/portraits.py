@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ..averaged.basins import Basins
 from ..averaged.drift import average
 from ..averaged.flow import Solution
-from ..averaged.rest_points import RestPoint
+from ..averaged.rest_points import RestPoint, RestPoints
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_flag, check_function, check_type, describe
 from ..base.compiling import compiled
@@ -58,7 +58,7 @@ def phase_portrait(
     limits: Limits | None = None,
     embed: Embed | None = None,
     paths: Sequence[Solution] = (),
-    rest_points: Sequence[RestPoint] = (),
+    rest_points: RestPoints | Sequence[RestPoint] = (),
     runs: Simulation | None = None,
     ax: "matplotlib.axes.Axes | None" = None,
 ) -> "matplotlib.axes.Axes":
@@ -135,7 +135,7 @@ def simplex(
     at: Any = None,
     embed: Embed | None = None,
     paths: Sequence[Solution] = (),
-    rest_points: Sequence[RestPoint] = (),
+    rest_points: RestPoints | Sequence[RestPoint] = (),
     runs: Simulation | None = None,
     ax: "matplotlib.axes.Axes | None" = None,
 ) -> "matplotlib.axes.Axes":
@@ -297,7 +297,8 @@ def _given(flow: Flow, at: Any, embed, paths, rest_points, runs):
         ("paths", Solution, paths),
         ("rest_points", RestPoint, rest_points),
     ):
-        if not isinstance(given, Sequence) or not all(isinstance(one, kind) for one in given):
+        several = isinstance(given, Sequence | RestPoints)
+        if not several or not all(isinstance(one, kind) for one in given):
             raise ValueError(
                 f"{name} must be a list, each a {kind.__name__}; found {describe(given)}."
             )

@@ -25,7 +25,7 @@ from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.compiling import compiled
 from ..model.validity import check_table
 from ..model.wrapped import WrappedGame
-from .poisson import Poisson, inflow, poisson
+from .poisson import Poisson, check_covariance, inflow, poisson
 
 # Up to so many numbers (events times parameters) are the martingale differences written out.
 _DENSE_LIMIT = 2**22
@@ -72,7 +72,7 @@ def _events(wrapped: WrappedGame, solved: Poisson) -> _Events:
     joint = int(np.prod(game.num_actions))
     cores = game.num_states * joint
     source = jnp.repeat(jnp.arange(cores), game.num_successors * joint)
-    target = (successors[:, None] * joint + jnp.arange(joint, dtype=successors.dtype)).ravel()
+    target = (successors[:, None] * joint + jnp.arange(joint, dtype=successors.dtype)[None]).ravel()
     return _Events(_joint_weights(wrapped, solved, agents), source, target, agents)
 
 

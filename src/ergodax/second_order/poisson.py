@@ -103,7 +103,9 @@ def _increments(wrapped: WrappedGame, params) -> tuple[Increments, ...]:
             for scalar, length in zip(index, leaf.shape, strict=False):
                 row = row * length + scalar.astype(row.dtype)
             width = value.shape[1]
-            positions.append(offset + row[:, None] * width + jnp.arange(width, dtype=row.dtype))
+            positions.append(
+                offset + row[:, None] * width + jnp.arange(width, dtype=row.dtype)[None]
+            )
             values.append(value)
             offset += leaf.size
         found.append(Increments(jnp.concatenate(positions, 1), jnp.concatenate(values, 1)))
