@@ -6,6 +6,7 @@ So steps are relative ones near a bound, and no step leaves it.
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def fit(
             default.
         max_steps: largest number of steps.
         rtol: stop when a step lowers the loss by at most this, relative to it.
-        atol: the same, absolute.
+        atol: the same, absolute; relative to a loss that begins smaller than one.
         progress: show a progress bar with the loss.
 
     Returns:
@@ -136,6 +137,9 @@ def fit(
     value, slope = _evaluate(objective, free)
     _check_finite(value, slope, free, intervals)
     losses, evaluations = [float(value)], 1
+    # A loss may be small because payoffs are: below the largest power of 1024 that it begins above.
+    if 0 < abs(losses[0]) < 1:
+        threshold *= 1024.0 ** math.floor(math.log(abs(losses[0]), 1024))
     best = (float(value), free, slope)
     done = False
     with tqdm(total=max_steps, unit="step", disable=not progress) as bar:
