@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -329,3 +330,41 @@ def test_info_as_a_program(tmp_path, monkeypatch):
     assert (finished.returncode, finished.stderr) == (0, "")
     assert re.search(r"^x64 +off", finished.stdout, flags=re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
+
+
+CACHE = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    """Folder and size of the cache after a start of the command line with some option."""
+    held = [*CACHE, "jax_persistent_cache_min_compile_time_secs"]
+    before = {name: getattr(jax.config, name) for name in held}
+    monkeypatch.delenv("ERGODAX_CACHE", raising=False)
+
+    def start(given=None, folder=None):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        cli._keep_programs(given)
+        return tuple(getattr(jax.config, name) for name in CACHE)
+
+    yield start
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_programs_are_kept_where_the_user_wants(cache, monkeypatch, tmp_path):
+    assert cache("off")[0] is None
+    assert cache(folder="own")[0] == "own"  # JAX keeps them already
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    folder, size = cache()
+    assert Path(folder).is_dir()
+    assert "ergodax" in folder
+    assert 0 < size <= 2**30
+    monkeypatch.setenv("ERGODAX_CACHE", str(tmp_path / "moved"))
+    assert cache(folder="own")[0] == str(tmp_path / "moved")
+    assert cache(str(tmp_path / "option"))[0] == str(tmp_path / "option")
+    monkeypatch.setenv("ERGODAX_CACHE", "off")
+    assert cache()[0] is None
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="compiled programs are not kept"):
+        assert cache(str(tmp_path / "file" / "folder"))[0] is None

@@ -37,6 +37,20 @@ def fluctuations(wrapped, params, ts, tol):
     ex.fluctuations(wrapped, params, ts, rtol=tol)
 
 
+def second_order(wrapped, params, ts, tol):
+    ex.noise_covariance(wrapped, params)
+    ex.poisson_values(wrapped, params)
+    ex.fluctuations(wrapped, params, ts, bias=True, scale=1e7 * tol, atol=tol)
+
+
+def kinks(wrapped, params, ts, tol):
+    ex.kinks(wrapped, params, ts, rtol=tol)
+
+
+def rest_points(wrapped, params, ts, tol):
+    ex.rest_points(wrapped, jax.tree.map(lambda x: x[None], params), rtol=tol)
+
+
 def simulate(wrapped, params, ts, tol):
     ex.simulate(wrapped, params, ts, scale=1e7 * tol, runs=8, key=jax.random.key(0))
 
@@ -54,7 +68,14 @@ def seal(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "update", sealed)
 
 
-@pytest.mark.parametrize("function", [averages, solve, rest_point, fluctuations, simulate])
+@pytest.mark.filterwarnings("ignore:at .* of .* times, from t")
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(averages, solve, rest_point, fluctuations, simulate),
+        *(second_order, kinks, rest_points),
+    ],
+)
 def test_compiled_once_for_all_values(function, monkeypatch):
     first = (0.1, 0.9, 1.0, 0.1, 1.5, 0.0, jnp.array([0.0, 1.0, 2.0]), 1e-7)
     with monkeypatch.context() as patch:
@@ -63,7 +84,7 @@ def test_compiled_once_for_all_values(function, monkeypatch):
             call(function, *first)
     call(function, *first)
     seal(monkeypatch)
-    call(function, 0.3, 0, 2, 0, 2.5, 1.0, jnp.array([0.5, 0.6, 9.0]), 1e-6)
+    call(function, 0.3, 0.25, 2, 1, 2.5, 1.0, jnp.array([0.5, 0.6, 9.0]), 1e-6)
     ts = np.array([1.0, 7.0, 8.0])
     call(function, np.float32(0.2), 0.5, jnp.asarray(0.5), 1, np.float64(1.1), -2.0, ts, 1e-8)
 

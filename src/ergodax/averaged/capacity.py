@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..base.compiling import shapes_of
 from ..base.memory import check_room
 from ..model.wrapped import WrappedGame
 
@@ -16,6 +17,10 @@ _PER_EVENT = 28
 def size_of(params: Any) -> int:
     """d, the number of all parameters."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def _increments(wrapped, params):
+    return [wrapped.increments(agent, own) for agent, own in enumerate(params)]
 
 
 def check_slopes(
@@ -39,13 +44,7 @@ def check_slopes(
         kept: how many matrices `[d, d]` are kept.
         beside: further numbers.
     """
-    like = jax.eval_shape(
-        lambda wrapped, params: [
-            wrapped.increments(agent, params[agent]) for agent in range(len(params))
-        ],
-        wrapped,
-        params,
-    )
+    like = shapes_of(_increments, wrapped, params)
     learnt = [leaf for leaf in jax.tree.leaves(like) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     size, events = size_of(params), math.prod(wrapped.game.probabilities.shape)
     column = sum(math.prod(leaf.shape) for leaf in learnt) + _PER_EVENT * events

@@ -238,7 +238,8 @@ def rest_point(
     wrapped, guess = check_ergodic(wrapped, guess, "guess")
     check_autonomous(wrapped.learners, "rest points")
     _check_room(wrapped, guess)
-    found, drifting = _rest_point(wrapped, guess, rtol, atol, max_steps)
+    tolerances = jnp.asarray(rtol), jnp.asarray(atol)
+    found, drifting = _rest_point(wrapped, guess, *tolerances, max_steps)
     found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
         names = parameter_names(wrapped.game, found.params, 0)
@@ -287,7 +288,7 @@ def rest_points(
     first = jax.tree.map(lambda leaf: leaf[0], guesses)
     check_ergodic(wrapped, first, "guesses")
     _check_room(wrapped, first)
-    found, last = _search(wrapped, guesses, rtol, atol, max_steps)
+    found, last = _search(wrapped, guesses, jnp.asarray(rtol), jnp.asarray(atol), max_steps)
     unravel = flat_drift(first)[1]
     points: list[RestPoint] = []
     count = len(jax.tree.leaves(guesses)[0])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from .checks import is_concrete
 
@@ -105,6 +106,23 @@ def drop_programs(most: int | None = None) -> bool:
     jax.clear_caches()
     gc.collect()
     return True
+
+
+def shapes_of(function: Callable, *args) -> Any:
+    """Shapes and types of what a function returns, traced once for those of its arguments.
+
+    Args:
+        function: a function of pytrees of arrays, itself the same in every call.
+        *args: its arguments.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    like = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    return _shapes_of(function, structure, like, jnp.result_type(float))
+
+
+@functools.lru_cache(maxsize=256)
+def _shapes_of(function, structure, like, precision):
+    return jax.eval_shape(function, *structure.unflatten(like))
 
 
 def in_this_context(function: Function) -> Function:

@@ -84,7 +84,7 @@ def poisson(wrapped: WrappedGame, params) -> Poisson:
         drift = law @ by_state
         ahead = (deviation @ by_state)[game.successors.reshape(num_cores, -1)]
         chances = game.probabilities.reshape(num_cores, -1)
-        values = means - drift + jnp.einsum("ck,ckd->cd", chances, ahead)
+        values = means - drift[None] + jnp.einsum("ck,ckd->cd", chances, ahead)
     events = law.reshape(-1, *(1,) * (given_state.ndim - 1)) * given_state
     return Poisson(increments, policies, joint, chain, events, drift, values)
 

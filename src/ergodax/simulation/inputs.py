@@ -1,6 +1,5 @@
 """What the runs of a simulation start from: checked, in one precision, the same or run by run."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base.checks import as_real, check_count, check_type
-from ..base.compiling import compiled
+from ..base.compiling import compiled, shapes_of
 from ..model.game import first_state_law
 from ..model.wrapped import WrappedGame, cast, warn_rounded
 from .step import Ensemble
@@ -89,6 +88,11 @@ def _repeat(tree, count):
     return jax.tree.map(lambda a: np.broadcast_to(a, (count, *np.shape(a))), tree)
 
 
+def _of_learners(wrapped, params):
+    increments = [wrapped.increments(agent, own) for agent, own in enumerate(params)]
+    return wrapped.policies(params), increments
+
+
 def check_inputs(
     wrapped: WrappedGame,
     params0: Any,
@@ -129,9 +133,7 @@ def check_inputs(
     params0 = one.check_structure(params0, "params0", "runs" if own_params else None)
     one.check_finite(params0, "params0")
     # Traced once here, where a learner that cannot be is named.
-    jax.eval_shape(one.policies, like)
-    for agent, own in enumerate(like):
-        jax.eval_shape(functools.partial(one.increments, agent), own)
+    shapes_of(_of_learners, one, tuple(like))
     dtype = _check_dtype(dtype, params0)
     if dtype == np.float64:
         warn_rounded(wrapped, stacklevel=4)
