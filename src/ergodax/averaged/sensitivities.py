@@ -36,6 +36,7 @@ from ..results.labels import (
     plain_names,
 )
 from ..results.result import Result
+from .capacity import check_slopes, size_of
 from .drift import flat_drift
 from .flow import check_reached, how_ended, no_play, warn_single_precision
 from .kinks import TOLERANCE, KinkReport, kinks
@@ -166,6 +167,16 @@ def sensitivities(
     check_flag("throw", throw)
     wrapped, params0 = check_build(build, theta)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    count = size_of(theta)
+    check_slopes(
+        f"derivatives by {count} entries of theta",
+        wrapped,
+        params0,
+        "take the gradient of one number by `jax.grad` through `solve`, or fewer entries",
+        columns=count,
+        kept=0,
+        beside=len(ts) * count * size_of(params0),
+    )
     warn_single_precision()
     solve = functools.partial(
         _sensitivities,

@@ -37,6 +37,7 @@ def two_state_dilemma(
     cooperates = np.array([1, 0])
     mine, other = cooperates[:, None], cooperates[None, :]
     stays = chance[:, mine + other]
+    mine, other = mine[None].astype(float), other[None].astype(float)
     rewards = [benefit * other - cost * mine, benefit * mine - cost * other]
     return MarkovGame.from_dense(
         jnp.stack([stays, 1 - stays], axis=-1),

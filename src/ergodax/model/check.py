@@ -236,7 +236,7 @@ def check_kinks(wrapped: WrappedGame) -> None:
     game = wrapped.game
     for agent, learner in enumerate(wrapped.learners):
         # Where a hyper-parameter is zero, a kink may be without effect.
-        used = tuple(bool(np.any(leaf)) for leaf in jax.tree.leaves(learner))
+        used = tuple(bool(np.any(np.asarray(leaf))) for leaf in jax.tree.leaves(learner))
         known = type(learner), used, game.num_states, game.num_actions, agent
         if known in _SEEN or type(learner).__module__.startswith(_OWN):
             continue

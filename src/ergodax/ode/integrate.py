@@ -327,7 +327,7 @@ class _Explicit:
             slope=jnp.where(taken, slopes[-1], slopes[0]),
             next=until,
             steps=s.steps + 1,
-            taken=s.taken + taken,
+            taken=s.taken + taken.astype(s.taken.dtype),
             stopped=stopped,
         )
 

@@ -212,7 +212,7 @@ class Walk(NamedTuple):
         probed = jax.lax.map(lambda x: self.probe(x, s.y), jax.vmap(self.along)(times))
         changes = jnp.diff(probed, axis=0)
         # A jump stands out against both parts beside it; what is smooth does not.
-        excess = jnp.min(jnp.linalg.norm(changes - changes[_BESIDE], axis=-1), axis=0)
+        excess = jnp.min(jnp.linalg.norm(changes[None] - changes[_BESIDE], axis=-1), axis=0)
         part = jnp.argmax(excess)
         done = s.round == _ROUNDS
         largest = jnp.max(jnp.linalg.norm(probed, axis=1))

@@ -83,7 +83,7 @@ def covariance(wrapped: WrappedGame, solved: Poisson) -> Float[Array, "d d"]:
     if wrapped.game.successors.size * joint * size > _DENSE_LIMIT:
         return _covariance_by_parts(wrapped, solved)
     events = _events(wrapped, solved)
-    differences = solved.values[events.target] - solved.values[events.source] - solved.drift
+    differences = solved.values[events.target] - solved.values[events.source] - solved.drift[None]
     for agent, own in enumerate(solved.increments):
         places, values = (_with_next_actions(wrapped, part, agent, events.agents) for part in own)
         differences = differences.at[jnp.arange(len(places))[:, None], places].add(values)

@@ -84,7 +84,7 @@ def poisson(wrapped: WrappedGame, params) -> Poisson:
         drift = law @ by_state
         ahead = (deviation @ by_state)[game.successors.reshape(num_cores, -1)]
         chances = game.probabilities.reshape(num_cores, -1)
-        values = means - drift + jnp.einsum("ck,ckd->cd", chances, ahead)
+        values = means - drift[None] + jnp.einsum("ck,ckd->cd", chances, ahead)
     events = law.reshape(-1, *(1,) * (given_state.ndim - 1)) * given_state
     return Poisson(increments, policies, joint, chain, events, drift, values)
 
@@ -180,7 +180,7 @@ def check_covariance(
         "covariances hold a number for every pair of parameters; simulate many runs instead, or "
         "take fewer states, actions or times"
     )
-    columns, kept = (1, 8 + times) if slopes else (0, 2)
+    columns, kept = (None, 8 + times) if slopes else (0, 2)
     check_slopes(what, wrapped, params, instead, columns=columns, kept=kept, beside=beside)
 
 
