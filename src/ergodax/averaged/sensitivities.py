@@ -121,8 +121,7 @@ def sensitivities(
     """Solves the averaged ODE together with its derivatives by theta.
 
     The cost grows with the number of entries of theta: for many entries and one loss, `jax.grad`
-    through `solve` is cheaper. Steps end at up to 256 report times; beyond that their number costs
-    nothing. Derivatives at kinks are as
+    through `solve` is cheaper. Many report times cost what few cost. Derivatives at kinks are as
     `solve` describes; but if the flow crosses a tie and is back so soon that a step may have passed
     over it, all is solved a second time, with steps that end at both crossings (not under a JAX
     transformation).
