@@ -26,9 +26,9 @@ from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
 from ..results.result import Result, policies
-from .room import check_slopes, size_of
 from .drift import flat_drift
 from .per_visit import flat_per_visit
+from .room import check_slopes, size_of
 from .root_search import DRAWN, RootSearch, first_found
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .units import extents

@@ -111,7 +111,7 @@ _LOOKS = 257  # times at which schedules are looked at, evenly and in proportion
 
 
 def check_schedules(learners: tuple, ts: Any) -> None:
-    """Raises ValueError if a schedule leaves its hyper-parameter's interval before the last time."""
+    """Raises ValueError if a schedule leaves its hyper-parameter's interval at some time."""
     until = ts[-1]
     if not is_concrete(until) or until <= 0:
         return
