@@ -36,10 +36,10 @@ from ..results.labels import (
     plain_names,
 )
 from ..results.result import Result
-from .capacity import check_slopes, size_of
 from .drift import flat_drift
 from .flow import check_reached, how_ended, no_play, warn_single_precision
 from .kinks import TOLERANCE, KinkReport, kinks
+from .room import check_slopes, size_of
 from .stationary import check_ergodic, preserve_rows
 from .units import unit_of
 
