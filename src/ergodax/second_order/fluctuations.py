@@ -38,6 +38,7 @@ from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import compiled, precise, quickly_compiled
+from ..base.memory import check_room
 from ..base.times import check_scale, check_times
 from ..model.check import check_kinks
 from ..model.clock import check_schedules
@@ -107,8 +108,10 @@ def fluctuations(
     scale = None if scale is None else check_scale(scale)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_kinks(wrapped)
-    check_schedules(wrapped.learners, ts[-1])
+    check_schedules(wrapped.learners, ts)
     check_covariance("fluctuations", wrapped, params0, times=len(ts), bias=bias)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params0))
+    check_room(64 * max_kinks * size**2, f"to track {max_kinks} kinks", "lower max_kinks")
     solution = fluctuate(
         wrapped,
         params0,
