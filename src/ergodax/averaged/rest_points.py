@@ -26,9 +26,9 @@ from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
 from ..results.result import Result, policies
-from .capacity import check_slopes, size_of
 from .drift import flat_drift
 from .per_visit import flat_per_visit
+from .room import check_slopes, size_of
 from .root_search import DRAWN, RootSearch, first_found
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .units import extents
@@ -378,7 +378,7 @@ def _described(wrapped, params, step, result) -> tuple:
     return params, jnp.max(jnp.abs(field(x, wrapped))), step, jacobian, result
 
 
-def _frozen(tree):
+def _frozen(tree) -> Any:
     """The same values, as constants of differentiation."""
     return jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree

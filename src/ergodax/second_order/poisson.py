@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..averaged.capacity import check_slopes, size_of
+from ..averaged.room import check_slopes, size_of
 from ..averaged.stationary import check_ergodic, deviation_matrix, preserve_rows
 from ..base.compiling import compiled
 from ..model.learner import At

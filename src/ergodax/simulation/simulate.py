@@ -267,7 +267,7 @@ def simulate(
     intervals = steps_between(steps, begun)
     standing = None if start is None else start.final
     inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
-    check_schedules(inputs.wrapped.learners, times[-1])
+    check_schedules(inputs.wrapped.learners, times)
     recorders = () if recorder is None else (recorder,)
     shapes = _shapes(inputs, observe, recorders)
     kept = len(shapes) if keep_runs else 0

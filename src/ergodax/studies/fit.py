@@ -104,8 +104,8 @@ def fit(
             default.
         max_steps: largest number of steps.
         rtol: stop when a step lowers the loss by at most this, relative to it.
-        atol: the same, absolute; without an optimiser of your own, relative to the largest power of
-            1024 below a loss that begins smaller than one.
+        atol: the same, absolute; without an optimiser of your own, relative to the smallest power
+            of 1024 above a loss that begins smaller than one.
         progress: show a progress bar with the loss.
 
     Returns:
@@ -140,7 +140,7 @@ def fit(
     unit = 1.0
     if optimizer is None and 0 < abs(float(value)) < 1:
         # A loss may be small because payoffs are: the line search has tolerances of its own.
-        unit = 1024.0 ** math.floor(math.log(abs(float(value)), 1024))
+        unit = 1024.0 ** math.ceil(math.log(abs(float(value)), 1024))
         objective = objective._replace(unit=jnp.asarray(unit))
         value, slope = jax.tree.map(lambda leaf: leaf / unit, (value, slope))
     losses, evaluations = [float(value)], 1

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.averaged import capacity
+from ergodax.averaged import room
 from ergodax.averaged.drift import flat_drift
 
 
@@ -59,6 +59,6 @@ def test_the_estimate_is_what_the_program_takes(monkeypatch, kind):
     compiled = jax.jit(jax.jacfwd(lambda x: field(x, wrapped))).lower(x).compile()
     taken = compiled.memory_analysis().temp_size_in_bytes
     needed = []
-    monkeypatch.setattr(capacity, "check_room", lambda size, *_: needed.append(size))
-    capacity.check_slopes("the Jacobian", wrapped, params, "")
+    monkeypatch.setattr(room, "check_room", lambda size, *_: needed.append(size))
+    room.check_slopes("the Jacobian", wrapped, params, "")
     assert taken / 3 < needed[0] < 3 * taken
