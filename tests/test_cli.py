@@ -1,4 +1,5 @@
 import contextlib
+import importlib
 import io as text
 import json
 import os
@@ -215,6 +216,40 @@ def test_an_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
     assert compare("--out", str(tmp_path)) == 130
     assert capsys.readouterr().err == "ergodax: error: interrupted\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_comparison_cut_short_is_written_and_exits_as_interrupted(tmp_path, capsys, monkeypatch):
+    job = importlib.import_module("ergodax.simulation.job")
+    original, capacity = job.Job.run, importlib.import_module("ergodax.simulation.capacity")
+
+    def interrupted(self):
+        yield next(original(self))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job.Job, "run", interrupted)
+    monkeypatch.setattr(capacity, "PROCESSOR", capacity.PROCESSOR._replace(cache=1))
+    assert compare(*SMALL, "--runs", "300", "--out", str(tmp_path)) == 130
+    assert "interrupted: what is written was complete by then" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_more_times_than_memory_holds_are_refused(tmp_path, capsys):
+    assert compare("--points", "1000000000", "--out", str(tmp_path)) == 2
+    assert "lower --points" in capsys.readouterr().err
+
+
+def test_an_interrupted_program_ends_at_once(monkeypatch):
+    def end(code):
+        raise RuntimeError(f"ended by {code}")
+
+    monkeypatch.setattr(cli.os, "_exit", end)
+    monkeypatch.setattr(cli, "main", lambda: 130)
+    with pytest.raises(RuntimeError, match="ended by 130"):
+        cli.program()
+    monkeypatch.setattr(cli, "main", lambda: 2)
+    with pytest.raises(SystemExit, match="2"):
+        cli.program()
 
 
 @pytest.mark.filterwarnings("default")

@@ -55,10 +55,10 @@ from .model.learner import AbstractLearner as AbstractLearner
 from .model.learner import At as At
 from .model.learner import Transition as Transition
 from .model.wrapped import WrappedGame as WrappedGame
-from .second_order.fluctuations import Fluctuations as Fluctuations
 from .second_order.fluctuations import fluctuations as fluctuations
 from .second_order.noise import noise_covariance as noise_covariance
 from .second_order.poisson import poisson_values as poisson_values
+from .second_order.prediction import Fluctuations as Fluctuations
 from .second_order.required_scale import required_scale as required_scale
 from .second_order.stationary_covariance import stationary_covariance as stationary_covariance
 from .simulation.recorders import AbstractRecorder as AbstractRecorder

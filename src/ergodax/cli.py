@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .model.wrapped import WrappedGame
 
 _CACHE_BYTES = 2**28
+# What a report time takes, with its moments and its place in the picture.
+_POINT_BYTES = 2**13
 _EXAMPLES = """\
 examples:
   ergodax compare prisoners-dilemma
@@ -53,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+def program() -> NoReturn:
+    """Runs the command line as a program of its own."""
+    code = main()
+    if code == 130:  # threads that still compile would not survive an orderly end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _fail(error: object, code: int) -> int:
@@ -288,8 +300,12 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     import numpy as np
 
     from . import plot
+    from .base.codes import RESULTS
+    from .base.memory import check_room
     from .studies.compare import compare
 
+    points = options.points
+    check_room(_POINT_BYTES * points, f"a comparison at {points} times", "lower --points")
     wrapped = _start(options)
     comparison = compare(
         wrapped,
@@ -303,6 +319,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         progress=sys.stderr.isatty(),
     )
     _write(comparison, plot.comparison(comparison), options.out / options.game, command)
+    if comparison.simulation.result == RESULTS.interrupted:
+        return _fail("interrupted: what is written was complete by then", 130)
     return 0 if np.isfinite(comparison.parameter_gap.largest) else 1
 
 

@@ -357,3 +357,11 @@ def test_a_tie_that_the_drift_does_not_feel_is_no_kink():
     found = ex.fluctuations(*coins(0.0), [3.0])
     assert found.result == ex.RESULTS.successful
     assert float(found.margin.max()) == 0
+
+
+def test_a_crossing_at_a_report_time_is_no_rest():
+    wrapped, params0 = turning({"alpha": jnp.asarray(0.5), "lead": jnp.asarray(-0.3)})
+    time = float(ex.fluctuations(wrapped, params0, [40.0]).kinks.time[0])
+    found = ex.fluctuations(wrapped, params0, [time, 40.0])
+    assert float(found.margin.min()) < 1e-6
+    assert found.result == ex.RESULTS.successful

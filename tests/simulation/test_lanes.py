@@ -92,16 +92,46 @@ def test_lanes_give_what_vmap_gives(function, shape):
     state = jnp.asarray(rng.integers(shape[0], size=LANES), jnp.int32)
     key = jnp.asarray(rng.integers(2**32, size=(LANES, 2)), jnp.uint32)
 
-    @jax.jit
-    def batched(*arguments):
-        return lanes.from_lanes(lanes.over_lanes(function, *lanes.to_lanes(arguments)))
-
-    found = batched(table, state, key)
     expected = jax.vmap(function)(table, state, key)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(a, b, rtol=1e-14)
+    for ordered in (False, True):
+
+        @jax.jit
+        def batched(*arguments, ordered=ordered):
+            found = lanes.over_lanes(function, *lanes.to_lanes(arguments), ordered=ordered)
+            return lanes.from_lanes(found)
+
+        found = batched(table, state, key)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(a, b, rtol=1e-14)
+
+
+def test_kept_values_are_the_same_to_their_sign_of_zero():
+    values = jnp.array([-0.0, 0.0, -1.5, jnp.inf])
+    found = jax.jit(
+        lambda x: lanes.from_lanes(lanes.over_lanes(lanes.reused, *lanes.to_lanes((x,))))
+    )(values)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(values))
+    np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("lanes_", [64, 128, 512, 1024])
+def test_ordered_sums_do_not_depend_on_the_number_of_lanes(lanes_):
+    rows = np.random.default_rng(4).normal(size=(1024, 4, 3)).astype(np.float32)
+    weights = jnp.asarray(rows[0].ravel())
+
+    def of_run(x):
+        return x.mean(), x.sum(axis=0), x.ravel() @ weights
+
+    @jax.jit
+    def batched(x):
+        return lanes.from_lanes(lanes.over_lanes(of_run, *lanes.to_lanes((x,)), ordered=True))
+
+    for found, expected in zip(
+        batched(jnp.asarray(rows[:lanes_])), batched(jnp.asarray(rows[:64])), strict=True
+    ):
+        np.testing.assert_array_equal(found[:64], expected)
 
 
 def test_large_arrays_stand_with_their_lanes_first():

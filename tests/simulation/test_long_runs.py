@@ -14,6 +14,7 @@ import pytest
 
 import ergodax as ex
 from ergodax import plot
+from ergodax.base import memory
 
 store_module = importlib.import_module("ergodax.io.store")
 job_module = importlib.import_module("ergodax.simulation.job")
@@ -194,6 +195,32 @@ def test_foreign_and_damaged_checkpoints_are_refused_and_left_alone(wrapped, tmp
     assert path.read_bytes() == content[:-1]
 
 
+def test_forged_checkpoints_are_refused(wrapped, short_blocks, monkeypatch):
+    """With right digests, but with arrays missing, of other shapes, or senseless."""
+    states = []
+    monkeypatch.setattr(store_module.Store, "save", lambda self, state, **_: states.append(state()))
+    _interrupt_after(monkeypatch, 11)
+    with pytest.warns(UserWarning, match="interrupted"):
+        simulate(wrapped)
+    monkeypatch.undo()
+    limits = width_module.PROCESSOR._replace(block=640)
+    monkeypatch.setattr(width_module, "PROCESSOR", limits)
+    whole = states[-1]
+    assert {"report0", "batch0", "final0", "value0", "merged0"} <= whole.keys()
+    forged = [{k: v for k, v in whole.items() if k != name} for name in whole]
+    forged += [whole | {name: array[..., None]} for name, array in whole.items()]
+    forged += [whole | {name: np.zeros(array.shape, np.float16)} for name, array in whole.items()]
+    forged += [whole | {"width": np.array(width)} for width in (0, -64, 63, 192, 2**40)]
+    forged += [whole | {"done": np.array(done)} for done in (-1, 10**9)]
+    forged += [whole | {"sizes": np.array(sizes, int)} for sizes in ([], [-1, 2], [2**40])]
+    for arrays in forged:
+        monkeypatch.setattr(store_module.Store, "load", lambda self, arrays=arrays: arrays)
+        with pytest.raises(ValueError, match="the checkpoint does not hold what was saved"):
+            simulate(wrapped)
+    monkeypatch.setattr(store_module.Store, "load", lambda self: whole)
+    assert_same(simulate(wrapped), simulate(wrapped, batch_size=512))
+
+
 def test_another_function_is_another_simulation(wrapped, tmp_path):
     """Functions that share a name and a file are told apart by what they do."""
     path = tmp_path / "unfinished"
@@ -303,7 +330,13 @@ def test_a_simulation_goes_on_where_it_ended(wrapped):
     with pytest.raises(ValueError, match="start has parameters in float64; found dtype float32"):
         simulate(wrapped, TIMES[2:], start=first, dtype=jnp.float32)
     others = ex.WrappedGame(wrapped.game, [wrapped.learners[0]] * 2)
-    with pytest.raises(ValueError, match="start was simulated with learners of another kind"):
+    with pytest.raises(ValueError, match="start was simulated with another value of learners"):
+        simulate(others, TIMES[2:], start=first)
+    others = ex.WrappedGame(ex.games.prisoners_dilemma(1.6), wrapped.learners)
+    with pytest.raises(ValueError, match="start was simulated with another value of game"):
+        simulate(others, TIMES[2:], start=first)
+    others = ex.WrappedGame(wrapped.game, [ex.QLearning(0.3, 0.8), wrapped.learners[1]])
+    with pytest.raises(ValueError, match="start was simulated with another value of learners"):
         simulate(others, TIMES[2:], start=first)
     with pytest.raises(ValueError, match="start has scale 3; found scale 4"):
         simulate(wrapped, TIMES[2:], start=first, scale=4)
@@ -313,11 +346,26 @@ def test_a_simulation_goes_on_where_it_ended(wrapped):
         simulate(wrapped, TIMES[2:], start=first, runs=5)
 
 
-def test_results_that_do_not_fit_are_refused_before_the_work(wrapped):
-    with pytest.raises(ValueError, match=r"the result needs .* GiB but .* leave keep_runs out"):
+def test_results_that_do_not_fit_are_refused_before_the_work(wrapped, monkeypatch):
+    with pytest.raises(ValueError, match=r"needs .* GiB but .* leave keep_runs out"):
         simulate(wrapped, np.arange(10**5), runs=10**8)
-    with pytest.raises(ValueError, match=r"at the end; simulate fewer runs at once"):
+    with pytest.raises(ValueError, match=r"needs .* simulate fewer runs at once"):
         simulate(wrapped, runs=10**10, keep_runs=False)
+
+    def large(params):
+        return jnp.zeros(10**9)
+
+    with pytest.raises(ValueError, match=r"means and variances of .* needs .* observe less"):
+        simulate(wrapped, np.arange(10.0), keep_runs=False, observe=large)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2**30)
+    with pytest.raises(ValueError, match=r"at 1000000 times needs .* report fewer times"):
+        simulate(wrapped, np.arange(1e6), runs=1, keep_runs=False)
+    with pytest.raises(ValueError, match=r"a game of 4\^20 states needs .* fewer rounds"):
+        ex.games.repeated((np.zeros((2, 2)),) * 2, memory=20)
+    with pytest.raises(ValueError, match=r"1000000000 kinks needs .* lower max_kinks"):
+        ex.fluctuations(wrapped, wrapped.init(), [1.0], max_kinks=10**9)
+    with pytest.raises(ValueError, match="count must be about the number of cores"):
+        ex.use_all_cores(100_000)
 
 
 DEVICES = """
@@ -361,5 +409,5 @@ def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
 
 
 def test_the_number_of_devices_must_be_positive():
-    with pytest.raises(ValueError, match="count must be a positive number of devices; found 0"):
+    with pytest.raises(ValueError, match="count must be a positive integer; found 0"):
         ex.use_all_cores(0)

@@ -99,6 +99,20 @@ def test_interrupted_studies_continue(example, tmp_path, monkeypatch, blocks):
     assert [p.name for p in tmp_path.iterdir()] == ["study"]
     with pytest.raises(ValueError, match="belongs to another"):
         study(example, **options, key=jax.random.key(1), checkpoint=path)
+    forged = {"moments": np.zeros((9, 3))}
+    monkeypatch.setattr(convergence.Store, "load", lambda self: forged)
+    with pytest.raises(ValueError, match="does not hold what was saved for this study"):
+        study(example, **options, checkpoint=path)
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(example, tmp_path, monkeypatch):
+    def compute(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(convergence, "fluctuations", compute)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write in the folder"):
+        study(example, scales=(8, 16, 32), runs=64, t1=2.0, checkpoint=tmp_path / "file" / "study")
 
 
 @near

@@ -304,3 +304,9 @@ def test_derivatives_that_are_not_finite_name_the_parameter():
 def test_bad_bounds_are_refused(bounds, message):
     with pytest.raises(ValueError, match=message):
         ex.fit(lambda theta: theta["x"] ** 2, {"x": 2.0}, bounds=bounds)
+
+
+@pytest.mark.parametrize("unit", [1e-18, 1e-9, 1.0, 1e18])
+def test_fits_do_not_depend_on_the_unit_of_the_loss(unit):
+    found = ex.fit(lambda theta: unit * jnp.sum((theta["x"] - 2) ** 4), {"x": jnp.zeros(2)})
+    np.testing.assert_allclose(found.theta["x"], 2, atol=0.05)

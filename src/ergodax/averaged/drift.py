@@ -18,7 +18,7 @@ from ..base.compiling import compiled, precise
 from ..model.game import scatter_successors
 from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
-from .capacity import check_slopes
+from .room import check_slopes
 from .stationary import check_ergodic, preserve_rows, stationary_law
 
 

@@ -155,7 +155,7 @@ def solve(
     rtol, atol = check_solver(rtol, atol, most, solver, adjoint)
     check_flag("throw", throw)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
-    check_schedules(wrapped.learners, ts[-1])
+    check_schedules(wrapped.learners, ts)
     warn_single_precision()
     solved = _solve(
         wrapped,
@@ -179,7 +179,7 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
     # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
     start, unravel, field = flat_drift(params0)
     unit = unit_of(wrapped, params0)
-    tolerances = dict(solver=solver, rtol=rtol, atol=atol, unit=unit)
+    tolerances: dict[str, Any] = dict(solver=solver, rtol=rtol, atol=atol, unit=unit)
     if adjoint is None:
         values, (saved, stats, ended, end) = solve_differentiably(
             *(start, wrapped, ts),

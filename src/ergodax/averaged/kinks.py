@@ -161,7 +161,7 @@ def kinks(
     rtol, atol = check_solver(rtol, atol, max_steps, solver)
     check_concrete("kinks", (wrapped, params0, ts, rtol, atol))
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
-    check_schedules(wrapped.learners, ts[-1])
+    check_schedules(wrapped.learners, ts)
     check_kinks(wrapped)
     owned = owners(wrapped)
     if not len(owned.agent):

@@ -26,9 +26,9 @@ from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
 from ..results.result import Result, policies
-from .capacity import check_slopes
 from .drift import flat_drift
 from .per_visit import flat_per_visit
+from .room import check_slopes, size_of
 from .root_search import DRAWN, RootSearch, first_found
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .units import extents
@@ -39,9 +39,6 @@ Stability = Literal["stable", "unstable", "centre", "singular"]
 _ZERO = 1e-9
 # Largest distance at which two rest points are one, relative to how far they spread.
 _SAME = 1e-6
-_INSTEAD = (
-    "it is searched for by Newton's method; follow the flow by `solve` to a late time instead"
-)
 _PER_STEP = "per unscaled step"
 
 
@@ -240,7 +237,7 @@ def rest_point(
     check_flag("throw", throw)
     wrapped, guess = check_ergodic(wrapped, guess, "guess")
     check_autonomous(wrapped.learners, "rest points")
-    check_slopes("a rest point", wrapped, guess, _INSTEAD, columns=4, kept=6)
+    _check_room(wrapped, guess)
     tolerances = jnp.asarray(rtol), jnp.asarray(atol)
     found, drifting = _rest_point(wrapped, guess, *tolerances, max_steps)
     found = RestPoint(wrapped, *found)
@@ -290,7 +287,7 @@ def rest_points(
     check_autonomous(wrapped.learners, "rest points")
     first = jax.tree.map(lambda leaf: leaf[0], guesses)
     check_ergodic(wrapped, first, "guesses")
-    check_slopes("a rest point", wrapped, first, _INSTEAD, columns=4, kept=6)
+    _check_room(wrapped, first)
     found, last = _search(wrapped, guesses, jnp.asarray(rtol), jnp.asarray(atol), max_steps)
     unravel = flat_drift(first)[1]
     points: list[RestPoint] = []
@@ -318,6 +315,12 @@ def rest_points(
         np.array([numbers.get(old, -1) for old in leads_to.tolist()]),
         results,
     )
+
+
+def _check_room(wrapped, guess) -> None:
+    """Raises ValueError if memory does not suffice for Newton's method."""
+    instead = "it takes the Jacobian; follow the flow to a late time by `solve` instead"
+    check_slopes("a rest point", wrapped, guess, instead, columns=4 * size_of(guess), kept=6)
 
 
 def _same(wrapped, params, other) -> bool:
@@ -375,7 +378,7 @@ def _described(wrapped, params, step, result) -> tuple:
     return params, jnp.max(jnp.abs(field(x, wrapped))), step, jacobian, result
 
 
-def _frozen(tree):
+def _frozen(tree) -> Any:
     """The same values, as constants of differentiation."""
     return jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree

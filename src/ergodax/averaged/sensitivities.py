@@ -39,6 +39,7 @@ from ..results.result import Result
 from .drift import flat_drift
 from .flow import check_reached, how_ended, no_play, warn_single_precision
 from .kinks import TOLERANCE, KinkReport, kinks
+from .room import check_slopes, size_of
 from .stationary import check_ergodic, preserve_rows
 from .units import unit_of
 
@@ -120,8 +121,7 @@ def sensitivities(
     """Solves the averaged ODE together with its derivatives by theta.
 
     The cost grows with the number of entries of theta: for many entries and one loss, `jax.grad`
-    through `solve` is cheaper. Steps end at up to 256 report times; beyond that their number costs
-    nothing. Derivatives at kinks are as
+    through `solve` is cheaper. Many report times cost what few cost. Derivatives at kinks are as
     `solve` describes; but if the flow crosses a tie and is back so soon that a step may have passed
     over it, all is solved a second time, with steps that end at both crossings (not under a JAX
     transformation).
@@ -166,6 +166,16 @@ def sensitivities(
     check_flag("throw", throw)
     wrapped, params0 = check_build(build, theta)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    count = size_of(theta)
+    check_slopes(
+        f"derivatives by {count} entries of theta",
+        wrapped,
+        params0,
+        "take the gradient of one number by `jax.grad` through `solve`, or fewer entries",
+        columns=count,
+        kept=0,
+        beside=len(ts) * count * size_of(params0),
+    )
     warn_single_precision()
     solve = functools.partial(
         _sensitivities,

@@ -19,6 +19,9 @@ def default_devices() -> list[Any]:
     return [chosen]
 
 
+_MOST_PER_CORE = 4
+
+
 def use_all_cores(count: int | None = None) -> None:
     """Makes one JAX device of every processor core, over which `simulate` spreads its runs.
 
@@ -36,7 +39,9 @@ def use_all_cores(count: int | None = None) -> None:
     if count is None:
         usable = getattr(os, "sched_getaffinity", None)
         count = len(usable(0)) if usable else os.cpu_count() or 1
-    count = check_count("count", count)
+    count, cores = check_count("count", count), os.cpu_count() or 1
+    if count > max(_MOST_PER_CORE * cores, 64):
+        raise ValueError(f"count must be about the number of cores, {cores}; found {count}.")
     try:
         jax.config.update("jax_num_cpu_devices", count)
         with _one_thread_per_device():

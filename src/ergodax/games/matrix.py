@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Real
 
 from ..base.checks import check_array, check_count, check_number, is_concrete
+from ..base.memory import check_room
 from ..model.game import MarkovGame
 from ..model.validity import name_actions
 
@@ -55,9 +56,13 @@ def repeated(
     profiles = list(itertools.product(*names))
     short = all(len(name) == 1 for own in names for name in own)
     labels = [("" if short else "-").join(profile) for profile in profiles]
-    histories = list(itertools.product(labels, repeat=memory))
-
     joint = math.prod(num_actions)
+    check_room(
+        64 * joint ** (1 + min(memory, 100)),
+        f"a game of {joint}^{memory} states",
+        "remember fewer rounds",
+    )
+    histories = list(itertools.product(labels, repeat=memory))
     states = np.arange(joint**memory)
     # Forget the oldest joint action, append the one just played.
     kept = states[:, None] * joint + np.arange(joint)

@@ -110,8 +110,9 @@ class Clocked(AbstractLearner):
 _LOOKS = 257  # times at which schedules are looked at, evenly and in proportion
 
 
-def check_schedules(learners: tuple, until: Any) -> None:
-    """Raises ValueError if a schedule leaves its hyper-parameter's interval before a time."""
+def check_schedules(learners: tuple, ts: Any) -> None:
+    """Raises ValueError if a schedule leaves its hyper-parameter's interval at some time."""
+    until = ts[-1]
     if not is_concrete(until) or until <= 0:
         return
     times = np.concatenate(

@@ -14,7 +14,7 @@ from ..base.compiling import compiled
 from ..base.times import check_scale
 from ..model.observable import PARAMETERS, named
 from ..model.wrapped import WrappedGame
-from ..second_order.fluctuations import Fluctuations
+from ..second_order.prediction import Fluctuations
 from ..simulation.simulate import Simulation
 from ..studies.comparison import Comparison
 

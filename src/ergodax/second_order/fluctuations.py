@@ -22,8 +22,8 @@ and simulation.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -31,242 +31,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Bool, Float, Real
+from jaxtyping import ArrayLike, Real
 
 from ..averaged.maxima import name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
-from ..base.checks import check_count, check_flag, check_function, describe, is_concrete
+from ..base.checks import check_count, check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import compiled, precise
-from ..base.text import describe_result, describe_times
+from ..base.compiling import compiled, precise, quickly_compiled
+from ..base.memory import check_room
 from ..base.times import check_scale, check_times
 from ..model.check import check_kinks
 from ..model.clock import check_schedules
-from ..model.game import check_agent, first_state_law
+from ..model.game import first_state_law
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import check_solver
-from ..results.labels import (
-    OUTCOME,
-    SETTING,
-    TIME_UNITS,
-    TIMES,
-    Entries,
-    Label,
-    labelled,
-    of_agents,
-)
-from ..results.result import Result
-from .limit_process import NEAR, LimitProcess, curvature, huge, root
-from .poisson import check_covariance, core_law, poisson
+from .limit_process import NEAR, LimitProcess, State, reach
+from .poisson import check_covariance
+from .prediction import Fluctuations, Kinks
 
 _CHECKPOINTS = 32  # in reverse mode, from one report time to the next
-
-
-class Kinks(NamedTuple):
-    """Where the flow crosses kinks of the drift, in order of time; unused entries have row -1.
-
-    Attributes:
-        time: when, `[M]`.
-        agent: whose maximum changes, `[M]`.
-        row: the row of `learner.maximised`, flattened: for Q-learning the state, `[M]`.
-        old: the maximising entry before, `[M]`.
-        new: the maximising entry after, `[M]`.
-        jump: the jump of b, `[M, d]`; zero where bias was not asked for.
-    """
-
-    time: Any
-    agent: Any
-    row: Any
-    old: Any
-    new: Any
-    jump: Any
-
-
-class Band(NamedTuple):
-    """An observable along the flow, with its Gaussian fluctuations at one scale.
-
-    Attributes:
-        mean: its value on the flow, corrected for bias where that is known, leaves `[K, ...]`.
-        standard_deviation: to leading order in the scale, leaves `[K, ...]`.
-    """
-
-    mean: Any
-    standard_deviation: Any
-
-
-class Fluctuations(Result):
-    """The averaged flow with its fluctuations and bias.
-
-    In the data set covariance and bias are along `parameter`, with the names of all parameters;
-    crossed kinks along `kink`, unless there is a batch of flows.
-
-    Attributes:
-        ts: times in unscaled steps, `[K]`.
-        params: parameters of all agents on the flow, each leaf `[K, ...]`.
-        covariance: C, the covariance of `sqrt(N) (X^N - x)`, `[K, d, d]`, in the order of
-            `jax.flatten_util.ravel_pytree(params)`.
-        bias: b, `[K, d]`: `E X^N = x + b / N`; None unless asked for.
-        initial: law of the first state, `[S]`.
-        kinks: the kinks crossed.
-        margin: distance of every maximum from a change, in standard deviations of U, `[K, M]`,
-            for the rows of all agents in turn.
-        wrapped: the game and its learners.
-        scale: N, if one was given.
-        result: how the solve ended, one of `RESULTS`.
-    """
-
-    ts: Float[Array, " K"] = eqx.field(metadata=labelled(TIMES))
-    params: Any = eqx.field(
-        metadata=labelled("parameters on the flow", ("time",), name="parameters", make=of_agents)
-    )
-    covariance: Float[Array, "K d d"] = eqx.field(
-        metadata=labelled("scale times covariance", ("time", "parameter", "other_parameter"))
-    )
-    bias: Float[Array, "K d"] | None = eqx.field(
-        metadata=labelled("scale times bias of the mean", ("time", "parameter"))
-    )
-    initial: Float[Array, " S"] = eqx.field(
-        metadata=labelled("law of the first state", ("state",), name="first_state")
-    )
-    kinks: Kinks
-    margin: Float[Array, "K M"] = eqx.field(
-        metadata=labelled(
-            "distance from a kink", ("time", "maximum"), "standard deviations at scale 1"
-        )
-    )
-    wrapped: WrappedGame
-    scale: Float[Array, ""] | None = eqx.field(metadata=labelled(SETTING))
-    result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
-
-    def __repr__(self) -> str:
-        parts = "covariance" if self.bias is None else "covariance and bias"
-        size = self.covariance.shape[-1]
-        return (
-            f"Fluctuations({parts} of {size} parameters, {describe_times(self.ts)}: "
-            f"{describe_result(self.result)})"
-        )
-
-    def _derived(self) -> Entries:
-        """The kinks that were crossed."""
-        if self.ts.ndim > 1:
-            return {}
-        crossed = np.asarray(self.kinks.row) >= 0
-        return {
-            f"kink_{name}": (
-                np.asarray(getattr(self.kinks, name))[crossed],
-                Label(long_name, ("kink",), units),
-            )
-            for name, long_name, units in (
-                ("time", "when a kink was crossed", TIME_UNITS),
-                ("agent", "whose maximum changed", None),
-                ("row", "row of the maximum: for Q-learning the state", None),
-                ("old", "maximising entry before", None),
-                ("new", "maximising entry after", None),
-            )
-        }
-
-    def near_kink(self, scale: Real[ArrayLike, ""]) -> Bool[Array, " K"]:
-        """Times at which x is within three standard deviations of a kink at this scale, `[K]`.
-
-        There the fluctuations are not Gaussian, and neither band nor corrected mean hold. Where C
-        is zero, as at the start, nothing is near.
-        """
-        return jnp.any(
-            self.margin * jnp.sqrt(jnp.asarray(check_scale(scale), self.margin.dtype)) < NEAR,
-            axis=1,
-        )
-
-    def layer(self, scale: Real[ArrayLike, ""]) -> Float[Array, "K d"]:
-        """`-E v(x_t, c_k)`, `[K, d]`: what step k = t N still knows of the first state.
-
-        It is added to b. It fades after some mixing times, except in a periodic chain.
-        """
-        steps = jnp.rint(self.ts * check_scale(scale)).astype(int)
-        return _layers(self.wrapped, self.params, self.initial, steps)
-
-    def corrected_mean(self, scale: Real[ArrayLike, ""]) -> Any:
-        """`x + b / N`, the layer of the initial state included, leaves `[K, ...]`.
-
-        It is the mean of the process up to `o(1 / N)`.
-
-        Raises:
-            ValueError: if the bias was not computed, or was smoothed for another scale.
-        """
-        return _shifted(self.params, self._shift(scale))
-
-    def _shift(self, scale):
-        scale = check_scale(scale)
-        if self.bias is None:
-            raise ValueError("the bias was not computed: call fluctuations(..., bias=True).")
-        if self.scale is not None and is_concrete(self.scale) and scale != self.scale:
-            raise ValueError(
-                f"the bias was smoothed for scale {float(self.scale):g}, not {scale:g}."
-            )
-        return (self.bias + self.layer(scale)) / scale
-
-    def band(self, observe: Callable[[Any], Any], *, scale: Real[ArrayLike, ""]) -> Band:
-        """Mean and standard deviation of an observable at a scale, by the delta method.
-
-        Args:
-            observe: a differentiable function of one parameter set: `wrapped.policies`, or
-                `lambda p: ergodax.stationary_distribution(wrapped, p)`.
-            scale: N.
-
-        Returns:
-            `g(x) + (Dg b + D2g:C / 2) / N`, or g(x) where there is no bias; and
-            `sqrt(Dg C Dg^T / N)`.
-        """
-        scale = check_scale(scale)
-        check_function("observe", observe, "the parameters of all agents")
-        shift = None if self.bias is None else self._shift(scale)
-        return _band(observe, self.params, self.covariance, shift, jnp.asarray(scale, dtype=float))
-
-    def correlation(self, first: int, second: int) -> Float[Array, "K _ _"]:
-        """Correlations of two agents' parameters, `[K, d_first, d_second]`; NaN where one is fixed.
-
-        Raises:
-            ValueError: if there is no such agent.
-        """
-        for name, agent in (("first", first), ("second", second)):
-            check_agent(self.wrapped.game, agent, name)
-        sizes = [sum(leaf[0].size for leaf in jax.tree.leaves(own)) for own in self.params]
-        ends = np.cumsum([0, *sizes])
-        rows, columns = (slice(ends[i], ends[i + 1]) for i in (first, second))
-        deviation = jnp.sqrt(jnp.einsum("kii->ki", self.covariance))
-        product = deviation[:, rows, None] * deviation[:, None, columns]
-        return jnp.where(product > 0, self.covariance[:, rows, columns] / product, jnp.nan)
-
-
-@compiled
-def _band(observe, params, covariance, shift, scale) -> Band:
-    unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], params))[1]
-
-    def at(here):
-        params, covariance, shift = here
-        x, found = ravel_pytree(params)[0], observe(params)
-        if not jax.tree.leaves(found):
-            raise ValueError(f"observe must return numbers; found {describe(found)}.")
-        unravel_value = ravel_pytree(found)[1]
-
-        def flat(x):
-            return ravel_pytree(observe(unravel(x)))[0]
-
-        value, slope = flat(x), jax.jacfwd(flat)(x)
-        if shift is not None:
-            value = value + slope @ shift + curvature(flat, x, covariance) / (2 * scale)
-        variance = jnp.sum((slope @ covariance) * slope, axis=1) / scale
-        return Band(unravel_value(value), unravel_value(root(variance)))
-
-    return jax.lax.map(at, (params, covariance, shift))
-
-
-@compiled
-def _shifted(params, shift):
-    def move(params, shift):
-        flat, unravel = ravel_pytree(params)
-        return unravel(flat + shift)
-
-    return jax.vmap(move)(params, shift)
 
 
 def fluctuations(
@@ -325,8 +108,10 @@ def fluctuations(
     scale = None if scale is None else check_scale(scale)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_kinks(wrapped)
-    check_schedules(wrapped.learners, ts[-1])
+    check_schedules(wrapped.learners, ts)
     check_covariance("fluctuations", wrapped, params0, times=len(ts), bias=bias)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params0))
+    check_room(64 * max_kinks * size**2, f"to track {max_kinks} kinks", "lower max_kinks")
     solution = fluctuate(
         wrapped,
         params0,
@@ -341,34 +126,63 @@ def fluctuations(
         max_steps=max_steps,
     )
     if is_concrete(solution.covariance):
-        _report(solution, throw)
+        resting = None
+        if solution.result == RESULTS.resting:
+            # Ties that only pass, or that the drift does not feel, are rare, and told here.
+            resting = np.asarray(_resting(solution))
+            if not resting.any():
+                solution = eqx.tree_at(lambda s: s.result, solution, RESULTS.successful)
+        _report(solution, resting, throw)
     return solution
 
 
-def _report(solution: Fluctuations, throw: bool) -> None:
+@quickly_compiled
+def _resting(solution):
+    """Which maxima rest on a tie, at all times, `[K, M]`."""
+    first = jax.tree.map(lambda leaf: leaf[0], solution.params)
+    process = LimitProcess(preserve_rows(solution.wrapped), first)
+
+    def at(here):
+        params, covariance = here
+        return process.rests(State(ravel_pytree(params)[0], covariance, None), solution.ts[-1])
+
+    return jax.lax.map(at, (solution.params, solution.covariance))
+
+
+def _report(solution: Fluctuations, resting: np.ndarray | None, throw: bool) -> None:
     """Raises and warns on the host."""
-    rests = bool(solution.result == RESULTS.resting)
-    if throw and not rests and solution.result != RESULTS.successful:
+    if throw and solution.result not in (RESULTS.successful, RESULTS.resting):
         raise RuntimeError(f"the fluctuations could not be solved: {RESULTS[solution.result]}")
-    if solution.scale is None and not rests:
-        return
-    scale = huge(solution.margin.dtype) if rests else float(cast(Any, solution.scale))
-    near = np.asarray(solution.margin) * np.sqrt(scale) < NEAR
-    if near.any():
+    if solution.result == RESULTS.resting:
+        _warn(
+            solution,
+            resting,
+            "rests on a kink ({}): the fluctuations are not Gaussian there, and the bias is of "
+            "order 1 / sqrt(N): covariance and bias do not hold.",
+        )
+    elif solution.scale is not None:
+        scale = float(solution.scale)
+        _warn(
+            solution,
+            np.asarray(solution.margin) * np.sqrt(scale) < NEAR,
+            f"is within {NEAR:g} standard deviations of a kink ({{}}) at scale {scale:g}: the "
+            "fluctuations are not Gaussian there.",
+        )
+
+
+def _warn(solution: Fluctuations, near: Any, text: str) -> None:
+    """Warns of the maxima that are near a tie, `[K, M]`, if any are."""
+    times = np.asarray(solution.ts)[near.any(axis=1)]
+    if len(times):
         agents, rows, _ = owners(solution.wrapped)
-        times = np.asarray(solution.ts)[near.any(axis=1)]
         which = ", ".join(
             f"agent {agents[k]} {name_row(solution.wrapped, int(agents[k]), int(rows[k]))[0]}"
             for k in np.flatnonzero(near.any(axis=0))[:4]
         )
-        when = f"at {len(times)} of {len(near)} times, from t = {times[0]:g} to {times[-1]:g}"
         warnings.warn(
-            f"{when}, the flow rests on a kink ({which}): the fluctuations are not Gaussian there, "
-            "and the bias is of order 1 / sqrt(N): covariance and bias do not hold."
-            if rests
-            else f"{when}, the flow is within {NEAR:g} standard deviations of a kink ({which}) at "
-            f"scale {scale:g}: the fluctuations are not Gaussian there.",
-            stacklevel=3,
+            f"at {len(times)} of {len(near)} times, from t = {times[0]:g} to {times[-1]:g}, the "
+            f"flow {text.format(which)}",
+            stacklevel=4,
         )
 
 
@@ -444,8 +258,8 @@ def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
     )
     if jumps is None:
         jumps = jnp.zeros((max_kinks, process.start.size), process.start.dtype)
-    margin, resting = jax.lax.map(lambda state: process.margins(state, ts[-1]), saved)
-    rests = (result == RESULTS.successful) & jnp.any(resting)
+    margin = jax.lax.map(process.margins, saved)
+    rests = (result == RESULTS.successful) & jnp.any(margin < reach(margin.dtype))
     result = RESULTS.where(rests, RESULTS.resting, result)
     agents, rows = (jnp.asarray(np.append(part, -1))[crossed.maximum] for part in owned[:2])
     return Fluctuations(
@@ -460,36 +274,3 @@ def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
         scale=scale,
         result=RESULTS.where(lost, RESULTS.kinks, result),
     )
-
-
-def linearised(
-    solution: Fluctuations,
-) -> tuple[Float[np.ndarray, "K d"], Float[np.ndarray, "K d d"], Float[np.ndarray, "K d d"]]:
-    """F, DF and Sigma along a solution, in NumPy."""
-    return jax.device_get(_linearised(solution.wrapped, solution.params))
-
-
-@compiled
-def _linearised(wrapped, params):
-    def at(params):
-        process = LimitProcess(preserve_rows(wrapped), params)
-        return process.linearised(process.start)
-
-    return jax.lax.map(at, params)
-
-
-@compiled
-def _layers(wrapped, params, initial, steps):
-    return jax.lax.map(lambda a: _layer(wrapped, a[0], initial, a[1]), (params, steps))
-
-
-def _layer(wrapped, params, law, steps):
-    """`-E v(x, c_k)` after k steps of the chain frozen at x, by repeated squaring."""
-    solved = poisson(wrapped, params)
-
-    def square(_, carry):
-        law, power, left = carry
-        return jnp.where(left % 2 == 1, law @ power, law), power @ power, left // 2
-
-    law, _, _ = jax.lax.fori_loop(0, 54, square, (law, solved.chain, steps))
-    return -core_law(wrapped, law, solved) @ solved.values

@@ -23,9 +23,9 @@ NEAR = 3.0  # standard deviations from a kink within which nothing is Gaussian
 _LONG = 1 / 64
 
 
-def huge(dtype) -> float:
-    """A scale that stands for the limit of large N, at the precision of numbers."""
-    return float(jnp.finfo(dtype).eps) ** -0.75
+def reach(dtype) -> float:
+    """A distance so small that it is near at all scales, in standard deviations at scale 1."""
+    return NEAR * float(jnp.finfo(dtype).eps) ** 0.375
 
 
 class State(NamedTuple):
@@ -120,31 +120,37 @@ class LimitProcess:
         size = kink.normal @ state.covariance @ kink.normal / (2 * jnp.where(speed > 0, speed, 1))
         return jnp.where((crossing.maximum >= 0) & (speed > 0), size * kink.change, 0)
 
-    def margins(self, state: State, span) -> tuple[Float[Array, " M"], Bool[Array, " M"]]:
-        """Distance of every maximum from a change, in standard deviations of U, and which rest.
-
-        A maximum rests on a tie if noise moves it and the drift feels it, but the flow stays within
-        `NEAR` standard deviations for a `_LONG` part of the time span even at the scale `huge`.
-        """
+    def margins(self, state: State) -> Float[Array, " M"]:
+        """Distance of every maximum from a change, in standard deviations of U."""
         gaps, places = self.maxima.best_two(state.x)
         if not len(gaps):
-            return gaps, gaps > 0
-        eps = jnp.finfo(gaps.dtype).eps
-        reach = NEAR / jnp.sqrt(huge(gaps.dtype))
+            return gaps
+        least = 1e3 * jnp.finfo(gaps.dtype).eps * jnp.trace(state.covariance)
+
+        def of_row(row, place):
+            gap, normal = jax.value_and_grad(self.maxima.difference)(state.x, row, *place)
+            variance = normal @ state.covariance @ normal
+            # What rounding makes of no noise does not count.
+            moved = variance > least * jnp.sum(normal**2)
+            return jnp.where(moved, jnp.abs(gap) / root(jnp.where(moved, variance, 1)), jnp.inf)
+
+        return jax.vmap(of_row)(jnp.arange(len(places)), places)
+
+    def rests(self, state: State, span) -> Bool[Array, " M"]:
+        """Which maxima rest on a tie: the flow stays within `reach` of it.
+
+        It stays for a `_LONG` part of the time span, and the drift feels the kink.
+        """
+        _, places = self.maxima.best_two(state.x)
 
         def of_row(row, place):
             kink = self.maxima.kink(self.drift, state.x, row, *place)
-            normal = kink.normal
-            variance = normal @ state.covariance @ normal
-            deviation = root(jnp.where(variance > 0, variance, 1))
-            distance = jnp.abs(kink.gap) / deviation
-            moved = variance > 1e3 * eps * jnp.sum(normal**2) * jnp.trace(state.covariance)
-            stays = jnp.abs(normal @ kink.drift) * _LONG * span < reach * deviation
-            felt = kink.jump * span > jnp.sqrt(eps)
-            resting = moved & (distance < reach) & stays & felt
-            return jnp.where(variance > 0, distance, jnp.inf), resting
+            deviation = root(kink.normal @ state.covariance @ kink.normal)
+            stays = jnp.abs(kink.normal @ kink.drift) * _LONG * span < reach(span.dtype) * deviation
+            return stays & (kink.jump * span > jnp.sqrt(jnp.finfo(span.dtype).eps))
 
-        return jax.vmap(of_row)(jnp.arange(len(places)), places)
+        near = self.margins(state) < reach(span.dtype)
+        return near & jax.vmap(of_row)(jnp.arange(len(places)), places)
 
     def initial(self, law, with_bias: bool) -> State:
         """The state at time 0, for a law of the first state of the game."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..averaged.capacity import check_slopes, size_of
+from ..averaged.room import check_slopes, size_of
 from ..averaged.stationary import check_ergodic, deviation_matrix, preserve_rows
 from ..base.compiling import compiled
 from ..model.learner import At
@@ -181,7 +181,7 @@ def check_covariance(
         "covariances hold a number for every pair of parameters; simulate many runs instead, or "
         "take fewer states, actions or times"
     )
-    columns, kept = (1, 8 + times) if slopes else (0, 2)
+    columns, kept = (None, 8 + times) if slopes else (0, 2)
     check_slopes(what, wrapped, params, instead, columns=columns, kept=kept, beside=beside)
 
 

@@ -26,8 +26,10 @@ from ..averaged.stationary import preserve_rows
 from ..base.checks import check_concrete, check_count, check_number
 from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
-from .fluctuations import Fluctuations, fluctuations, linearised
+from .fluctuations import fluctuations
+from .limit_process import LimitProcess
 from .poisson import core_law, inflow, poisson
+from .prediction import Fluctuations
 
 CELLS = 1024  # of the grid in time
 _MOST_NUMBERS = 2**26  # paths times parameters: some 2 GiB
@@ -44,13 +46,24 @@ def linearise(predicted: Fluctuations) -> tuple[np.ndarray, Linearised]:
     """F on the grid; in every cell the propagator `exp(h DF)` and a root of its noise, by means."""
     import scipy.linalg
 
-    velocity, slopes, noises = linearised(predicted)
+    velocity, slopes, noises = jax.device_get(_linearised(predicted.wrapped, predicted.params))
     widths = np.diff(np.asarray(predicted.ts))[:, None, None]
     slopes = widths * (slopes[1:] + slopes[:-1]) / 2
     half = scipy.linalg.expm(slopes / 2)
     noises = half @ (widths * (noises[1:] + noises[:-1]) / 2) @ half.transpose(0, 2, 1)
     values, vectors = np.linalg.eigh(noises)
     return velocity, Linearised(half @ half, vectors * np.sqrt(np.maximum(values, 0))[:, None, :])
+
+
+@compiled
+def _linearised(wrapped, params):
+    """F, DF and Sigma along a solution."""
+
+    def at(params):
+        process = LimitProcess(preserve_rows(wrapped), params)
+        return process.linearised(process.start)
+
+    return jax.lax.map(at, params)
 
 
 class Lag(NamedTuple):
@@ -182,7 +195,8 @@ def required_scale(
         low *= 0.99
     while excess(high) < 0:
         high *= 1.2
-    return float(scipy.optimize.brentq(excess, low, high, rtol=5e-4)) ** -2
+    found = scipy.optimize.root_scalar(excess, bracket=(low, high), rtol=5e-4)
+    return float(found.root) ** -2
 
 
 def _lag(predicted: Fluctuations, generator: np.random.Generator, paths: int) -> Lag:

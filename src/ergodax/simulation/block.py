@@ -19,7 +19,20 @@ from ..model.wrapped import WrappedGame
 from .lanes import from_lanes, over_lanes, to_lanes
 from .moments import Moments, of_groups
 from .recorders import AbstractRecorder
-from .step import Ensemble, Run, cumulative_law, draw, draw_actions, step, time_of, words_of
+from .step import (
+    DIVERGED,
+    MISPLAYED,
+    Ensemble,
+    Run,
+    cumulative_law,
+    draw,
+    draw_actions,
+    lost_by,
+    settle,
+    step,
+    time_of,
+    words_of,
+)
 from .streams import uniforms
 
 AXIS = "runs"
@@ -58,7 +71,8 @@ class Report(NamedTuple):
 
     Attributes:
         moments: moments of the observable and of what every recorder reports, one entry per group
-            of runs; `total` is the number of runs no longer finite.
+            of runs; `total` is the number of lost runs: of all, and of those that were lost by the
+            policy of every agent, `[1 + n]`.
         values: those of every run that are kept, each leaf `[R, ...]`.
     """
 
@@ -75,24 +89,27 @@ def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float
         keys: key words of the runs.
         params0: initial parameters, each leaf `[R, ...]`.
         law: law of every run's first state.
+
+    Returns:
+        Where they stand, and faults of the policies that actions were drawn from.
     """
 
     def of_run(key, params, law, own):
         wrapped = own if setting.per_run else setting.wrapped
         draws = uniforms(key, words_of(0), wrapped.game.num_agents + 1, law.dtype)
-        state = draw(law, draws[-1])
-        joint_action = None
+        state, _ = draw(law, draws[-1])
+        joint_action, faults = None, jnp.zeros((), jnp.int32)
         if wrapped.needs_next_action:
-            joint_action = draw_actions(wrapped.learners, params, state, draws)
+            joint_action, faults = draw_actions(wrapped.learners, params, state, draws)
         compensation = jax.tree.map(jnp.zeros_like, params) if setting.compensated else None
-        return Ensemble(params, compensation, state, joint_action)
+        return Ensemble(params, compensation, state, joint_action), faults
 
     own = setting.wrapped if setting.per_run else ()
     return from_lanes(over_lanes(of_run, *to_lanes((keys, params0, law, own))))
 
 
 @compiled
-def start_recorders(setting: Setting, standing: Ensemble) -> Run:
+def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R"]) -> Run:
     """The runs with nothing recorded yet, each leaf `[R, ...]`."""
 
     def of_run(params, own):
@@ -104,7 +121,7 @@ def start_recorders(setting: Setting, standing: Ensemble) -> Run:
     recorded = eqx.filter_vmap(of_run, in_axes=(0, axis), axis_size=standing.state.shape[0])(
         standing.params, (setting.wrapped, setting.recorders)
     )
-    return Run(standing, recorded)
+    return Run(standing, recorded, faults)
 
 
 # On processors with AVX-512 the compiler would use only half of every vector register.
@@ -140,6 +157,7 @@ def advance(
     data, static = eqx.partition(
         (setting.wrapped, cumulative, setting.observe, setting.recorders), eqx.is_array
     )
+    num_agents = setting.wrapped.game.num_agents
     by_run, everywhere = PartitionSpec(AXIS), PartitionSpec()
     of_data = by_run if setting.per_run else everywhere
 
@@ -164,29 +182,40 @@ def advance(
         def interval(carry, length_and_due):
             length, due = length_and_due
             words, run = jax.lax.fori_loop(0, length, one_step, carry)
-            run = from_lanes(run)
-            report, started = report_of(run)
-            recorded = jax.tree.map(lambda a, b: jnp.where(due, a, b), started, run.recorded)
-            return (words, to_lanes(run._replace(recorded=recorded))), report
+            report, after = report_of(run)
+            run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, from_lanes(run))
+            return (words, to_lanes(run)), report
 
         def report_of(run):
-            def of_run(params, recorded, data):
-                _, _, observe, recorders = eqx.combine(data, static)
+            def of_run(params, recorded, own):
+                of_all = own if setting.per_run else data
+                _, _, observe, recorders = eqx.combine(of_all, static)
                 reports = [r.report(state) for r, state in zip(recorders, recorded, strict=True)]
                 values = observe(params), *(reported for reported, _ in reports)
                 return values, tuple(state for _, state in reports)
 
-            axes = (0, 0, 0 if setting.per_run else None)
-            values, started = jax.vmap(of_run, axes)(run.standing.params, run.recorded, data)
+            found = over_lanes(of_run, run.standing.params, run.recorded, own, ordered=True)
+            run, (values, started) = from_lanes((run, found))
             leaves = jax.tree.leaves(run.standing.params)
             finite = [jnp.isfinite(leaf).reshape(live.shape[0], -1).all(axis=1) for leaf in leaves]
-            lost = ~jnp.stack(finite).all(axis=0)
-            total = lost.astype(jnp.result_type(float))
+            faults = settle(run.faults, ~jnp.stack(finite).all(axis=0))
+            misplayed = faults & MISPLAYED > 0
+            lost = [faults & (DIVERGED | MISPLAYED) > 0]
+            lost += [misplayed & (faults & lost_by(k) > 0) for k in range(num_agents)]
+            total = jnp.stack(lost, axis=1).astype(jnp.result_type(float))
+
+            def mark(leaf):  # what such a run holds is of no use
+                if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                    return leaf
+                return jnp.where(misplayed.reshape(-1, *(1,) * (leaf.ndim - 1)), jnp.nan, leaf)
+
+            params, values = jax.tree.map(mark, (run.standing.params, values))
             least = leaves[0].dtype
             with jax.numpy_dtype_promotion("standard"):  # observables are of any type
                 floats = jax.tree.map(lambda v: v.astype(jnp.result_type(v, least)), values)
             moments = of_groups(floats, total, live, setting.group)
-            return Report(moments, values[: setting.kept]), started
+            run = Run(run.standing._replace(params=params), started, faults)
+            return Report(moments, values[: setting.kept]), run
 
         (_, runs), reports = jax.lax.scan(interval, (counter, runs), (lengths, due))
         return from_lanes(runs), reports

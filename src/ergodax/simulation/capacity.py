@@ -35,6 +35,8 @@ ACCELERATOR = Limits(widest=2**20, cache=2**32, block=2**31, longest=2**13)
 _SHARE = 1 / 16
 # Bytes of the games that runs have for themselves; a block takes some five times that.
 _COPIES = 2**28
+# Bytes of a report time by itself, and of what is held of each byte that is reported.
+_PER_TIME, _MOMENTS = 512, 12
 
 
 def limits_of(device: Any) -> Limits:
@@ -91,22 +93,28 @@ def copies_fit(size: int, limits: Limits) -> bool:
     return GROUP * size <= max(_COPIES, limits.cache)
 
 
-def check_memory(inputs: Inputs, kept: Any = (), times: int = 0) -> None:
+def check_result(inputs: Inputs, reported: Any = (), times: int = 1, keep_runs: bool = False):
     """Checks that the results fit into memory.
 
     Args:
         inputs: what the runs start from.
-        kept: shapes and dtypes of what is kept of a run at a report time.
+        reported: shapes and dtypes of what is reported of a run at a report time.
         times: number of these times.
+        keep_runs: whether it is kept of every run.
 
     Raises:
         ValueError: if they do not.
     """
-    final, values = 2 * _size(inputs.like), times * _size(kept)
-    what = (
-        f"of {inputs.runs} runs at {times} times; report fewer times, observe less, or leave "
-        "keep_runs out"
-        if values > final
-        else f"of {inputs.runs} runs at the end; simulate fewer runs at once"
+    one = _size(reported)
+    # Moments are held in float64, of every block and merged; each time has an entry in the plan.
+    check_room(
+        times * (_PER_TIME + _MOMENTS * one),
+        f"means and variances of {one / 2**20:.3g} MiB at {times} times",
+        "report fewer times, or observe less",
     )
-    check_room(inputs.runs * (final + values), "the result", f"it holds the values {what}")
+    final, values = 2 * _size(inputs.like), times * one if keep_runs else 0
+    instead = "simulate fewer runs at once"
+    if values > final:
+        instead = "report fewer times, observe less, or leave keep_runs out"
+    what = f"the values of {inputs.runs} runs" + (f" at {times} times" if values > final else "")
+    check_room(inputs.runs * (final + values), what, instead)

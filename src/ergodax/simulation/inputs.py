@@ -138,7 +138,7 @@ def check_inputs(
     if dtype == np.float64:
         warn_rounded(wrapped, stacklevel=4)
     if standing is not None:
-        _check_standing(standing, one, dtype)
+        _check_standing(standing, dtype)
     wrapped, params0 = cast((wrapped, params0), dtype)
     if standing is None:
         law = np.asarray(first_state_law(wrapped.game, initial_state, several=True), dtype)
@@ -148,16 +148,11 @@ def check_inputs(
     return Inputs(wrapped, params0, law, standing, runs, own_game, own_params, like)
 
 
-def _check_standing(standing: Ensemble, wrapped: WrappedGame, dtype: np.dtype) -> None:
-    """Raises ValueError unless runs under way fit the learners and the precision."""
+def _check_standing(standing: Ensemble, dtype: np.dtype) -> None:
+    """Raises ValueError unless runs under way fit the precision."""
     found = np.dtype(jnp.result_type(*jax.tree.leaves(standing.params)))
     if found != dtype:
         raise ValueError(f"start has parameters in {found}; found dtype {dtype}.")
-    if (standing.joint_action is None) == wrapped.needs_next_action:
-        raise ValueError(
-            "start was simulated with learners of another kind: only one of it and these needs its "
-            "next action before it learns."
-        )
 
 
 def _has_leading_axis(params, like) -> bool:

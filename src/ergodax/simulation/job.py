@@ -25,6 +25,7 @@ from .step import words_of
 
 # Intervals per block, at most.
 _INTERVALS = 32
+_NOT_WHOLE = "the checkpoint does not hold what was saved for this work"
 
 
 class Block(NamedTuple):
@@ -88,7 +89,7 @@ class Summary(NamedTuple):
     Attributes:
         mean: mean over runs of the observable and of what every recorder reported, a tuple.
         variance: their variance over runs.
-        lost: number of runs no longer finite.
+        lost: number of lost runs, of all and by the policy of every agent, `[E, K, 1 + n]`.
     """
 
     mean: tuple
@@ -140,7 +141,7 @@ class Job:
             saved: what `state` of an unfinished job returned, to go on from; its width is kept.
         """
         if saved is not None:
-            execution = execution._replace(width=int(saved["width"]))
+            execution = execution._replace(width=_saved_width(saved, inputs.runs))
         self._setting = block.Setting(
             wrapped=inputs.wrapped,
             scale=jnp.asarray(scale, float),
@@ -167,7 +168,8 @@ class Job:
         first = self._blocks[0]
         self._template = jax.device_get(self._advance(first._replace(lengths=0 * first.lengths)))
         runs, report = self._template
-        shape = (self._runs, len(intervals))
+        self._times = len(intervals)
+        shape = (self._runs, self._times)
         self.final = jax.tree.map(
             lambda a: np.empty(shape[:1] + a.shape[1:], a.dtype), runs.standing
         )
@@ -268,10 +270,10 @@ class Job:
         )
         numbers = jnp.arange(self.done, self.done + self._batch, dtype=jnp.uint32)
         keys = self._keys_of(numbers)
-        standing = rows.standing
-        if standing is None:
-            standing = block.start(self._setting, keys, rows.params0, rows.law)
-        batch = block.start_recorders(self._setting, standing)
+        begun: Any = rows.standing, np.zeros(self._batch, np.int32)
+        if rows.standing is None:
+            begun = block.start(self._setting, keys, rows.params0, rows.law)
+        batch = block.start_recorders(self._setting, *begun)
         counted = np.zeros(self._batch, bool)
         counted[: self._live] = self._counting[self.done : self.done + self._live]
         self._keys, batch, self._counted = self._spread((keys, batch, counted))
@@ -354,33 +356,60 @@ class Job:
         return np.concatenate([[self._batch], *lengths])
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Goes on from what `state` returned."""
-
-        def leaves(name):
-            count = sum(1 for key in arrays if key.rstrip("0123456789") == name)
-            return [arrays[f"{name}{k}"] for k in range(count)]
-
+        """Goes on from what `state` returned; raises ValueError if it did not return this."""
         batch, report = self._template
         structure = jax.tree.structure(report.moments)
-        size = structure.num_leaves
 
-        def moments(name):
-            found = leaves(name)
-            return [structure.unflatten(found[k : k + size]) for k in range(0, len(found), size)]
+        def take(name, like, *lead):
+            """The next arrays of a name, each like one of a tree, with leading axes of its own."""
+            leaves, skipped = jax.tree.leaves(like), len(taken.setdefault(name, []))
+            for k, leaf in enumerate(leaves, skipped):
+                found = arrays.get(f"{name}{k}", np.zeros(0))
+                if found.shape != (*lead, *leaf.shape) or found.dtype != leaf.dtype:
+                    raise ValueError(f"{_NOT_WHOLE}: its {name}{k} does not fit.")
+                taken[name].append(found)
+            return taken[name][skipped:]
 
-        whole = jax.tree.leaves((self.final, self.values))
-        for all_runs, saved in zip(whole, leaves("final") + leaves("value"), strict=True):
-            all_runs[: len(saved)] = saved
-        mergers = (Merger(arrays["sizes"].tolist(), moments("merged")),)
-        self._progress = Progress(int(arrays["done"]), mergers, None, ())
-        if self.done == self._runs:
+        def moments(name, *lead):
+            like = jax.tree.map(lambda leaf: np.empty(leaf.shape[2:]), report.moments)
+            return structure.unflatten(take(name, like, *lead))
+
+        taken: dict[str, list[np.ndarray]] = {}
+        done, sizes, plan = (arrays.get(name, np.zeros(0)) for name in ("done", "sizes", "plan"))
+        whole = done.shape == () and sizes.ndim == plan.ndim == 1 and plan.size > 0
+        if not whole or {done.dtype, sizes.dtype, plan.dtype} != {np.dtype(int)}:
+            raise ValueError(f"{_NOT_WHOLE}.")
+        merged = -(-int(done) // self._together)
+        if not 0 <= done <= self._runs or (sizes < 1).any() or sizes.sum() != merged:
+            raise ValueError(f"{_NOT_WHOLE}: it has {done} runs done, in {sizes}.")
+        done, blocks = int(done), 0
+        while f"report{blocks * structure.num_leaves}" in arrays:
+            blocks += 1
+        kept = done + (min(int(plan[0]), self._runs - done) if blocks else 0)
+        for name, tree, count in (("final", self.final, done), ("value", self.values, kept)):
+            like = jax.tree.map(lambda leaf: leaf[0], tree)
+            for all_runs, saved in zip(jax.tree.leaves(tree), take(name, like, count), strict=True):
+                all_runs[:count] = saved
+        mergers = (Merger(sizes.tolist(), [moments("merged", self._times) for _ in sizes]),)
+        self._progress = Progress(done, mergers, None, ())
+        if done == self._runs:
             return
         self._begin_batch()
         # A batch begun under another plan starts anew: its numbers will be the same.
-        reports = tuple(moments("report"))
-        if reports and np.array_equal(arrays["plan"], self._plan_so_far(len(reports))):
-            found = jax.tree.structure(batch).unflatten(leaves("batch"))
-            self._progress = Progress(self.done, mergers, self._spread(found), reports)
+        if blocks and np.array_equal(plan, self._plan_so_far(blocks)):
+            groups = self._batch // self._together
+            reports = [moments("report", b.ends.sum(), groups) for b in self._blocks[:blocks]]
+            found = jax.tree.structure(batch).unflatten(take("batch", batch))
+            self._progress = Progress(done, mergers, self._spread(found), tuple(reports))
+
+
+def _saved_width(arrays: dict[str, np.ndarray], runs: int) -> int:
+    """The width of a saved batch; raises ValueError unless some plan has it."""
+    width = arrays.get("width", np.zeros(0))
+    whole = width.shape == () and width.dtype.kind in "iu"
+    if not whole or width % GROUP or width & (width - 1) or not 0 < width < 2 * max(runs, GROUP):
+        raise ValueError(f"{_NOT_WHOLE}: its width is {width}.")
+    return int(width)
 
 
 def _steps(blocks: list[Block]) -> int:

@@ -22,6 +22,8 @@ from jax.extend.core import Literal
 
 # A table of more entries than this is large.
 _MOST_SELECTIONS = 16
+# A product of tensors of so many terms is summed term by term, in the same order in any batch.
+_MOST_TERMS = 1024
 
 _CALLS = {
     "jit": "jaxpr",
@@ -91,12 +93,13 @@ def from_lanes(tree: Any) -> Any:
     return jax.tree.map(lambda lanes: _move(lanes, 0).array, tree, is_leaf=_is_lanes)
 
 
-def over_lanes(function: Callable[..., Any], *arguments: Any) -> Any:
+def over_lanes(function: Callable[..., Any], *arguments: Any, ordered: bool = False) -> Any:
     """Calls `function`, written for one run, for every lane.
 
     Args:
         function: a pure function of pytrees of arrays. What it closes over is shared by all lanes.
         arguments: pytrees of `Lanes`.
+        ordered: whether terms are added in the same order whatever the number of lanes; slower.
 
     Returns:
         What `function` returns, as `Lanes`.
@@ -106,7 +109,8 @@ def over_lanes(function: Callable[..., Any], *arguments: Any) -> Any:
     program, out = jax.make_jaxpr(function, return_shape=True)(
         *jax.tree.unflatten(structure, single)
     )
-    results = _evaluate(program.jaxpr, [Lanes(c, None) for c in program.consts], values)
+    constants = [Lanes(c, None) for c in program.consts]
+    results = _evaluate(program.jaxpr, constants, values, ordered)
     count = values[0].array.shape[values[0].axis]
     results = [
         _stand(value if value.axis is not None else _spread(value, count)) for value in results
@@ -137,12 +141,13 @@ def _spread(value: Lanes, count: int, shape: tuple[int, ...] | None = None) -> L
     return Lanes(jnp.broadcast_to(array, (*shape, count)), -1)
 
 
-def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes]) -> list[Lanes]:
+def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes], ordered) -> list[Lanes]:
     known = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
     for equation in jaxpr.eqns:
-        results = _apply(equation, [_value(known, variable) for variable in equation.invars])
+        inputs = [_value(known, variable) for variable in equation.invars]
+        results = _apply(equation, inputs, ordered)
         known.update(zip(equation.outvars, results, strict=True))
     return [_value(known, variable) for variable in jaxpr.outvars]
 
@@ -151,13 +156,13 @@ def _value(known, variable) -> Lanes:
     return Lanes(variable.val, None) if isinstance(variable, Literal) else known[variable]
 
 
-def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
+def _apply(equation, inputs: list[Lanes], ordered: bool) -> list[Lanes]:
     """One operation, for all lanes unless they share all its inputs."""
     primitive, params, name = equation.primitive, equation.params, equation.primitive.name
     if name in _CALLS:
         inner = params[_CALLS[name]]
         constants = [Lanes(constant, None) for constant in getattr(inner, "consts", ())]
-        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs)
+        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs, ordered)
 
     bind = functools.partial(_bind, primitive, params)
     batched = [value for value in inputs if value.axis is not None]
@@ -179,8 +184,12 @@ def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
     if name in _ELEMENTWISE:
         shape = jnp.broadcast_shapes(*(value.shape for value in inputs))
         results = bind(*(_spread(value, count, shape).array for value in inputs))
+    elif ordered and name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):
+        results = [_sum(array, params["axes"])]
     elif name in _ALONG_OTHER_AXES and not params.get("reverse"):
         results = bind(array)
+    elif ordered and name == "dot_general" and _terms(inputs, params) <= _MOST_TERMS:
+        results = [_dot(inputs, params, count)]
     elif name == "concatenate":
         results = bind(*(_spread(value, count).array for value in inputs))
     elif name == "broadcast_in_dim" and len(inputs) == 1:
@@ -198,6 +207,47 @@ def _apply(equation, inputs: list[Lanes]) -> list[Lanes]:
     return [Lanes(result, -1) for result in results]
 
 
+def _terms(inputs: list[Lanes], params) -> int:
+    """Terms of a product of two tensors."""
+    (contracted, _), (batch, _) = params["dimension_numbers"]
+    common = math.prod(inputs[0].shape[axis] for axis in (*contracted, *batch))
+    return math.prod(inputs[0].shape) * math.prod(inputs[1].shape) // max(common, 1)
+
+
+def _dot(inputs: list[Lanes], params, count: int):
+    """A product of two tensors: all terms, then their sum."""
+    contracted, batch = params["dimension_numbers"]
+    free = [
+        [axis for axis in range(len(value.shape)) if axis not in (*c, *b)]
+        for value, c, b in zip(inputs, contracted, batch, strict=True)
+    ]
+    factors = []
+    for k, value in enumerate(inputs):
+        array = _spread(value, count).array
+        array = array.transpose(*batch[k], *free[k], *contracted[k], array.ndim - 1)
+        # Axes: those in common, those of the first, of the second, those summed over, the lanes.
+        first = len(batch[k]) + len(free[k]) if k == 0 else len(batch[k])
+        ones = range(first, first + len(free[1 - k]))
+        factors.append(jnp.expand_dims(array, tuple(ones)))
+    dtype = params["preferred_element_type"] or jnp.result_type(*factors)
+    product = factors[0].astype(dtype) * factors[1].astype(dtype)
+    kept = product.ndim - 1 - len(contracted[0])
+    return _sum(product, range(kept, product.ndim - 1))
+
+
+def _sum(array, axes):
+    """Sum over axes in halves: XLA's own order of additions depends on the number of lanes."""
+    array = jnp.moveaxis(array, axes, range(len(axes)))
+    array = array.reshape(-1, *array.shape[len(axes) :])
+    terms = array.shape[0]
+    filled = 1 << max(terms - 1, 0).bit_length()
+    array = jnp.pad(array, [(0, filled - terms), *[(0, 0)] * (array.ndim - 1)])
+    while len(array) > 1:
+        half = len(array) // 2
+        array = array[:half] + array[half:]
+    return _keep(Lanes(array[0], -1)).array
+
+
 def _bind(primitive, params, *arrays):
     results = primitive.bind(*arrays, **params)
     return results if primitive.multiple_results else [results]
@@ -212,13 +262,19 @@ def _vmapped(bind, inputs: list[Lanes], axis: int | None) -> list[Lanes]:
 
 
 def _keep(value: Lanes) -> Lanes:
-    """The same value, behind a reduction: XLA's CPU compiler does not compute those twice."""
+    """The same value, behind a reduction: XLA's CPU compiler does not compute those twice.
+
+    Bits are added, for sums of float32 may go to a library that is slower, or has none.
+    """
     array = value.array
     if value.axis == 0 or array.dtype == bool:
         return value
+    bits = array
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
     first = jnp.arange(2).reshape(2, *(1,) * array.ndim) == 0
-    kept = jnp.where(first, array, jnp.zeros((), array.dtype))
-    return Lanes(jnp.sum(kept, axis=0, dtype=array.dtype), -1)
+    kept = jnp.sum(jnp.where(first, bits, jnp.zeros_like(bits)), axis=0, dtype=bits.dtype)
+    return Lanes(jax.lax.bitcast_convert_type(kept, array.dtype), -1)
 
 
 def _reads_few(name: str, inputs: list[Lanes], params) -> bool:

@@ -65,8 +65,11 @@ def of_groups(values: Any, total: Any, live, size: int = GROUP) -> Moments:
     values = jax.tree.map(grouped, values)
     origin = jax.tree.map(lambda leaf: leaf[:, 0], values)
     distances = jax.tree.map(lambda leaf, o: leaf - o[:, None], values, origin)
+    # XLA divides by an array's reciprocal on one device, and not on several: so do it always.
     divisor = jnp.maximum(count, 1)
-    mean = jax.tree.map(lambda d: sum_live(d) / _like(divisor, d[:, 0]).astype(d.dtype), distances)
+    mean = jax.tree.map(
+        lambda d: sum_live(d) * (1 / _like(divisor, d[:, 0]).astype(d.dtype)), distances
+    )
     square = jax.tree.map(lambda d, m: sum_live((d - m[:, None]) ** 2), distances, mean)
     return Moments(count, origin, mean, square, jax.tree.map(lambda t: sum_live(grouped(t)), total))
 

@@ -19,7 +19,7 @@ from ..base.times import check_scale, steps_at, steps_between
 from ..model.game import first_state_law
 from ..model.observable import parameters_and_policies
 from ..model.wrapped import WrappedGame, cast
-from .capacity import bytes_of_run, check_memory, copies_fit, limits_of
+from .capacity import bytes_of_run, check_result, copies_fit, limits_of
 from .execution import Execution, plan_execution
 from .inputs import Inputs, check_inputs
 from .job import Job, Summary
@@ -101,7 +101,7 @@ def plan_ensembles(
             execution = plan_execution(own_bytes, number * size, batch_size=per_device)
         runs = execution.width * len(devices)
         together = runs // size
-    check_memory(one._replace(runs=runs))
+    check_result(one._replace(runs=runs))
     return Plan(
         inputs=one,
         initial_state=initial_state,
@@ -168,9 +168,10 @@ def simulate_ensembles(plan: Plan, wrapped: WrappedGame, params0: Any, numbers: 
 @functools.partial(jax.jit, static_argnums=2)
 def _key_words(key, numbers, size: int):
     """Key words of the runs of ensembles, `[E size, 2]`."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     runs = jnp.arange(size, dtype=jnp.uint32)
-    return jax.vmap(run_keys, in_axes=(0, None))(keys, runs).reshape(-1, 2)
+    # One by one, for the same reason.
+    words = jax.lax.map(lambda number: run_keys(jax.random.fold_in(key, number), runs), numbers)
+    return words.reshape(-1, 2)
 
 
 @compiled

@@ -28,6 +28,7 @@ from ..base.checks import (
 from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
+from ..io.identity import identify
 from ..io.store import Store
 from ..model.clock import check_schedules
 from ..model.observable import PARAMETERS, Observable
@@ -44,7 +45,7 @@ from ..results.labels import (
     of_places,
 )
 from ..results.result import Result, precision
-from .capacity import bytes_of_run, check_memory
+from .capacity import bytes_of_run, check_result
 from .execution import plan_execution
 from .inputs import Inputs, check_inputs, check_rows, take
 from .job import Job
@@ -187,11 +188,18 @@ def simulate(
     """Simulates independent runs of the rescaled learning process.
 
     Time t is step `floor(scale t)`. A run's random numbers depend on `key`, its number and the step
-    alone, and neither runs nor moments on `batch_size`, `devices`, `ts` or interruptions. They have
+    alone, and neither runs nor moments on `batch_size`, `devices`, `ts` or interruptions: to the
+    last bit, unless a learner or recorder adds many terms in one step (as counterfactual learners
+    do on dense games), whose order the compiler chooses by the size of a batch. They have
     23 bits in either precision: an action of probability below 6e-8 may never be drawn.
 
     Runs are spread over all devices of JAX's default kind, unless `jax.default_device` names one;
-    see `use_all_cores` for those of a processor. Ctrl-C ends the simulation early and returns the
+    see `use_all_cores` for those of a processor.
+
+    A run is lost from the first report on after it drew an action from a policy that was negative,
+    NaN or summed to something else than one, by more than 1e-4, or after its parameters became
+    infinite or NaN; all that is reported of the former is NaN. Policies of states that are not
+    visited are not looked at. Ctrl-C ends the simulation early and returns the
     runs that are complete, or, if none is, the times that the first ones have reached; `result`
     says so.
 
@@ -231,7 +239,7 @@ def simulate(
         OSError: if the checkpoint's folder cannot be made or written.
 
     Warns:
-        UserWarning: if runs became infinite or NaN, the simulation was interrupted, or a checkpoint
+        UserWarning: if runs are lost, the simulation was interrupted, or a checkpoint
             could not be written; `result` tells of the first two.
 
     Example:
@@ -255,15 +263,15 @@ def simulate(
     check_flag("progress", progress)
     scale = float(check_scale(scale))
     steps, times = steps_at(ts, scale)
-    begun = 0 if start is None else _check_start(start, key, scale, steps)
+    begun = 0 if start is None else _check_start(start, wrapped, key, scale, steps)
     intervals = steps_between(steps, begun)
     standing = None if start is None else start.final
     inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
-    check_schedules(inputs.wrapped.learners, times[-1])
+    check_schedules(inputs.wrapped.learners, times)
     recorders = () if recorder is None else (recorder,)
     shapes = _shapes(inputs, observe, recorders)
     kept = len(shapes) if keep_runs else 0
-    check_memory(inputs, shapes[:kept], len(times))
+    check_result(inputs, shapes, len(times), keep_runs)
     execution = plan_execution(
         bytes_of_run(inputs, shapes[1:]),
         inputs.runs,
@@ -304,9 +312,12 @@ def simulate(
     result: Any = RESULTS.successful if complete else RESULTS.interrupted
     if job.done < inputs.runs or count < len(times):
         _warn_interrupted(job.done, inputs.runs, times[count - 1], checkpoint)
-    if summary.lost[-1]:
-        result = RESULTS.nonfinite
-        _warn_nonfinite(summary.lost, job.done, times)
+    if summary.lost[-1, 0]:
+        result, text = describe_lost(wrapped, summary.lost[-1], job.done)
+        first = times[np.argmax(summary.lost[:, 0] > 0)]
+        played = summary.lost[-1, 1:].any()
+        hint = "." if played else ": are the updates too large for their scale?"
+        warnings.warn(f"{text}, the first by t = {first:.6g}{hint}", stacklevel=2)
     if inputs.own_game:  # of the runs that are complete, like all else
         wrapped = take(wrapped, slice(job.done))
     return Simulation(
@@ -354,16 +365,37 @@ def _warn_interrupted(done: int, runs: int, time: float, checkpoint) -> None:
     )
 
 
-def _warn_nonfinite(lost, runs: int, times) -> None:
-    warnings.warn(
-        f"{lost[-1]:.0f} of {runs} runs became infinite or NaN, the first by t = "
-        f"{times[np.argmax(lost > 0)]:.6g}: are the updates too large for their scale?",
-        stacklevel=3,
-    )
+def describe_lost(wrapped: WrappedGame, lost, runs: int) -> tuple[Any, str]:
+    """How an ensemble ended in which runs are lost, as a result code and a text.
+
+    Args:
+        wrapped: the game and its learners.
+        lost: the number of lost runs, and of those lost by the policy of every agent, `[1 + n]`.
+        runs: number of all runs.
+    """
+    text = f"{lost[0]:.0f} of {runs} runs became infinite or NaN"
+    for agent, number in enumerate(lost[1:]):
+        if number > 0:
+            learner = type(wrapped.learners[agent]).__name__
+            text = (
+                f"{lost[0]:.0f} of {runs} runs are lost: {number:.0f} of them played a policy of "
+                f"agent {agent} ({learner}) that is negative, NaN or does not sum to one"
+            )
+            return RESULTS.invalid_policy, text
+    return RESULTS.nonfinite, text
 
 
-def _check_start(start: Simulation, key, scale: float, steps) -> int:
+def _digest(value: Any, name: str) -> str:
+    """What tells it from others, however its arrays came about."""
+    return identify(jax.tree.map(lambda a: np.asarray(a) if eqx.is_array(a) else a, value), name)
+
+
+def _check_start(start: Simulation, wrapped, key, scale: float, steps) -> int:
     """Returns the steps that an earlier simulation has taken, if it can go on."""
+    for part in ("game", "learners"):
+        ours, theirs = (_digest(getattr(w, part), part) for w in (wrapped, start.wrapped))
+        if ours != theirs:
+            raise ValueError(f"start was simulated with another value of {part}; give the same.")
     if start.final is None:
         raise ValueError("start was interrupted between report times and cannot go on.")
     if not np.array_equal(start.key_data, jax.random.key_data(key)):

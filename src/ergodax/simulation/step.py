@@ -20,6 +20,12 @@ from .lanes import is_large, reused
 from .streams import uniforms
 
 _UNROLLED = 32
+# A sum of probabilities may be so far from one: more than rounding of thousands of float32 numbers.
+_OFF = 1e-4
+# Bits of an action's number. Those above tell of faults, and of lost runs are moved down so far.
+_ACTIONS, _SETTLED = 2**16 - 1, 14
+# How a run was lost: it became infinite or NaN, or before that a policy was no distribution.
+DIVERGED, MISPLAYED = 1, 2
 
 
 class Ensemble(NamedTuple):
@@ -43,10 +49,18 @@ class Ensemble(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run under way: where it stands, and the state of every recorder."""
+    """One run under way.
+
+    Attributes:
+        standing: where it stands.
+        recorded: the state of every recorder.
+        faults: faults of policies that were played, as `draw_actions` returns them, and once it is
+            lost, how.
+    """
 
     standing: Ensemble
     recorded: tuple
+    faults: Int[Array, ""]
 
 
 class Event(NamedTuple):
@@ -74,16 +88,21 @@ class Event(NamedTuple):
 def cumulative_law(probabilities: Float[Array, "*S K"]) -> Float[Array, "*S _"]:
     """Distribution functions for `draw_event`: inner cell boundaries, `[..., K - 1]`.
 
-    No uniform number goes beyond the last possible outcome, however the sums are rounded.
+    No uniform number leads to an impossible outcome, however the sums are rounded: its cell is
+    empty, and there is none beyond the last possible one.
     """
-    beyond = jnp.cumsum(probabilities[..., ::-1], axis=-1)[..., -2::-1]
-    return jnp.where(beyond > 0, jnp.cumsum(probabilities, axis=-1)[..., :-1], 2)
+    possible = probabilities > 0
+    ends = jax.lax.cummax(
+        jnp.where(possible, jnp.cumsum(probabilities, axis=-1), 0), axis=probabilities.ndim - 1
+    )
+    beyond = jnp.flip(jnp.cumsum(jnp.flip(possible, -1), axis=-1), -1)[..., 1:]
+    return jnp.where(beyond > 0, ends[..., :-1], 2)
 
 
 def step(wrapped, cumulative, recorders, inverse_scale, key, counter, time, run: Run) -> Run:
     """One step of one run: an event is drawn, all agents learn from it, and it is recorded."""
     before = run.standing
-    event = draw_event(wrapped, cumulative, key, counter, time, before)
+    event, faults = draw_event(wrapped, cumulative, key, counter, time, before)
     learnt = increments_of(wrapped, before.params, event)
     learnt = reused(_scaled(learnt, before.params, inverse_scale))
     params, compensation = _add_increments(before.params, before.compensation, learnt)
@@ -91,24 +110,31 @@ def step(wrapped, cumulative, recorders, inverse_scale, key, counter, time, run:
         recorder.update(state, event, before.params, params)
         for recorder, state in zip(recorders, run.recorded, strict=True)
     )
-    return Run(Ensemble(params, compensation, event.next_state, event.next_action), recorded)
+    standing = Ensemble(params, compensation, event.next_state, event.next_action)
+    return Run(standing, recorded, run.faults | faults)
 
 
-def draw_event(wrapped, cumulative, key, counter, time, standing: Ensemble) -> Event:
-    """What happens until `time` to one run, by the random numbers of (key, counter)."""
+def draw_event(wrapped, cumulative, key, counter, time, standing: Ensemble):
+    """What happens until `time` to one run, by the random numbers of (key, counter).
+
+    Returns:
+        The event, and the faults of the policies that were played.
+    """
     game, learners = wrapped.game, wrapped.learners
     params, _, state, joint_action = standing
     draws = uniforms(key, counter, game.num_agents + 1, cumulative.dtype)
+    faults: Any = None
     if joint_action is None:
-        joint_action = draw_actions(learners, params, state, draws)
+        joint_action, faults = draw_actions(learners, params, state, draws)
     here = (state, *joint_action)
     outcome = jnp.sum(draws[-1] >= cumulative[here], dtype=jnp.int32)
     after = (*here, outcome)
     next_state, rewards = reused((game.successors[after], game.rewards[after]))
     next_action: Any = None
     if wrapped.needs_next_action:
-        next_action = draw_actions(learners, params, next_state, draws)
-    return Event(time, state, joint_action, outcome, next_state, rewards, next_action)
+        next_action, faults = draw_actions(learners, params, next_state, draws)
+    event = Event(time, state, joint_action, outcome, next_state, rewards, next_action)
+    return event, faults
 
 
 def increments_of(wrapped, params, event: Event) -> tuple:
@@ -131,25 +157,59 @@ def increments_of(wrapped, params, event: Event) -> tuple:
     )
 
 
-def draw_actions(learners, params, state, draws) -> Int[Array, " n"]:
-    """Actions of all agents in `state`, each from its own uniform number."""
-    return jnp.stack(
-        [
-            draw(learner.policy(own, state), uniform)
-            for learner, own, uniform in zip(learners, params, draws, strict=False)
-        ]
-    )
+def draw_actions(learners, params, state, draws):
+    """Actions of all agents in `state`, each from its own uniform number, and faults of policies.
+
+    Returns:
+        Actions `[n]`, and an integer whose bits are those of `fault_of` the agents whose
+        probabilities are negative, NaN, or do not sum to one.
+    """
+    actions, faults = [], jnp.zeros((), jnp.int32)
+    for agent, (learner, own, uniform) in enumerate(zip(learners, params, draws, strict=False)):
+        action, valid = draw(learner.policy(own, state), uniform)
+        # In one number, lest the policy be computed once for each.
+        both = reused(jnp.where(valid, action, action | fault_of(agent)))
+        actions.append(both & _ACTIONS)
+        faults = faults | both
+    return jnp.stack(actions), faults & ~_ACTIONS
+
+
+def fault_of(agent: int) -> int:
+    """The bit that stands for a fault of an agent's policy."""
+    return lost_by(agent) << _SETTLED
+
+
+def lost_by(agent: int) -> int:
+    """The bit of a lost run that stands for the agent; the last one is that of all others."""
+    return 4 << min(agent, 13)
+
+
+def settle(faults, diverged):
+    """Says how a run was lost, which then stays: by its faults, if it was finite until now."""
+    known, seen = faults & _ACTIONS, faults >> _SETTLED
+    lost = jnp.where(diverged, DIVERGED, jnp.where(seen > 0, seen | MISPLAYED, 0))
+    return jnp.where(known > 0, known, lost)
 
 
 def draw(probabilities, uniform):
-    """Index whose cell of the distribution function holds the uniform number."""
-    if probabilities.shape[0] > _UNROLLED:
-        return jnp.sum(uniform >= jnp.cumsum(probabilities)[:-1], dtype=jnp.int32)
-    index, cumulative = jnp.zeros((), jnp.int32), jnp.zeros((), probabilities.dtype)
-    for k in range(probabilities.shape[0] - 1):
-        cumulative = cumulative + probabilities[k]
-        index = index + (uniform >= cumulative).astype(index.dtype)
-    return reused(index)
+    """An index of positive probability: the last whose cell begins at or below the number.
+
+    Returns:
+        The index by the inverse of the distribution function, and whether there is one: no
+        probability is negative or NaN, and they sum to one.
+    """
+    count = probabilities.shape[0]
+    if count > _UNROLLED:
+        ends = jnp.cumsum(probabilities)
+        cells = (probabilities > 0) & (uniform >= ends - probabilities)
+        index = jnp.max(jnp.where(cells, jnp.arange(count, dtype=jnp.int32), 0))
+        total, positive = ends[-1], jnp.all(probabilities >= 0)
+    else:
+        index, total, positive = jnp.zeros((), jnp.int32), probabilities[0], probabilities[0] >= 0
+        for k in range(1, count):
+            index = jnp.where((uniform >= total) & (probabilities[k] > 0), k, index)
+            total, positive = total + probabilities[k], positive & (probabilities[k] >= 0)
+    return index, positive & (jnp.abs(total - 1) <= _OFF)
 
 
 def add(value, compensation, increment):

@@ -13,6 +13,7 @@ from .lanes import reused
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+_KIND = "threefry2x32"
 
 
 def threefry2x32(
@@ -34,7 +35,13 @@ def threefry2x32(
 
 @jax.jit
 def run_keys(key: Array, runs: UInt32[Array, " R"]) -> UInt32[Array, "R 2"]:
-    """Key words of the given runs: a function of the user's key and the run's number."""
+    """Key words of the given runs: a function of the user's key and the run's number.
+
+    What other kinds of keys draw for one run may depend on how many are batched; so they draw a
+    Threefry key first.
+    """
+    if str(jax.random.key_impl(key)) != _KIND:
+        key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl=_KIND)
     return jax.vmap(lambda run: jax.random.bits(jax.random.fold_in(key, run), (2,), jnp.uint32))(
         runs
     )

@@ -30,7 +30,8 @@ from ..model.game import MarkovGame, first_state_law
 from ..model.observable import parameters_and_policies
 from ..model.wrapped import WrappedGame, admit
 from ..results.result import policies as policies_at
-from ..second_order.fluctuations import Fluctuations, fluctuate
+from ..second_order.fluctuations import fluctuate
+from ..second_order.prediction import Fluctuations
 from ..simulation.inputs import check_inputs
 from ..simulation.simulate import NO_DERIVATIVES, Simulation, simulate
 from .comparison import Agreement, Comparison, Gap, Series, make_series
@@ -185,9 +186,9 @@ def _agreement(prediction, near, simulation: Simulation) -> Agreement | str:
     # What rounding makes of no noise.
     least = (32 * np.finfo(variance.dtype).eps * mean) ** 2 / simulation.scale
     random = np.any(variance > least, axis=0)
-    if near.all():
-        return "not computed (no time is far enough from a kink)"
     compared = (variance > least) & ~near[:, None]
+    if random.any() and not compared.any():
+        return "not computed (no time is far enough from a kink)"
     expected = variance[compared]
     with np.errstate(invalid="ignore", over="ignore"):
         deviations = flat(simulation.mean[0]) - mean

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
-from ..second_order.fluctuations import Fluctuations
 from ..second_order.noise import event_scores, poisson
+from ..second_order.prediction import Fluctuations
 from ..second_order.required_scale import CELLS, Linearised
 from ..simulation.recorders import AbstractRecorder
 

@@ -50,7 +50,7 @@ from ..simulation.capacity import bytes_of_run
 from ..simulation.execution import Execution, plan_execution
 from ..simulation.inputs import Inputs, check_inputs
 from ..simulation.job import Job
-from ..simulation.simulate import NO_DERIVATIVES
+from ..simulation.simulate import NO_DERIVATIVES, describe_lost
 from ..simulation.streams import run_keys
 from .control_variate import ControlVariate, control_variate
 
@@ -243,6 +243,9 @@ def convergence_study(
     if max(steps) >= 2**31 or min(steps) < 1:
         raise ValueError(f"each scale must take from 1 to 2^31 - 1 steps; found {steps}.")
 
+    others = {"key": key, "t1": end, "scales": scales}
+    unfinished = Store(checkpoint, "convergence study", inputs._asdict() | others)
+
     predicted = fluctuations(
         wrapped,
         params0,
@@ -266,12 +269,11 @@ def convergence_study(
         bytes_of_run(inputs),
         inputs.runs,
         batch_size=batch_size,
-        checkpoint=checkpoint,
         progress=progress,
     )
 
     begun = time.perf_counter()
-    mean, variance = _simulate(inputs, recorder, scales, steps, key, execution)
+    mean, variance = _simulate(inputs, recorder, scales, steps, key, execution, unfinished)
     seconds = time.perf_counter() - begun
     error = np.sqrt(variance / runs)
     root = np.sqrt(scales)
@@ -329,13 +331,21 @@ def _nothing(params):
 
 
 def _simulate(
-    inputs: Inputs, recorder: ControlVariate, scales, steps, key, execution: Execution
+    inputs: Inputs,
+    recorder: ControlVariate,
+    scales,
+    steps,
+    key,
+    execution: Execution,
+    unfinished: Store,
 ) -> tuple[Float[np.ndarray, "L 3"], Float[np.ndarray, "L 3"]]:
     """Mean and variance over runs of what the recorder reports at the end, for every scale."""
-    others = {"key": key, "t1": recorder.end, "scales": scales}
-    unfinished = Store(execution.checkpoint, "convergence study", inputs._asdict() | others)
-    saved = unfinished.load()
-    moments = [] if saved is None else list(saved["moments"])
+    saved, moments = unfinished.load(), []
+    if saved is not None:
+        done = saved.get("moments", np.zeros(0))
+        if done.shape[1:] != (2, 3) or len(done) > len(scales):
+            raise ValueError("the checkpoint does not hold what was saved for this study.")
+        moments = list(done)
 
     def save(state, *, now=False):
         done = np.reshape(moments, (-1, 2, 3))
@@ -359,6 +369,10 @@ def _simulate(
             if not job.carry_out(save, bar):
                 raise KeyboardInterrupt
             summary = job.summary()
+            lost = summary.lost[0, -1]
+            if lost[0] > 0:
+                text = describe_lost(inputs.wrapped, lost, inputs.runs)[1]
+                warnings.warn(f"{text} at N = {scale:g}.", stacklevel=3)
             moments.append(np.stack([summary.mean[1][0, -1], summary.variance[1][0, -1]]))
     mean, variance = np.stack(moments, axis=1)
     return mean, variance

@@ -6,6 +6,7 @@ So steps are relative ones near a bound, and no step leaves it.
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -103,7 +104,8 @@ def fit(
             default.
         max_steps: largest number of steps.
         rtol: stop when a step lowers the loss by at most this, relative to it.
-        atol: the same, absolute.
+        atol: the same, absolute; without an optimiser of your own, relative to the smallest power
+            of 1024 above a loss that begins smaller than one.
         progress: show a progress bar with the loss.
 
     Returns:
@@ -130,11 +132,17 @@ def fit(
     check_flag("progress", progress)
     intervals = _check_bounds(theta0, bounds or {})
     free = {name: _to_free(value, *intervals[name]) for name, value in theta0.items()}
-    objective = _Objective(loss, intervals, given)
+    objective = _Objective(loss, intervals, given, jnp.asarray(1.0))
     chosen = _default_optimizer() if optimizer is None else optimizer
     state = optax.with_extra_args_support(chosen).init(free)
     value, slope = _evaluate(objective, free)
     _check_finite(value, slope, free, intervals)
+    unit = 1.0
+    if optimizer is None and 0 < abs(float(value)) < 1:
+        # A loss may be small because payoffs are: the line search has tolerances of its own.
+        unit = 1024.0 ** math.ceil(math.log(abs(float(value)), 1024))
+        objective = objective._replace(unit=jnp.asarray(unit))
+        value, slope = jax.tree.map(lambda leaf: leaf / unit, (value, slope))
     losses, evaluations = [float(value)], 1
     best = (float(value), free, slope)
     done = False
@@ -152,7 +160,7 @@ def fit(
             losses.append(float(value))
             if losses[-1] < best[0]:
                 best = (losses[-1], free, slope)
-            bar.set_postfix(loss=f"{losses[-1]:.4g}")
+            bar.set_postfix(loss=f"{unit * losses[-1]:.4g}")
             bar.update()
             gained = losses[-2] - losses[-1]
             if abs(gained) <= threshold + slack * abs(losses[-1]):
@@ -161,7 +169,7 @@ def fit(
     if not done:
         warnings.warn(
             f"the fit took all {max_steps} steps; the last lowered the loss by "
-            f"{losses[-2] - losses[-1]:.3g} to {losses[-1]:.6g}.",
+            f"{unit * (losses[-2] - losses[-1]):.3g} to {unit * losses[-1]:.6g}.",
             stacklevel=2,
         )
     least, free, slope = best
@@ -170,9 +178,9 @@ def fit(
     stretch = jax.jvp(lambda free: _from_free(free, intervals), (free,), (_ones(free),))[1]
     return Fit(
         theta=theta,
-        loss=least,
-        gradient=jax.tree.map(jnp.divide, slope, stretch),
-        losses=np.array(losses),
+        loss=unit * least,
+        gradient=jax.tree.map(lambda own, by: unit * own / by, slope, stretch),
+        losses=unit * np.array(losses),
         evaluations=evaluations,
         result=result,
     )
@@ -184,12 +192,13 @@ class _Objective(NamedTuple):
     loss: Callable
     intervals: dict[str, tuple[float, float]]
     data: tuple
+    unit: Any
 
     def __call__(self, free):
         value = self.loss(_from_free(free, self.intervals), *self.data)
         if as_real(value) is None or np.ndim(value) > 0:
             raise ValueError(f"loss must return one number; found {describe(value)}.")
-        return value
+        return value / self.unit
 
 
 @functools.cache

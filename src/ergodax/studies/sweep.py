@@ -45,6 +45,7 @@ from ..ode.integrate import check_solver
 from ..results.labels import TIMES, Label, decode, game_coordinates, make_variables, of_agents
 from ..results.result import versions
 from ..simulation.side_by_side import Plan, plan_ensembles, simulate_ensembles
+from ..simulation.simulate import describe_lost
 from .sets import batches_of, build_sets, check_sets, make_sets, named, survey
 
 if TYPE_CHECKING:
@@ -267,13 +268,20 @@ def _simulate_batches(build: Build, names, sets, rest, planned: Plan):
             "state_frequency": state_frequency,
             "rewards": rewards,
         }
-        good, bad = _ended(RESULTS.successful), _ended(RESULTS.nonfinite)
-        lost, runs = found.lost[:, -1], planned.inputs.runs
-        outcome["result"] = np.where(lost > 0, bad["result"], good["result"])
-        texts = [f"{n:.0f} of {runs} runs became infinite or NaN" for n in lost]
-        outcome["message"] = np.where(lost > 0, texts, good["message"])
+        outcome |= _lost(wrapped, found.lost[:, -1], planned.inputs.runs)
         count = len(chosen)
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
+
+
+def _lost(wrapped, lost, runs: int) -> dict[str, np.ndarray]:
+    """How ensembles ended, by their numbers of lost runs `[E, 1 + n]`."""
+    good = _ended(RESULTS.successful)
+    results, messages = [], []
+    for one in lost:
+        code, text = describe_lost(wrapped, one, runs)
+        results.append(_ended(code)["result"] if one[0] else good["result"])
+        messages.append(text if one[0] else good["message"])
+    return {"result": np.array(results), "message": np.array(messages)}
 
 
 def _ended(results: Any) -> dict[str, np.ndarray]:

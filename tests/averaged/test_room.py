@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.averaged import capacity
+from ergodax.averaged import room
 from ergodax.averaged.drift import flat_drift
 
 
@@ -37,6 +37,20 @@ def test_what_memory_cannot_hold_is_refused_at_once(small, analysis, what):
         analysis(wrapped, wrapped.init())
 
 
+def test_too_many_derivatives_are_refused_at_once(small):
+    wrapped = market(15)
+
+    def build(theta):
+        learners = [ex.QLearning(0.1, 0.9, ex.EpsilonSoftmax(0.5), own) for own in theta]
+        other = ex.WrappedGame(wrapped.game, learners)
+        return other, other.init()
+
+    with pytest.raises(
+        ValueError, match=r"by 6750 entries of theta of 6750 parameters needs [\d.]+"
+    ):
+        ex.sensitivities(build, [np.zeros((225, 15)), np.zeros((225, 15))], [1.0])
+
+
 @pytest.mark.parametrize("kind", [ex.QLearning, ex.Sarsa])
 def test_the_estimate_is_what_the_program_takes(monkeypatch, kind):
     wrapped = market(6, kind)
@@ -45,6 +59,6 @@ def test_the_estimate_is_what_the_program_takes(monkeypatch, kind):
     compiled = jax.jit(jax.jacfwd(lambda x: field(x, wrapped))).lower(x).compile()
     taken = compiled.memory_analysis().temp_size_in_bytes
     needed = []
-    monkeypatch.setattr(capacity, "check_room", lambda size, *_: needed.append(size))
-    capacity.check_slopes("the Jacobian", wrapped, params, "")
+    monkeypatch.setattr(room, "check_room", lambda size, *_: needed.append(size))
+    room.check_slopes("the Jacobian", wrapped, params, "")
     assert taken / 3 < needed[0] < 3 * taken

@@ -29,18 +29,18 @@ def check_slopes(
     params: Any,
     instead: str,
     *,
-    columns: int = 1,
+    columns: int | None = None,
     kept: int = 2,
     beside: int = 0,
 ) -> None:
-    """Raises ValueError if memory does not suffice for derivatives by all parameters at once.
+    """Raises ValueError if memory does not suffice for many derivatives of the drift at once.
 
     Args:
         what: takes them.
         wrapped: a game and its learners.
         params: parameters of all agents, d numbers in all.
         instead: what to do about it.
-        columns: how often all d columns of the Jacobian are computed at once.
+        columns: how many derivatives are computed at once; d, the Jacobian, by default.
         kept: how many matrices `[d, d]` are kept.
         beside: further numbers.
     """
@@ -48,7 +48,7 @@ def check_slopes(
     learnt = [leaf for leaf in jax.tree.leaves(like) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     size, events = size_of(params), math.prod(wrapped.game.probabilities.shape)
     column = sum(math.prod(leaf.shape) for leaf in learnt) + _PER_EVENT * events
-    numbers = columns * size * column + kept * size**2 + beside
+    numbers = (size if columns is None else columns) * column + kept * size**2 + beside
     check_room(
         numbers * jnp.dtype(jnp.result_type(float)).itemsize,
         f"{what} of {size} parameters",
