@@ -288,12 +288,14 @@ CALLS = {
         ex.fit,
         lambda: {"loss": square, "theta0": {"x": 1.0}},
         **{"loss": "", "theta0": "", "bounds": "None", "optimizer": "None", "max_steps": ""},
+        # Any pytree, which the loss takes as it likes.
+        data="None text nan inf -1 0 complex bool ragged empty shape result",
         **{"rtol": "0", "atol": "0", "progress": "bool"},
     ),
     "standard_errors": call(
         ex.standard_errors,
         lambda: {"predict": values, "theta": {"x": 1.0}, "covariance": np.eye(2)},
-        **{"predict": "", "theta": "", "covariance": "", "weights": "None"},
+        **{"predict": "", "theta": "", "covariance": "", "weights": "None", "bias": "None"},
     ),
     "sweep": call(
         ex.sweep,

@@ -94,7 +94,7 @@ class At(eqx.Module):
                 + (f", and {2 + len(rest)} arguments." if rest else ".")
             )
         for where in index:
-            if as_real(where) is None:
+            if as_real(where) is None or isinstance(where, list):
                 raise TypeError(f"At: index must hold integers; found {describe(where)}.")
         self.index, self.value = tuple(index), check_array("At: value", value)
 
