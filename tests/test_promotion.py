@@ -1,8 +1,10 @@
-"""The package mixes no types unawares: in single precision nothing of it becomes double.
+"""The package mixes neither types nor ranks unawares: in float32 nothing of it becomes float64.
 
-Learners and observables of users may mix types as they like, here and in their programs; hence this
+Learners and observables of users may mix them as they like, here and in their programs; hence this
 module and not the set-up of all tests. Most of it only traces, which is when types meet.
 """
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ TS = np.array([0.0, 1.0, 2.0])
 
 @pytest.fixture(autouse=True)
 def strict():
-    with jax.numpy_dtype_promotion("strict"):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
 
@@ -59,6 +61,8 @@ def test_the_averaged_side(form, names):
         lambda params: ex.stationary_distribution(wrapped, params),
         lambda params: ex.rest_point(wrapped, params).params,
         lambda params: ex.noise_covariance(wrapped, params),
+        lambda params: ex.poisson_values(wrapped, params),
+        lambda params: ex.occupation_measure(wrapped, params),
         at_the_end,
         jax.jacrev(at_the_end),
         jax.jacfwd(at_the_end),
@@ -71,7 +75,13 @@ def test_the_averaged_side(form, names):
 )
 def test_fluctuations(names):
     wrapped = wrapped_game("deterministic", *names)
-    jax.eval_shape(lambda p: ex.fluctuations(wrapped, p, TS).covariance, wrapped.init())
+
+    def everything(params):
+        found = ex.fluctuations(wrapped, params, TS, bias=True)
+        at_scale = found.near_kink(10.0), found.layer(10.0), found.corrected_mean(10.0)
+        return found.covariance, at_scale, found.band(wrapped.policies, scale=10.0)
+
+    jax.eval_shape(everything, wrapped.init())
 
 
 @pytest.mark.parametrize(
@@ -83,3 +93,19 @@ def test_simulations(names, dtype):
     key = jax.random.key(0)
     sim = ex.simulate(wrapped, wrapped.init(), TS, runs=3, key=key, dtype=dtype, keep_runs=True)
     assert {leaf.dtype for leaf in jax.tree.leaves(sim.values)} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in ex.games.__all__
+        if inspect.isfunction(getattr(ex.games, name))
+        and all(
+            one.default is not one.empty
+            for one in inspect.signature(getattr(ex.games, name)).parameters.values()
+        )
+    ],
+)
+def test_games(name):
+    getattr(ex.games, name)()

@@ -167,7 +167,7 @@ def _deviation_matrix_jvp(primals, tangents):
     (chain,), (tangent,) = primals, tangents
     law, deviation = deviation_matrix(chain)
     moved = tangent @ deviation
-    return (law, deviation), (law @ moved, deviation @ moved - law @ moved @ deviation)
+    return (law, deviation), (law @ moved, deviation @ moved - (law @ moved @ deviation)[None])
 
 
 def mixing_time(chain: Float[Array, "S S"]) -> Float[Array, ""]:

@@ -138,7 +138,8 @@ def inflow(wrapped: WrappedGame, solved: Poisson) -> Float[Array, "C d"]:
         needs = wrapped.learners[agent].needs_next_action
         weights = _own_weights(wrapped, agent, solved.events, solved.policies)
         count = game.num_actions[agent] if needs else 1
-        rows = (successors[..., None] * count + jnp.arange(count)).ravel()
+        own_actions = jnp.arange(count, dtype=successors.dtype)
+        rows = (successors.ravel()[:, None] * count + own_actions[None]).ravel()
         table = jnp.zeros((num_states * count, size), solved.drift.dtype)
         table = _add(table, rows, weights.ravel(), own)
         # The other agents draw their next actions independently.

@@ -270,7 +270,7 @@ class Job:
         )
         numbers = jnp.arange(self.done, self.done + self._batch, dtype=jnp.uint32)
         keys = self._keys_of(numbers)
-        begun = rows.standing, np.zeros(self._batch, np.int32)
+        begun: Any = rows.standing, np.zeros(self._batch, np.int32)
         if rows.standing is None:
             begun = block.start(self._setting, keys, rows.params0, rows.law)
         batch = block.start_recorders(self._setting, *begun)

@@ -315,11 +315,9 @@ def simulate(
     if summary.lost[-1, 0]:
         result, text = describe_lost(wrapped, summary.lost[-1], job.done)
         first = times[np.argmax(summary.lost[:, 0] > 0)]
-        hint = ": are the updates too large for their scale?"
-        warnings.warn(
-            f"{text}, the first by t = {first:.6g}{hint if result == RESULTS.nonfinite else '.'}",
-            stacklevel=2,
-        )
+        played = summary.lost[-1, 1:].any()
+        hint = "." if played else ": are the updates too large for their scale?"
+        warnings.warn(f"{text}, the first by t = {first:.6g}{hint}", stacklevel=2)
     if inputs.own_game:  # of the runs that are complete, like all else
         wrapped = take(wrapped, slice(job.done))
     return Simulation(

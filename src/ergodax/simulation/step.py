@@ -256,13 +256,13 @@ def _add_increments(params, compensation, increments):
 def _add_at(table, index, value):
     if is_large(table.shape):
         return table.at[index].add(value)
-    return jnp.where(_is_at(table, index), table + value, table)
+    return jnp.where(_is_at(table, index), table + jnp.broadcast_to(value, table.shape), table)
 
 
 def _set_at(table, index, value):
     if is_large(table.shape):
         return table.at[index].set(value)
-    return jnp.where(_is_at(table, index), value, table)
+    return jnp.where(_is_at(table, index), jnp.broadcast_to(value, table.shape), table)
 
 
 def _is_at(table, index):
