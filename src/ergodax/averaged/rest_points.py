@@ -333,7 +333,8 @@ def _same(wrapped, params, other) -> bool:
 @compiled
 def _search(wrapped, guesses, rtol, atol, max_steps):
     def search(guess):
-        found = RootSearch(*_frozen((wrapped, guess)), rtol, atol, max_steps)(DRAWN, True)
+        fixed, start = _frozen((wrapped, guess))
+        found = RootSearch(fixed, start, rtol, atol, max_steps)(DRAWN, True)
         return found, jax.tree.map(lambda leaf: leaf[-1], found.result)
 
     # Not vmapped: batched LAPACK calls are to be avoided, and searches end when they end.
@@ -344,7 +345,8 @@ def _search(wrapped, guesses, rtol, atol, max_steps):
 def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
     """All fields of a `RestPoint` but the first; what is learnt per visit there, in its unit."""
     unravel = flat_drift(guess)[1]
-    search = RootSearch(*_frozen((wrapped, guess)), rtol, atol, max_steps)
+    fixed, start = _frozen((wrapped, guess))
+    search = RootSearch(fixed, start, rtol, atol, max_steps)
     x, step, result = first_found(search((1.0,), False))
     fields = _described(wrapped, unravel(x), step, result)
     return fields, search.per_visit(x, search.wrapped).change / search.unit.size

@@ -174,7 +174,7 @@ def sensitivities(
         "take the gradient of one number by `jax.grad` through `solve`, or fewer entries",
         columns=count,
         kept=0,
-        beside=len(ts) * count * size_of(params0),
+        beside=np.shape(ts)[0] * count * size_of(params0),
     )
     warn_single_precision()
     solve = functools.partial(
