@@ -403,3 +403,23 @@ def test_programs_are_kept_where_the_user_wants(cache, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="compiled programs are not kept"):
         assert cache(str(tmp_path / "file" / "folder"))[0] is None
+
+
+def test_an_interruption_during_import_is_told_in_one_line():
+    code = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ergodax.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+import ergodax_command
+ergodax_command.program()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 130
+    assert ended.stderr == "ergodax: error: interrupted\n"

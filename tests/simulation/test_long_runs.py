@@ -411,3 +411,13 @@ def test_numbers_do_not_depend_on_the_number_of_devices(tmp_path):
 def test_the_number_of_devices_must_be_positive():
     with pytest.raises(ValueError, match="count must be a positive integer; found 0"):
         ex.use_all_cores(0)
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_runs_do_not_depend_on_their_number_with_keys_of_any_kind(wrapped, kind):
+    key = jax.random.key(3, impl=kind)
+    few, many = (simulate(wrapped, runs=runs, key=key) for runs in (3, 130))
+    for own, among_many in zip(
+        jax.tree.leaves(few.values), jax.tree.leaves(many.values), strict=True
+    ):
+        np.testing.assert_array_equal(own, among_many[:3])

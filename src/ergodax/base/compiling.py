@@ -112,17 +112,22 @@ def shapes_of(function: Callable, *args) -> Any:
     """Shapes and types of what a function returns, traced once for those of its arguments.
 
     Args:
-        function: a function of pytrees of arrays, itself the same in every call.
+        function: a function of pytrees of arrays, or of their shapes; the same in every call.
         *args: its arguments.
     """
-    leaves, structure = jax.tree.flatten(args)
-    like = tuple(jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    return _shapes_of(function, structure, like, jnp.result_type(float))
+    dynamic, static = eqx.partition(args, lambda leaf: hasattr(leaf, "shape"))
+    leaves, structure = jax.tree.flatten(dynamic)
+    like = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    kept, of_static = jax.tree.flatten(static)  # functions that learners hold, say
+    return _shapes_of(function, structure, like, of_static, tuple(kept), jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=256)
-def _shapes_of(function, structure, like, precision):
-    return jax.eval_shape(function, *structure.unflatten(like))
+def _shapes_of(function, structure, like, of_static, kept, precision):
+    static = of_static.unflatten(kept)
+    return jax.eval_shape(
+        lambda dynamic: function(*eqx.combine(dynamic, static)), structure.unflatten(like)
+    )
 
 
 def in_this_context(function: Function) -> Function:

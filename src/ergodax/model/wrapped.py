@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Real
 
 from ..base.checks import as_real, check_key, check_number, check_type, describe, is_concrete
+from ..base.compiling import shapes_of
 from .chain import joint_policy, state_chain
 from .clock import Clocked, has_schedule
 from .game import MarkovGame, check_agent
@@ -216,7 +217,7 @@ class WrappedGame(eqx.Module):
                 f"{name} must be a tuple as wrapped.init() returns it, with one pytree for each "
                 f"of {len(self.learners)} agents; found {kind or describe(params)}."
             )
-        expected, lengths = jax.eval_shape(lambda: self.init(jax.random.key(0))), set()
+        expected, lengths = shapes_of(_first_params, self), set()
         for agent, (found, like) in enumerate(zip(params, expected, strict=True)):
             who = f"{name} of agent {agent}"
             if jax.tree.structure(found) != jax.tree.structure(like):
@@ -259,6 +260,10 @@ class WrappedGame(eqx.Module):
             agents.setdefault(repr(learner), []).append(str(agent))
         lines = [f"  {', '.join(numbers)}: {learner}" for learner, numbers in agents.items()]
         return "\n".join([f"WrappedGame of {self.game!r} and the learners", *lines])
+
+
+def _first_params(wrapped: WrappedGame) -> tuple[Params, ...]:
+    return wrapped.init(jax.random.key(0))
 
 
 def _misfit(where: str, shape: tuple, found: tuple, batch: str | None) -> str:
@@ -317,6 +322,8 @@ def cast(tree: Any, dtype: Any) -> Any:
     """The same pytree with all floating-point leaves in one precision."""
 
     def of_leaf(leaf):
+        if isinstance(leaf, jax.Array) and leaf.dtype == dtype:
+            return leaf
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             return leaf  # a function, say
         leaf = jnp.asarray(leaf)

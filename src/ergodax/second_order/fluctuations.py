@@ -109,7 +109,7 @@ def fluctuations(
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_kinks(wrapped)
     check_schedules(wrapped.learners, ts)
-    check_covariance("fluctuations", wrapped, params0, times=len(ts), bias=bias)
+    check_covariance("fluctuations", wrapped, params0, times=np.shape(ts)[0], bias=bias)
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
     check_room(64 * max_kinks * size**2, f"to track {max_kinks} kinks", "lower max_kinks")
     solution = fluctuate(
