@@ -144,7 +144,7 @@ def test_default_learners_are_the_papers(done):
         ("--t1 -1", "--t1: must be a positive number; found -1"),
         ("--t1 inf", "--t1: must be a positive number; found inf"),
         ("--scale 0", "--scale: must be a positive number; found 0"),
-        ("--g nan", "reward nan"),
+        ("--g nan", "g must be a finite number; found nan"),
         ("--dtype float16", "--dtype: invalid choice: 'float16'"),
         ("--initial-state XY", "'XY' is not a state; the states are CC, CD, DC, DD"),
         ("--initial-state 4", "initial_state must be a state, 0 to 3; found 4"),

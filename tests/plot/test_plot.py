@@ -172,8 +172,7 @@ def test_comparison_figure_without_tables():
     assert [ax.get_ylabel() for ax in grid(figure)[:, 0]] == [
         "agent 0\n$\\pi(a \\mid s)$",
         "agent 1\n$\\pi(a \\mid s)$",
-        "share of steps",
-    ]
+    ]  # one state alone has no share worth drawing
 
 
 @pytest.mark.parametrize(

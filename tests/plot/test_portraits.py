@@ -423,7 +423,7 @@ def test_basins_and_their_shares():
 @pytest.mark.parametrize(
     ("coordinates", "message"),
     [
-        ((0, 99), "a coordinate must be 0 to 15; found 99"),
+        ((0, 99), r"a coordinate must be 0 to 15, or \(agent, state, action\); found 99"),
         ((0, 0), "the two coordinates must differ; found 0 twice"),
         ((0, (2, 0, 0)), "agent must be the number of an agent, 0 to 1; found 2"),
         ((0, ("up", 0, 0)), "agent must be the number of an agent, 0 to 1; found 'up'"),

@@ -560,7 +560,7 @@ def test_invalid_sets_are_named():
         (
             {"tau": [1.0]},
             {"simulation": {"key": jax.random.key(0), "runs": 10**12}},
-            "the result needs .* GiB",
+            "values of 1000000000000 runs needs .* GiB",
         ),
         ({"tau": [1.0]}, {"batch_size": 0}, "batch_size must be a positive integer"),
     ],
