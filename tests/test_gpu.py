@@ -224,8 +224,11 @@ def test_sensitivities_agree(device):
 
 def test_rest_points_agree(device):
     def rest():
-        wrapped, params = build({})
-        return ex.rest_point(wrapped, params).params
+        # Without an actor-critic, whose preferences grow for ever.
+        game = ex.games.prisoners_dilemma()
+        learners = [ex.Sarsa(0.1, d, ex.EpsilonSoftmax(0.5, 0.1), 10.0) for d in (0.8, 0.7)]
+        wrapped = ex.WrappedGame(game, learners)
+        return ex.rest_point(wrapped, wrapped.init()).params
 
     assert_all_close(*both(device, rest), 1e-7)
 
@@ -280,10 +283,10 @@ SINGLE = """
         keys = run_keys(jax.random.key(0), jnp.arange(64, dtype=jnp.uint32))
         every = lambda leaf: jnp.broadcast_to(leaf, (64, *leaf.shape))
         def program(keys):
-            start = block.start(
+            standing, faults = block.start(
                 setting, keys, jax.tree.map(every, params0), every(wrapped.game.initial)
             )
-            runs = block.start_recorders(setting, start)
+            runs = block.start_recorders(setting, standing, faults)
             lengths, due = jnp.array([3, 4], jnp.int32), jnp.ones(2, bool)
             live = jnp.ones(64, bool)
             return block.advance.__wrapped__(
