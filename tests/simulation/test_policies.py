@@ -11,27 +11,14 @@ from reference import KEY
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
-
-class RothErev(ex.AbstractLearner):
-    """That of the README: its propensities become negative if payoffs are."""
-
-    phi: jax.Array = ex.hyper(0.01)
-
-    def init(self, game, agent, *, key):
-        return jnp.ones((game.num_states, game.num_actions[agent]))
-
-    def policy(self, params, state):
-        return params[state] / params[state].sum()
-
-    def update(self, params, transition, game, agent):
-        gain = transition.reward * jax.nn.one_hot(transition.action, params.shape[1])
-        return ex.At((transition.state,), self.phi * (gain - params[transition.state]))
+# The learner of README: its propensities become negative if payoffs are.
+README = ex.RothErev(0.01, forgetting=1.0, experimentation=0.0)
 
 
 def test_runs_whose_policy_became_negative_are_lost_and_named():
     payoffs = np.array([[1, 0.8], [-0.5, -0.2]])
     game = ex.games.repeated((payoffs, payoffs.T), memory=0)
-    wrapped = ex.WrappedGame(game, [ex.QLearning(0.01, 0.5), RothErev()])
+    wrapped = ex.WrappedGame(game, [ex.QLearning(0.01, 0.5), README])
     ts, options = np.linspace(0, 2000, 5), dict(runs=128, key=KEY, keep_runs=True)
     with pytest.warns(UserWarning, match=r"played a policy of agent 1 \(RothErev\)") as caught:
         sim = ex.simulate(wrapped, wrapped.init(), ts, observe=wrapped.policies, **options)

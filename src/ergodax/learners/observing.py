@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..model.game import MarkovGame
-from ..model.learner import AbstractLearner, Params, Transition
+from ..model.learner import AbstractLearner, AbstractOuterLearner, Params, Transition
 
 
-class Observing(AbstractLearner):
+class Observing(AbstractOuterLearner):
     """A learner whose state is a function of the game's state.
 
     Agents with less memory than the game, memoryless ones, coarse or private observations are
@@ -52,24 +52,14 @@ class Observing(AbstractLearner):
         self.observation = tuple(seen.tolist())
 
     @property
+    def symbol(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the learner."""
+        return self.learner.symbol
+
+    @property
     def in_payoffs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the learner."""
         return self.learner.in_payoffs
-
-    @property
-    def continuous(self) -> bool:
-        """As the learner."""
-        return self.learner.continuous
-
-    @property
-    def smooth(self) -> bool:
-        """As the learner."""
-        return self.learner.smooth
-
-    @property
-    def needs_next_action(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the learner."""
-        return self.learner.needs_next_action
 
     def maximised(self, params: Params) -> Float[Array, "*rows A"] | None:
         """As the learner."""

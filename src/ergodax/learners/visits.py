@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from ..model.game import MarkovGame
 from ..model.hyper import Scalar, hyper
-from ..model.learner import AbstractLearner, At, Transition
+from ..model.learner import AbstractOuterLearner, At, Transition
 from .action_value import AbstractActionValueLearner
 
 
@@ -23,7 +23,7 @@ class CountedParams(NamedTuple):
     visits: Any
 
 
-class FallingRate(AbstractLearner):
+class FallingRate(AbstractOuterLearner):
     """A learner of action values whose rate is `alpha / n(s,a)^omega`.
 
     n(s, a) counts the unscaled steps in which the entry was updated, from 1 on; for omega in
@@ -37,21 +37,6 @@ class FallingRate(AbstractLearner):
 
     learner: AbstractActionValueLearner
     power: Scalar = hyper(0.6, within="[0, 1]")
-
-    @property
-    def continuous(self) -> bool:
-        """As the learner."""
-        return self.learner.continuous
-
-    @property
-    def smooth(self) -> bool:
-        """As the learner."""
-        return self.learner.smooth
-
-    @property
-    def needs_next_action(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the learner."""
-        return self.learner.needs_next_action
 
     def maximised(self, params: CountedParams) -> Float[Array, "*rows A"] | None:
         """As the learner, of its table."""

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from ..base.checks import is_concrete, is_within
 from .game import MarkovGame
 from .hyper import AbstractSchedule
-from .learner import AbstractLearner, Transition
+from .learner import AbstractLearner, AbstractOuterLearner, Transition
 
 
 class ClockedParams(NamedTuple):
@@ -44,7 +44,7 @@ def has_schedule(learner: Any) -> bool:
     return any(map(is_schedule, jax.tree.leaves(learner, is_leaf=is_schedule)))
 
 
-class Clocked(AbstractLearner):
+class Clocked(AbstractOuterLearner):
     """A learner with schedules, and its clock; `WrappedGame` makes it of any such learner.
 
     Attributes:
@@ -60,26 +60,6 @@ class Clocked(AbstractLearner):
             return jnp.asarray(leaf(jnp.asarray(t)), float) if is_schedule(leaf) else leaf
 
         return jax.tree.map(value, self.learner, is_leaf=is_schedule)
-
-    @property
-    def continuous(self) -> bool:
-        """As the learner."""
-        return self.learner.continuous
-
-    @property
-    def smooth(self) -> bool:
-        """As the learner."""
-        return self.learner.smooth
-
-    @property
-    def needs_next_action(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the learner."""
-        return self.learner.needs_next_action
-
-    @property
-    def symbol(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the learner."""
-        return self.learner.symbol
 
     def maximised(self, params: ClockedParams) -> Float[Array, "*rows A"] | None:
         """As the learner at the time of its clock."""

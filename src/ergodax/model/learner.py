@@ -185,3 +185,28 @@ class AbstractLearner(HyperModule):
     @abc.abstractmethod
     def update(self, params: Params, transition: Transition, game: MarkovGame, agent: int) -> Any:
         """Returns the increment: the structure of `params`, each leaf an array or an `At`."""
+
+
+class AbstractOuterLearner(AbstractLearner):
+    """A learner made of another one: what it does not say itself is as with that.
+
+    Attributes:
+        learner: the other one.
+    """
+
+    learner: eqx.AbstractVar[Any]
+
+    @property
+    def continuous(self) -> bool:
+        """As the learner."""
+        return self.learner.continuous
+
+    @property
+    def smooth(self) -> bool:
+        """As the learner."""
+        return self.learner.smooth
+
+    @property
+    def needs_next_action(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the learner."""
+        return self.learner.needs_next_action
