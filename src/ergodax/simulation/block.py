@@ -27,6 +27,7 @@ from .step import (
     cumulative_law,
     draw,
     draw_actions,
+    later,
     lost_by,
     settle,
     step,
@@ -36,6 +37,8 @@ from .step import (
 from .streams import uniforms
 
 AXIS = "runs"
+# Steps that a GPU takes without asking the host.
+_UNWATCHED = 64
 
 
 class Setting(eqx.Module):
@@ -138,6 +141,21 @@ def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R
     return Run(standing, recorded, faults)
 
 
+def _repeat(step, count, run, mesh: Mesh):
+    """Takes so many steps. A GPU's host waits for the condition of every loop it cannot count."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return jax.lax.fori_loop(0, count, step, run)
+
+    def several(k, run):
+        first = k * _UNWATCHED
+        return jax.lax.fori_loop(
+            0, _UNWATCHED, lambda taken, run: step(first + taken, run), run, unroll=2
+        )
+
+    run = jax.lax.fori_loop(0, count // _UNWATCHED, several, run)
+    return jax.lax.fori_loop(count - count % _UNWATCHED, count, step, run)
+
+
 # On processors with AVX-512 the compiler would use only half of every vector register.
 _COMPILER: dict[str, Any] = {"compiler_options": {"xla_cpu_prefer_vector_width": 512}}
 
@@ -180,10 +198,8 @@ def advance(
         own = to_lanes(data) if setting.per_run else ()
         inverse_scale = (1 / scale).astype(cumulative.dtype)
 
-        def one_step(_, carry):
-            (low, high), run = carry
-            low = low + 1
-            words = low, high + (low == 0).astype(high.dtype)
+        def one_step(begun, taken, run):
+            words = later(begun, taken + 1)
             time = time_of(words, scale)
 
             def of_run(key, run, own):
@@ -191,11 +207,12 @@ def advance(
                 wrapped, cumulative, _, recorders = eqx.combine(of_all, static)
                 return step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run)
 
-            return words, over_lanes(of_run, keys, run, own)
+            return over_lanes(of_run, keys, run, own)
 
         def interval(carry, length_and_due):
-            length, due = length_and_due
-            words, run = jax.lax.fori_loop(0, length, one_step, carry)
+            (words, run), (length, due) = carry, length_and_due
+            run = _repeat(functools.partial(one_step, words), length, run, setting.mesh)
+            words = later(words, length)
             report, after = report_of(run)
             run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, from_lanes(run))
             return (words, to_lanes(run)), report
