@@ -140,7 +140,7 @@ def test_greedy_double_q_learning_is_for_simulation_only(game):
     expected = oracle.drift(oracle_learners.tossed(game[1]), plain, flat)
     found = jax.jit(average)(wrapped, params).drift  # as it is between two jumps
     np.testing.assert_allclose(flatten(found), expected, rtol=1e-10, atol=1e-12)
-    with pytest.raises(ValueError, match="update of DoubleQLearning are not continuous"):
+    with pytest.raises(ValueError, match="of DoubleQLearning is not continuous"):
         ex.drift(wrapped, params)
 
 

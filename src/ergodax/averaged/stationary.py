@@ -271,9 +271,9 @@ def check_ergodic(
     for agent, learner in enumerate(wrapped.learners):
         if not learner.continuous:
             raise ValueError(
-                f"agent {agent}: policy or update of {type(learner).__name__} are not continuous "
-                "in its parameters (argmax), so the averaged drift is discontinuous and the "
-                "theorem behind the ODE does not hold; such learners can only be simulated."
+                f"agent {agent}: the policy of {type(learner).__name__} is not continuous in its "
+                "parameters (argmax), or its update, so the averaged drift is discontinuous and "
+                "the theorem behind the ODE does not hold; such learners can only be simulated."
             )
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
         return wrapped, params
