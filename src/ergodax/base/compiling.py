@@ -60,7 +60,7 @@ def compiled(function: Function, compiler_options: dict[str, Any] | None = None)
     Args:
         function: a function of pytrees; what in them is no array is fixed in the program.
         compiler_options: as for `jax.jit`, where the program stands alone: is no part of another,
-            and neither differentiated nor batched. What the installed XLA does not know is left out.
+            and neither differentiated nor batched. Those that XLA does not know are left out.
     """
     options = compiler_options or {}
 
