@@ -13,16 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas
-from jax.experimental.pallas import triton
 
 from .entries import Refused, Table, by_entries, entries, is_value
 from .lanes import is_large
 
 # The kernel's name in compiled programs.
 NAME = "ergodax_steps"
-# Runs that a kernel works on at a time, at most; and warps that do it.
-_RUNS, _WARPS = 128, 4
+# Runs that a block of threads works on, at most, and threads of a warp. Every run has one thread,
+# for only its own writes to memory is a thread sure to read.
+_RUNS, _WARP = 128, 32
 # Entries of a table that is kept in registers where it is used as a whole, at most.
 _MOST_ENTRIES = 64
 # Places in memory are counted by 32-bit integers.
@@ -92,6 +91,8 @@ def take_steps(
     kept = len(given) - len(jax.tree.leaves(run))
     leaves = [_Leaf(a.shape[k >= first :], a.dtype, k < first, False) for k, a in enumerate(given)]
     runs = given[-1].shape[0]
+    if runs % _WARP:
+        raise Refused(f"the number of runs is no multiple of {_WARP}")
     for leaf in leaves:
         if leaf.dtype == bool:
             raise Refused("there is an array of bools")
@@ -109,6 +110,10 @@ def take_steps(
 
 
 def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpret: bool):
+    # Here, for it takes long, and a processor needs none of it.
+    from jax.experimental import pallas
+    from jax.experimental.pallas import triton
+
     runs = given[-1].shape[0]
     block = min(_RUNS, runs & -runs)
     passed = [k for k, leaf in enumerate(leaves) if leaf.passed]
@@ -141,6 +146,9 @@ def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpr
             for k, leaf in enumerate(leaves)
         ]
 
+        def spread(value, dtype):
+            return jnp.broadcast_to(jnp.asarray(value, dtype), (block,))
+
         def one(taken, state):
             values = list(fixed)
             for k, numbers in state.items():
@@ -151,17 +159,11 @@ def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpr
             for k in returned:
                 if leaves[k].in_memory:
                     for place, value, inside in results[k].writes:
-                        mask = None if inside is True else jnp.broadcast_to(inside, (block,))
-                        value = jnp.broadcast_to(jnp.asarray(value, leaves[k].dtype), (block,))
                         place = leaves[k].size * lane + place
+                        mask = None if inside is True else spread(inside, bool)
+                        value = spread(value, leaves[k].dtype)
                         triton.store(of_output[k].at[place], value, mask=mask)
-            return {
-                k: [
-                    jnp.broadcast_to(jnp.asarray(value, leaves[k].dtype), (block,))
-                    for value in results[k].ravel()
-                ]
-                for k in state
-            }
+            return {k: [spread(v, leaves[k].dtype) for v in results[k].ravel()] for k in state}
 
         state = {k: list(fixed[k].ravel()) for k in returned if not leaves[k].in_memory}
         state = jax.lax.fori_loop(0, count_ref[0], one, state)
@@ -188,7 +190,7 @@ def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpr
         name=NAME,
         input_output_aliases={1 + passed.index(k): j for j, k in enumerate(returned)},
         interpret=interpret,
-        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=block // _WARP, num_stages=1),
     )(*inputs)
     found = dict(zip(returned, results, strict=True))
     after = [
