@@ -1,4 +1,4 @@
-"""The command line: simulates an example game, solves its averaged ODE, writes figure and data.
+"""The command line: simulates games, solves averaged ODEs, writes figures and data.
 
 Exit codes: 0 success, 1 the computation failed, 2 bad options or values, 130 interrupted. Errors
 are one line on standard error.
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..base.version import __version__
-from . import compare, convergence, info
+from . import compare, convergence, info, run
 from .options import EXAMPLES, LAYOUT
 from .output import fail, show_warning
 
-_COMMANDS = (compare, convergence, info)
+_COMMANDS = (compare, convergence, run, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

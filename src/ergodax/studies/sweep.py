@@ -37,6 +37,7 @@ from ..base.checks import (
 from ..base.codes import RESULTS
 from ..base.compiling import compiled
 from ..base.devices import default_devices
+from ..base.processes import Team, agree, find_team, gather, in_step
 from ..base.times import check_times
 from ..io.store import Arrays, Folder
 from ..model.build import Build
@@ -79,6 +80,9 @@ def sweep(
 
     With `folder`, every finished batch is written there (whole or not at all), and a sweep that was
     interrupted goes on from what is there. The batches may then be of another size.
+
+    In a job of several processes that `jax.distributed` connects, all of them call it and share the
+    sets, unless `jax.default_device` names a device; each gets the whole data set.
 
     Args:
         build: turns one set, a dictionary of scalars named as in `thetas`, into a wrapped game and
@@ -134,37 +138,49 @@ def sweep(
     theta = jax.ShapeDtypeStruct((len(names),), jnp.result_type(float))
     wrapped, params0 = eqx.filter_eval_shape(lambda values: build(named(names, values)), theta)
     mesh = Mesh(np.array(default_devices()), ("sets",))
-    size = _batch_size(batch_size, wrapped, params0, len(times), mesh, count)
+    team = find_team()
+    own = -(-count // team.count)
+    size = _batch_size(batch_size, wrapped, params0, len(times), mesh, own)
     if simulation is None:
         check_ergodic(*first)
         planned, options = None, {"rtol": rtol, "atol": atol, "max_steps": max_steps}
     else:
-        planned = plan_ensembles(*first, times, count, batch_size, **simulation)
+        planned = plan_ensembles(*first, times, own, batch_size, **simulation)
         options = _options(planned)
     pace = survey(build, wrapped, names, sets, size, simulation is None)
 
     inputs = {"names": names, "design": design, "sets": sets, "times": times, **options}
-    if folder is not None:
+    if folder is not None or team.count > 1:
         inputs["games, learners and initial parameters"] = _built(build, names, sets, size, first)
     store = Folder(folder, "sweep", inputs)
-    pieces = store.load()
+    if team.count > 1:
+        agree(team, store.identity)
+    pieces = gather(team, store.load())[0]
     rest = np.setdiff1d(np.arange(count), _joined(pieces, "sets") if pieces else [])
     rest = rest[np.argsort(pace[rest], kind="stable")]
     if len(rest):
         store.prepare()
     if planned is None:
-        batches = _solve_batches(build, names, sets, rest, size, (times, *options.values(), mesh))
+        own = _share(rest, size, team)
+        batches = _solve_batches(build, names, sets, own, size, (times, *options.values(), mesh))
     else:
-        batches = _simulate_batches(build, names, sets, np.sort(rest), planned)
+        own = _share(np.sort(rest), planned.together, team)
+        batches = _simulate_batches(build, names, sets, own, planned)
     structure = _outcome_structure(params0, wrapped, simulation is None)
-    with tqdm(
-        total=count, initial=count - len(rest), unit="set", disable=not progress
-    ) as progress_bar:
+    made: list[Arrays] = []
+
+    def work():
         for chosen, outcome in batches:
             leaves = enumerate(structure.flatten_up_to(outcome))
-            pieces.append({"sets": chosen} | {str(k): leaf for k, leaf in leaves})
-            store.add(int(chosen[0]), pieces[-1])
-            progress_bar.update(len(chosen))
+            made.append({"sets": chosen} | {str(k): leaf for k, leaf in leaves})
+            store.add(int(chosen[0]), made[-1])
+            yield len(chosen)
+
+    shown = progress and team.index == 0
+    with tqdm(total=count, initial=count - len(rest), unit="set", disable=not shown) as bar:
+        for number in in_step(team, work()):
+            bar.update(number * team.count)
+    pieces += [piece for own in gather(team, made) for piece in own]
 
     # Processes that shared the folder may have done a set twice: its first piece counts.
     _, order = np.unique(_joined(pieces, "sets"), return_index=True)
@@ -209,6 +225,11 @@ def _batch_size(batch_size, wrapped, params0, num_times: int, mesh: Mesh, count:
             most = min(most, _MOST_SETS, _CACHE_BYTES // work)
         batch_size = max(most, 1) * num_devices
     return num_devices * -(-min(batch_size, count) // num_devices)
+
+
+def _share(rest: np.ndarray, size: int, team: Team) -> np.ndarray:
+    """The sets of this process: every so many batches one, so that all have slow and quick ones."""
+    return rest[np.arange(len(rest)) // size % team.count == team.index]
 
 
 def _solve_batches(build: Build, names, sets, rest, size: int, options):
