@@ -47,10 +47,10 @@ from ..results.result import Result
 from ..second_order.fluctuations import fluctuations
 from ..second_order.required_scale import CELLS, Linearised, linearise, suprema
 from ..simulation.capacity import bytes_of_run
-from ..simulation.execution import Execution, plan_execution
+from ..simulation.execution import Execution, carry_out, plan_execution
 from ..simulation.inputs import Inputs, check_inputs
 from ..simulation.job import Job
-from ..simulation.shared import SharedJob
+from ..simulation.shared import SharedJob, is_shared, save_nothing
 from ..simulation.simulate import NO_DERIVATIVES, describe_lost
 from ..simulation.streams import run_keys
 from .control_variate import ControlVariate, control_variate
@@ -343,7 +343,7 @@ def _simulate(
 ) -> tuple[Float[np.ndarray, "L 3"], Float[np.ndarray, "L 3"]]:
     """Mean and variance over runs of what the recorder reports at the end, for every scale."""
     # Several processes save in a folder, in which every scale has one of its own.
-    several = execution.team.count > 1 or unfinished.is_folder
+    several = is_shared(unfinished, execution)
     saved, moments = None if several else unfinished.load(), []
     if saved is not None:
         done = saved.get("moments", np.zeros(0))
@@ -366,7 +366,7 @@ def _simulate(
             else:
                 job, saved = Job(*work, saved=saved, **options), None
             bar.update(job.steps_done)
-            if not job.carry_out(save, bar):
+            if not carry_out(job, save_nothing if several else save, bar):
                 raise KeyboardInterrupt
             summary = job.summary()
             lost = summary.lost[0, -1]
