@@ -2,6 +2,7 @@
 
 import json
 
+import filelock
 import numpy as np
 import pytest
 
@@ -32,6 +33,11 @@ scale = 2
 
 [solve]
 times = [0, 2.5, 5]
+
+[until]
+max_steps = 40
+steps = 10
+runs = 6
 
 [sweep]
 times = [0, 5]
@@ -65,6 +71,9 @@ def test_results_are_those_of_the_library(done):
     simulated = ex.io.load(folder / "simulate.nc")
     assert (simulated.runs, simulated.scale) == (6, 2.0)
     assert simulated.key_data.tolist() == [0, 3]
+    stopped = ex.io.load(folder / "until.nc")
+    assert stopped.reached.shape == (6,)
+    assert stopped.steps.max() <= 40
     data = ex.io.load(folder / "sweep.nc")
     assert dict(data.sizes)["learners.exploration.temperature"] == 2
     assert (data.result == 0).all()
@@ -73,7 +82,7 @@ def test_results_are_those_of_the_library(done):
     assert json.loads((folder / "record.json").read_text())["key_data"] == [0, 3]
     assert sorted(p.name for p in folder.iterdir()) == [
         *("experiment.toml", "record.json", "simulate.nc", "simulate.png"),
-        *("solve.nc", "solve.png", "sweep.nc"),
+        *("solve.nc", "solve.png", "sweep.nc", "until.nc"),
     ]
 
 
@@ -87,7 +96,7 @@ def test_a_rerun_is_the_same_bit_for_bit(done, tmp_path, capsys):
         assert first.equals(second), name
     capsys.readouterr()
     assert main(["run", str(path), "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("is done already") == 3
+    assert capsys.readouterr().out.count("is done already") == 4
 
 
 def test_another_experiment_is_not_overwritten(done, tmp_path, capsys):
@@ -121,7 +130,7 @@ def test_another_experiment_is_not_overwritten(done, tmp_path, capsys):
         ("scale = 2", "scale = 'a'", "line 15: simulate.scale: input should be a valid number"),
         ("[0, 2.5, 5]", "[5, 0]", "line 12: simulate: ts must"),
         ("0.discount", "0.discunt", "line 7: learners.0.discunt: QLearning has no 'discunt'; did"),
-        ('"learners.0.discount"', '"gamma"', "line 22: sweep.values.gamma: names no setting"),
+        ('"learners.0.discount"', '"gamma"', "line 27: sweep.values.gamma: names no setting"),
         ("[[learners]]", "[[learners]]\nname = 'Sarsa'\n[[learners]]\nname = 'Sarsa'\n[[learners]]",
          "line 7: learners: one for all agents or one for each of 2; found 3."),
         ("seed = 3", "seed = = 3", "is no TOML"),
@@ -134,6 +143,37 @@ def test_messages_name_line_and_key(tmp_path, capsys, old, new, message):
     assert message in error
     assert error.startswith(f"ergodax: error: {path}")
     assert error.count("\n") == 1
+
+
+def test_parts_are_joined_when_all_are_there(done, tmp_path, capsys):
+    folder, path = done
+    run = ["run", str(path), "--out", str(tmp_path / "out"), "--cache", "off"]
+    assert main([*run, "--join"]) == 2
+    assert "2 of 2 are missing" in capsys.readouterr().err
+    assert main([*run, "--part", "1/2"]) == 0
+    assert main([*run, "--part", "1/2"]) == 0  # resubmitted: nothing is left to do
+    capsys.readouterr()
+    assert main([*run, "--join"]) == 2
+    assert "1 of 2 are missing (numbers 1)" in capsys.readouterr().err
+    assert main([*run, "--part", "1/1"]) == 2
+    assert "has parts of 2; found part 1 of 1" in capsys.readouterr().err
+    for part, message in (("3/2", "K from 1 to N; found 3/2"), ("1/9", "n up to 2")):
+        assert main([*run, "--part", part]) == 2
+        assert message in capsys.readouterr().err
+    store = tmp_path / "out" / "sweep.unfinished"
+    with filelock.FileLock(store / ".part-2-of-2.lock"):
+        assert main([*run, "--part", "2/2"]) == 2
+    assert "part 2 of 2 is being done by another process" in capsys.readouterr().err
+    assert main([*run, "--part", "2/2"]) == 0
+    # A set twice: a piece under another number.
+    (store / "piece-00000007").write_bytes((store / "piece-00000001").read_bytes())
+    assert main([*run, "--join"]) == 2
+    assert "1 of 2 are there twice (numbers 1)" in capsys.readouterr().err
+    (store / "piece-00000007").unlink()
+    assert main([*run, "--join"]) == 0
+    joined, whole = (ex.io.load(place / "sweep.nc") for place in (tmp_path / "out", folder))
+    assert joined.equals(whole)
+    assert not store.exists()
 
 
 # Arguments of the games that need some.

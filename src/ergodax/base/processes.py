@@ -32,6 +32,34 @@ class Team:
 ALONE = Team()
 
 
+def connect(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Connects the processes of a job; to be called before JAX computes anything.
+
+    Args:
+        coordinator: address and port of process 0; as the others found by JAX under SLURM, Open MPI
+            and Kubernetes.
+        processes: how many there are.
+        process: the number of this one, from 0.
+
+    Raises:
+        ValueError: if they are not found, or only some are given.
+        RuntimeError: if the processes do not find each other.
+    """
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise ValueError("give coordinator, processes and process together, or none of them.")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except ValueError as error:
+        raise ValueError(
+            f"the job is not known ({error}): start it by srun or mpirun, or give coordinator, "
+            "processes and process."
+        ) from None
+
+
 def find_team() -> Team:
     """All processes of the job, unless `jax.default_device` names a device of this one.
 

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
+import jax
+
 from ..base.version import __version__
 from . import compare, convergence, info, run
 from .options import EXAMPLES, LAYOUT
@@ -48,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """Runs the command line as a program of its own."""
     code = main()
-    if code == 130:  # threads that still compile would not survive an orderly end
+    # Threads that still compile would not survive an orderly end, and the other processes of a job
+    # would wait for it.
+    if code == 130 or (code and jax.distributed.is_initialized()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

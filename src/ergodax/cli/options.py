@@ -13,6 +13,7 @@ examples:
   ergodax compare stag-hunt --set memory=0 --temperature 0.3
   ergodax convergence prisoners-dilemma
   ergodax init && ergodax run experiment.toml
+  ergodax run experiment.toml --part 3/8
 """
 
 

@@ -22,14 +22,22 @@ def start(options: argparse.Namespace) -> Chosen:
     return chosen
 
 
-def prepare(cache: str | None) -> None:
-    """Turns on float64, the cache of programs and all cores, and looks for devices."""
+def prepare(cache: str | None, job: tuple | None = None) -> None:
+    """Turns on float64, the cache of programs and all cores, and looks for devices.
+
+    Args:
+        cache: the folder of programs, or "off".
+        job: the arguments of `connect`, if this is one of several processes.
+    """
     import jax
 
     from ..base.devices import use_all_cores
+    from ..base.processes import connect
 
     jax.config.update("jax_enable_x64", True)
     keep_programs(cache)
+    if job is not None:
+        connect(*job)
     # JAX runs already where Python calls `main`, or finds no device at all.
     with contextlib.suppress(RuntimeError, AssertionError):
         use_all_cores()

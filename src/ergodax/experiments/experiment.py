@@ -57,9 +57,13 @@ class Experiment:
     @property
     def tasks(self) -> dict[str, Task]:
         """What is to be done, in the order of the file."""
-        return {name: getattr(self.keys, name) for name in self.source.table if name in Tasks.NAMES}
+        return {
+            name: getattr(self.keys, name)
+            for name in self.source.table
+            if name in Tasks.model_fields
+        }
 
-    def setup(self, progress: bool) -> Setup:
+    def setup(self, progress: bool, part: Any = None) -> Setup:
         """What tasks are carried out with; raises ValueError if games or learners do not fit."""
         table = {"game": self.keys.game, "learners": self.keys.learners}
         wrapped = self._builder.wrapped(table)
@@ -81,6 +85,7 @@ class Experiment:
             key=jax.random.key(self.keys.seed),
             initial_state=self.keys.initial_state,
             progress=progress,
+            part=part,
         )
 
     def _places(self, table: dict[str, Any], name: str) -> list[Place]:

@@ -44,6 +44,12 @@ class Folder:
             raise ValueError(f"the folder {str(path)!r} is not empty: give another with --out.")
         prepare_folder(path)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the processes of a job must agree on."""
+        keys = {name: repr(value) for name, value in self._experiment.keys.model_dump().items()}
+        return keys | {name: repr(value) for name, value in self._record.items()}
+
     def keep(self) -> None:
         """Writes the experiment's file, that of its game, and what it is made with."""
         write(self.path / _FILE, [self._experiment.source.content])
@@ -90,7 +96,11 @@ class Folder:
             raise ValueError(f"{here} holds no experiment that can be read: {error}") from None
         new = self._experiment.keys.model_dump()
         found = [
-            *(k for k in old if old[k] != new[k] and not (k in Tasks.NAMES and old[k] is None)),
+            *(
+                k
+                for k in old
+                if old[k] != new[k] and not (k in Tasks.model_fields and old[k] is None)
+            ),
             *(k for k in record if record[k] != self._record.get(k)),
         ]
         found = [name for name in found if name != "title"]

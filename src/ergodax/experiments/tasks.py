@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +12,9 @@ from ..averaged.flow import solve
 from ..model.build import Build
 from ..model.observable import PARAMETERS
 from ..model.wrapped import WrappedGame
+from ..simulation import until
 from ..simulation.simulate import simulate
+from ..simulation.simulate_until import simulate_until
 from ..studies.compare import compare
 from ..studies.convergence import convergence_study
 from ..studies.sweep import sweep
@@ -29,6 +31,7 @@ class Setup(NamedTuple):
         key: the random key.
         initial_state: the first state; None to draw it.
         progress: whether to show progress bars.
+        part: which part of a sweep is done, as `sweep` takes it.
     """
 
     wrapped: WrappedGame
@@ -36,6 +39,7 @@ class Setup(NamedTuple):
     key: Any
     initial_state: int | str | None
     progress: bool
+    part: Any = None
 
 
 class Task(BaseModel):
@@ -97,6 +101,39 @@ class Simulate(_Sampled):
     def figure(self, setup: Setup, result: Any) -> Any:
         """Draws agent 0 in the first state, where it has a table."""
         return _of_agent(plot.policies if self.observe == "policies" else plot.parameters, result)
+
+
+class Until(Task):
+    """Runs that each stop when they meet a criterion."""
+
+    max_steps: int = Field(ge=1)
+    criterion: Literal["greedy_unchanged", "settled"] = "greedy_unchanged"
+    steps: int = Field(100_000, ge=1)
+    tolerance: float | None = Field(None, gt=0)
+    runs: int = Field(1000, ge=1)
+    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    dtype: Dtype = "float64"
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Simulates."""
+        if (self.criterion == "settled") != (self.tolerance is not None):
+            raise ValueError('tolerance is needed by the criterion "settled", and by it alone.')
+        criterion = until.greedy_unchanged(self.steps)
+        if self.tolerance is not None:
+            criterion = until.settled(self.tolerance, self.steps)
+        return simulate_until(
+            setup.wrapped,
+            setup.wrapped.init(),
+            criterion,
+            max_steps=self.max_steps,
+            key=setup.key,
+            runs=self.runs,
+            scale=self.scale,
+            initial_state=setup.initial_state,
+            dtype=self.dtype,
+            checkpoint=unfinished,
+            progress=setup.progress,
+        )
 
 
 class Solve(_Timed):
@@ -194,6 +231,7 @@ class Sweep(_Timed):
             design=self.design,
             simulation=simulation,
             folder=unfinished,
+            part=setup.part,
             progress=setup.progress,
         )
 
@@ -210,9 +248,8 @@ class Tasks(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     simulate: Simulate | None = None
+    until: Until | None = None
     solve: Solve | None = None
     compare: Compare | None = None
     convergence: Convergence | None = None
     sweep: Sweep | None = None
-
-    NAMES: ClassVar = ("simulate", "solve", "compare", "convergence", "sweep")

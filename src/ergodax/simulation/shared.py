@@ -116,7 +116,7 @@ class SharedJob:
         final: where every run stands at the end, each leaf `[R, ...]`.
         values: what is kept of every run, each leaf `[R, K, ...]`.
         done: number of runs.
-        steps_done: steps that all runs together have taken since it was gone on with; known at the end.
+        steps_done: steps of all runs together since it was gone on with; known at the end.
     """
 
     final: Any

@@ -174,9 +174,9 @@ def simulate_until(
     false. After an invalid policy was played a run stops too: it is lost, and so are runs whose
     parameters are infinite or NaN where they stopped.
 
-    In a job of several processes they share the runs, as in `simulate`. Ctrl-C ends the simulation
-    of one process early and returns all runs as they stand: those that have met the
-    criterion, and those that have not yet; `start` goes on with them.
+    Ctrl-C ends the simulation early and returns all runs as they stand: those that have met the
+    criterion, and those that have not yet; `start` goes on with them. The processes of a job share
+    the runs, as in `simulate`; Ctrl-C ends them.
 
     Args:
         wrapped: a game and its learners; or one for every run, as for `simulate`.

@@ -47,6 +47,7 @@ from ..results.labels import TIMES, Label, decode, game_coordinates, make_variab
 from ..results.result import versions
 from ..simulation.side_by_side import Plan, plan_ensembles, simulate_ensembles
 from ..simulation.simulate import describe_lost
+from .parts import check_part, check_whole, part_lock, with_missing
 from .sets import batches_of, build_sets, check_sets, make_sets, named, survey
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def sweep(
     max_steps: int = 4096,
     batch_size: int | np.integer | None = None,
     folder: str | os.PathLike[str] | None = None,
+    part: tuple[int, int] | Literal["join"] | None = None,
     progress: bool = False,
 ) -> "xarray.Dataset":
     """Solves the averaged ODE, or simulates the learners, for many parameter sets.
@@ -101,6 +103,10 @@ def sweep(
         batch_size: sets solved or simulated together, rounded up to fill the devices; by default as
             many as suit them. Sets of so many runs that one fills the devices go one by one.
         folder: where to write batches, and to look for those of an earlier call.
+        part: `(k, n)`: only the k-th of n shares of the sets is done here, and written to `folder`;
+            the jobs of an array do one each, in any order, knowing nothing of each other. What the
+            folder then lacks holds NaN, the result -1 and the message "not done". `"join"`: nothing
+            is done, and the folder must hold every set once.
         progress: show a progress bar.
 
     Returns:
@@ -115,7 +121,9 @@ def sweep(
         ValueError: if an argument does not fit; if a set's hyper-parameter, probability or reward
             is not valid, naming the set; if the structure of what `build` returns depends on the
             values, naming the leaf; if a name is one of the data set's own; if `folder` holds
-            anything else, or a piece that is damaged, which is left untouched.
+            anything else, or a piece that is damaged, which is left untouched; if a part is being
+            done by another process, or of another number of parts; if a set is missing or stands
+            twice in what is to be joined.
         OSError: if `folder` cannot be made or written.
 
     Warns:
@@ -130,6 +138,8 @@ def sweep(
         check_path("folder", folder)
     names, sets, shape = make_sets(thetas, design)
     count = math.prod(shape)
+    if part is not None:
+        check_part(part, folder, count)
     if batch_size is not None:
         batch_size = check_count("batch_size", batch_size)
     if simulation is not None:
@@ -156,7 +166,12 @@ def sweep(
     if team.count > 1:
         agree(team, store.identity)
     pieces = gather(team, store.load())[0]
-    rest = np.setdiff1d(np.arange(count), _joined(pieces, "sets") if pieces else [])
+    found = _joined(pieces, "sets") if pieces else np.zeros(0, int)
+    if part == "join":
+        check_whole(found, count)
+    rest = np.setdiff1d(np.arange(count), found)
+    if isinstance(part, tuple):
+        rest = rest[rest % part[1] == part[0] - 1]
     rest = rest[np.argsort(pace[rest], kind="stable")]
     if len(rest):
         store.prepare()
@@ -177,21 +192,25 @@ def sweep(
             yield len(chosen)
 
     shown = progress and team.index == 0
-    with tqdm(total=count, initial=count - len(rest), unit="set", disable=not shown) as bar:
+    total = len(rest) if part else count
+    lock = part_lock(store.path, part)
+    with lock, tqdm(total=total, initial=total - len(rest), unit="set", disable=not shown) as bar:
         for number in in_step(team, work()):
             bar.update(number * team.count)
     pieces += [piece for own in gather(team, made) for piece in own]
 
     # Processes that shared the folder may have done a set twice: its first piece counts.
-    _, order = np.unique(_joined(pieces, "sets"), return_index=True)
+    done, order = np.unique(_joined(pieces, "sets"), return_index=True)
     leaves = [_joined(pieces, str(k))[order] for k in range(structure.num_leaves)]
-    leaves = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in leaves]
     outcome = jax.tree.unflatten(structure, leaves)
-    failed = int(np.sum(outcome["result"] != 0))
+    if len(done) < count:
+        outcome = with_missing(outcome, done, count)
+    outcome = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), outcome)
+    failed = int(np.sum(outcome["result"] > 0))
     if failed:
         warnings.warn(
             f"{failed} of {count} sets failed; `message` says why, for instance: "
-            f"{outcome['message'][outcome['result'] != 0][0]}",
+            f"{outcome['message'][outcome['result'] > 0][0]}",
             stacklevel=2,
         )
     return _label(wrapped.game, outcome, thetas, design, times, simulation, rtol, atol)
