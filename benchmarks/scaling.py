@@ -8,8 +8,8 @@ Then a model, and no measurement: a 100 x 100 grid of learning rates and explora
 1000 runs each of the pricing game of Calvano et al. (2020; 225 states, 15 prices), 2 million steps
 a run, 2e13 steps in all, on 1, 8 and 64 devices. It divides the steps by the speed of one device,
 measured here or given. It assumes that every grid point runs as fast as that one, and that a device
-does whole grid points (so that some wait at the end, which is counted). Meetings of processes, every
-10 seconds for as long as the table says, are left out.
+does whole grid points (so some wait at the end, which is counted). Meetings of processes, one every
+10 seconds, as long as the table says, are left out.
 
 Usage: python benchmarks/scaling.py [--quick] [--rate STEPS_PER_SECOND_OF_ONE_DEVICE]
 """
