@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 
 from .. import io
@@ -28,21 +29,10 @@ class Folder:
     """
 
     def __init__(self, path: Path, experiment: Experiment):
-        """Opens or makes the folder.
-
-        Raises:
-            ValueError: if it holds another experiment, or one of other versions, naming what
-                differs; it is left as it is.
-            OSError: if it cannot be written.
-        """
+        """Names the folder and what it is for."""
         self.path = path
         self._experiment = experiment
         self._record = _record_of(experiment)
-        if (path / _FILE).exists():
-            self._check()
-        elif path.exists() and any(path.iterdir()):
-            raise ValueError(f"the folder {str(path)!r} is not empty: give another with --out.")
-        prepare_folder(path)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -50,7 +40,33 @@ class Folder:
         keys = {name: repr(value) for name, value in self._experiment.keys.model_dump().items()}
         return keys | {name: repr(value) for name, value in self._record.items()}
 
-    def keep(self) -> None:
+    def check(self) -> None:
+        """Looks whether the folder is new, or holds this experiment, perhaps with fewer tasks.
+
+        Raises:
+            ValueError: if it holds another experiment, or one of other versions, naming what
+                differs; it is left as it is.
+        """
+        if (self.path / _FILE).exists():
+            self._compare()
+        elif self.path.exists() and any(p.name[0] != "." for p in self.path.iterdir()):
+            raise ValueError(
+                f"the folder {str(self.path)!r} is not empty: give another with --out."
+            )
+
+    def open(self) -> None:
+        """Checks the folder, and keeps the experiment in it, while no other process does.
+
+        Raises:
+            ValueError: as `check`.
+            OSError: if the folder cannot be written.
+        """
+        prepare_folder(self.path)
+        with filelock.FileLock(self.path / ".lock"):
+            self.check()
+            self._keep()
+
+    def _keep(self) -> None:
         """Writes the experiment's file, that of its game, and what it is made with."""
         write(self.path / _FILE, [self._experiment.source.content])
         game = self._experiment.game_file
@@ -86,8 +102,8 @@ class Folder:
         else:
             path.unlink(missing_ok=True)
 
-    def _check(self) -> None:
-        """Raises ValueError unless the folder holds this experiment, perhaps with fewer tasks."""
+    def _compare(self) -> None:
+        """Raises ValueError unless the folder holds this experiment."""
         here = f"the folder {str(self.path)!r}"
         try:
             old = Keys.model_validate(Source(self.path / _FILE).table).model_dump()

@@ -32,10 +32,12 @@ def carry_out(
     """
     team = find_team()
     folder = Folder(path, experiment)
-    agree(team, folder.identity)
+    if team.count > 1:
+        folder.check()
+        agree(team, folder.identity)
     setup = experiment.setup(progress, part)
     if team.index == 0:
-        folder.keep()
+        folder.open()
     # One process looks what is there, before any of them adds to it.
     done = gather(team, [name for name in experiment.tasks if folder.has(name)])[0]
     tasks = experiment.tasks

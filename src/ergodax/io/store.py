@@ -29,6 +29,8 @@ _VERSION = b"2\n"
 # Saving may take this share of the time.
 _SHARE = 0.02
 _PIECE = "piece-"
+# The file that says which shares there are.
+PLAN = "plan"
 
 Arrays = dict[str, np.ndarray]
 
@@ -62,8 +64,10 @@ class Store:
 
     @property
     def is_folder(self) -> bool:
-        """Whether work is saved there in parts, as several processes do it."""
-        return self.path is not None and self.path.is_dir()
+        """Whether work is saved there in shares, as several processes do it."""
+        if self.path is None:
+            return False
+        return (self.path / PLAN).exists() or any(self.path.glob(f"*/{PLAN}"))
 
     def part(self, name: str) -> "Store":
         """The store of a part of the work: a file of the folder that this one's path names.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..base.processes import agree, gather, in_step
-from ..io.store import Arrays, Store
+from ..io.store import PLAN, Arrays, Store
 from .execution import Execution
 from .inputs import Inputs
 from .job import Job, Summary, summarise
@@ -58,7 +58,7 @@ class _Shares:
             agree(self._team, store.identity)
         width, firsts = np.array(execution.width), np.arange(0, runs, size)
         # The plan of those who began counts, whatever would suit those who go on.
-        plan = store.part("plan").make(lambda: {"width": width, "firsts": firsts})
+        plan = store.part(PLAN).make(lambda: {"width": width, "firsts": firsts})
         plan = gather(self._team, plan)[0]
         self.execution = execution._replace(width=int(plan["width"]))
         firsts = plan["firsts"].tolist()
