@@ -30,10 +30,12 @@ from .learners import ActorCritic as ActorCritic
 from .learners import BushMosteller as BushMosteller
 from .learners import CounterfactualQLearning as CounterfactualQLearning
 from .learners import Cross as Cross
+from .learners import DoubleQLearning as DoubleQLearning
 from .learners import ExpectedSarsa as ExpectedSarsa
 from .learners import ExponentialWeights as ExponentialWeights
 from .learners import FallingRate as FallingRate
 from .learners import FrequencyAdjustedQLearning as FrequencyAdjustedQLearning
+from .learners import Lenient as Lenient
 from .learners import Observing as Observing
 from .learners import ProjectedGradient as ProjectedGradient
 from .learners import QLearning as QLearning
@@ -61,11 +63,14 @@ from .second_order.poisson import poisson_values as poisson_values
 from .second_order.prediction import Fluctuations as Fluctuations
 from .second_order.required_scale import required_scale as required_scale
 from .second_order.stationary_covariance import stationary_covariance as stationary_covariance
+from .simulation import until as until
 from .simulation.recorders import AbstractRecorder as AbstractRecorder
 from .simulation.recorders import Recorded as Recorded
 from .simulation.simulate import Ensemble as Ensemble
 from .simulation.simulate import Simulation as Simulation
 from .simulation.simulate import simulate as simulate
+from .simulation.simulate_until import StoppedRuns as StoppedRuns
+from .simulation.simulate_until import simulate_until as simulate_until
 from .simulation.step import Event as Event
 from .studies.compare import compare as compare
 from .studies.comparison import Comparison as Comparison

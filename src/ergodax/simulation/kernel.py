@@ -141,7 +141,7 @@ def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpr
             values = [ref[j] if leaf.shared else ref[j, :] for j in range(leaf.size)]
             return entries(leaf.shape, values)
 
-        fixed = [
+        fixed: list[Any] = [
             table(k) if leaf.in_memory or not leaf.passed else in_registers(k)
             for k, leaf in enumerate(leaves)
         ]

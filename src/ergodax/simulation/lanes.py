@@ -93,6 +93,17 @@ def from_lanes(tree: Any) -> Any:
     return jax.tree.map(lambda lanes: _move(lanes, 0).array, tree, is_leaf=_is_lanes)
 
 
+def choose(which: Any, chosen: Any, others: Any) -> Any:
+    """Pytrees of `Lanes`: the first where a lane is chosen, `[R]`, the second elsewhere."""
+
+    def of_lanes(a, b):
+        axes = (1,) * (a.array.ndim - 1)
+        mask = which.reshape(-1, *axes) if a.axis == 0 else which
+        return Lanes(jnp.where(mask, a.array, b.array), a.axis)
+
+    return jax.tree.map(of_lanes, chosen, others, is_leaf=_is_lanes)
+
+
 def over_lanes(function: Callable[..., Any], *arguments: Any, ordered: bool = False) -> Any:
     """Calls `function`, written for one run, for every lane.
 
