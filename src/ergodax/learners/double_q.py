@@ -37,6 +37,9 @@ class DoubleQLearning(AbstractActionValueLearner):
 
     selection: AbstractExploration = eqx.field(default_factory=lambda: EpsilonGreedy(0.0))
 
+    def __check_init__(self):
+        self._check_rule("selection")
+
     @property
     def continuous(self) -> bool:
         """Whether both exploration and selection are."""
