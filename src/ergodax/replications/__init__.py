@@ -1,0 +1,1 @@
+"""Numbers of published studies, found anew."""
