@@ -16,7 +16,7 @@ import xarray
 import comparisons
 import ergodax as ex
 from ergodax import cli
-from ergodax.cli import main
+from ergodax.cli import main, output, running
 
 SMALL = ["--runs", "64", "--t1", "20", "--points", "5"]
 
@@ -355,7 +355,7 @@ def test_a_full_disk_does_not_lose_the_result(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(ex.io, "save", full)
     with contextlib.suppress(OSError):
-        cli._write("the result", None, tmp_path / "a", "command")
+        output.write_result("the result", None, tmp_path / "a", "command")
     assert capsys.readouterr().out.startswith("the result")
 
 
@@ -379,7 +379,7 @@ def cache(monkeypatch):
 
     def start(given=None, folder=None):
         jax.config.update("jax_compilation_cache_dir", folder)
-        cli._keep_programs(given)
+        running.keep_programs(given)
         return tuple(getattr(jax.config, name) for name in CACHE)
 
     yield start

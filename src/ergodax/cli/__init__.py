@@ -1,0 +1,76 @@
+"""The command line: simulates an example game, solves its averaged ODE, writes figure and data.
+
+Exit codes: 0 success, 1 the computation failed, 2 bad options or values, 130 interrupted. Errors
+are one line on standard error.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..base.version import __version__
+from . import compare, convergence, info
+from .options import EXAMPLES, LAYOUT
+from .output import fail, show_warning
+
+_COMMANDS = (compare, convergence, info)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        options = _parser().parse_args(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            return options.command(options, shlex.join(["ergodax", *argv]))
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    except RuntimeError as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+
+
+def program() -> NoReturn:
+    """Runs the command line as a program of its own."""
+    code = main()
+    if code == 130:  # threads that still compile would not survive an orderly end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ergodax",
+        description="Learning agents in Markov games: simulated, and solved as averaged "
+        "differential equations.",
+        epilog=EXAMPLES,
+        formatter_class=LAYOUT,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ergodax {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_to(commands)
+    return parser

@@ -1,0 +1,72 @@
+"""What comes before a computation: precision, devices and kept programs."""
+
+import argparse
+import contextlib
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import GAMES
+
+if TYPE_CHECKING:
+    from ..model.wrapped import WrappedGame
+
+_CACHE_BYTES = 2**28
+
+
+def start(options: argparse.Namespace) -> "WrappedGame":
+    """Turns on float64, cache and all cores, makes the game, tries the folder before any work."""
+    import jax
+
+    from ..base.devices import use_all_cores
+    from ..base.files import prepare_folder
+
+    jax.config.update("jax_enable_x64", True)
+    keep_programs(options.cache)
+    # JAX runs already where Python calls `main`, or finds no device at all.
+    with contextlib.suppress(RuntimeError, AssertionError):
+        use_all_cores()
+    find_devices()
+    wrapped = GAMES[options.game](options)
+    prepare_folder(options.out)
+    return wrapped
+
+
+def keep_programs(given: str | None) -> None:
+    """Has JAX keep compiled programs from one run to the next, unless it does so already.
+
+    Args:
+        given: the folder, or "off"; by default that of the environment, or the user's own.
+    """
+    import jax
+    import platformdirs
+
+    config: Any = jax.config
+    folder = given or os.environ.get("ERGODAX_CACHE")
+    if folder == "off" or (folder is None and config.jax_compilation_cache_dir):
+        return
+    folder = Path(folder or platformdirs.user_cache_path("ergodax") / "programs")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def find_devices() -> list[Any]:
+    """The devices of JAX; raises RuntimeError if it finds none."""
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # what JAX raises depends on its version
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise RuntimeError(
+            f"JAX finds no device{f' for JAX_PLATFORMS={asked}' if asked else ''}: unset it to use "
+            f"the processor; for a GPU, install ergodax[cuda] and see that nvidia-smi lists the "
+            f"card. {error}"
+        ) from None
