@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..base.version import __version__
-from . import compare, convergence, info
+from . import compare, convergence, info, replicate
 from .options import EXAMPLES, LAYOUT
 from .output import fail, show_warning
 
-_COMMANDS = (compare, convergence, info)
+_COMMANDS = (compare, convergence, replicate, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,13 @@ _CACHE_BYTES = 2**28
 
 
 def start(options: argparse.Namespace) -> "WrappedGame":
-    """Turns on float64, cache and all cores, makes the game, tries the folder before any work."""
+    """Begins, and makes the game."""
+    begin(options)
+    return GAMES[options.game](options)
+
+
+def begin(options: argparse.Namespace) -> None:
+    """Turns on float64, cache and all cores, and tries the folder before any work."""
     import jax
 
     from ..base.devices import use_all_cores
@@ -28,9 +34,7 @@ def start(options: argparse.Namespace) -> "WrappedGame":
     with contextlib.suppress(RuntimeError, AssertionError):
         use_all_cores()
     find_devices()
-    wrapped = GAMES[options.game](options)
     prepare_folder(options.out)
-    return wrapped
 
 
 def keep_programs(given: str | None) -> None:

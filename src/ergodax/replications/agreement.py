@@ -33,10 +33,9 @@ class Quantity(NamedTuple):
     anew: bool = False
 
     @property
-    def rounding(self) -> float:
-        """Half a unit of the last digit that was published."""
-        exponent = Decimal(self.published or "0").as_tuple().exponent
-        return 0.5 * 10.0 ** int(exponent)
+    def last_digit(self) -> float:
+        """A unit of the last digit that was published: papers round, or cut."""
+        return 10.0 ** int(Decimal(self.published or "0").as_tuple().exponent)
 
     @property
     def difference(self) -> float:
@@ -50,11 +49,10 @@ class Quantity(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the difference is within five standard errors and the published rounding."""
+        """Whether the difference is within five standard errors and a unit of the last digit."""
         if self.published is None:
             return True
-        # The published digit may itself be rounded from a half.
-        allowed = MOST_ERRORS * self.standard_error + self.rounding * (1 + 1e-6)
+        allowed = MOST_ERRORS * self.standard_error + self.last_digit
         return bool(abs(self.difference) <= allowed)
 
     @property
