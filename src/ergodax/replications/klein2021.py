@@ -66,7 +66,7 @@ class TurnLearner(AbstractLearner):
     exploration: EpsilonGreedy = EpsilonGreedy(0.1)
     continuous = False
 
-    def init(self, game: MarkovGame, agent: int, *, key: Array) -> Memory:
+    def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Memory:
         """Values of zero."""
         count = game.num_actions[agent]
         nothing = jnp.zeros(())
