@@ -272,6 +272,13 @@ CALLS = {
         **{"initial_state": "None 0", "observe": "", "recorder": "None", "keep_runs": "bool"},
         **{"dtype": "None", "start": "None", "batch_size": "None", "devices": "None"} | OPTIONS,
     ),
+    "simulate_until": call(
+        ex.simulate_until,
+        lambda: start() | {"until": ex.until.greedy_unchanged(1), "max_steps": 2, "key": KEY},
+        **{"wrapped": "", "params0": "", "until": "", "max_steps": "", "key": "", "runs": "None"},
+        **{"scale": "", "initial_state": "None 0", "dtype": "None", "start": "None"},
+        **{"batch_size": "None", "devices": "None"} | OPTIONS,
+    ),
     "compare": call(
         ex.compare,
         lambda: start() | {"ts": TS, "key": KEY},

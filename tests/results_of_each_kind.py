@@ -54,6 +54,9 @@ def result(name):
         case "own games":
             games = jax.vmap(lambda tau: build(THETA | {"tau": tau})[0])(jnp.arange(1.0, 4.0))
             return ex.simulate(games, start, ts, key=jax.random.key(0))
+        case "stopped runs":
+            options = {"max_steps": 9, "runs": 3, "key": jax.random.key(3)}
+            return ex.simulate_until(wrapped, start, ex.until.settled(10.0, 5), **options)
         case "fluctuations":
             return ex.fluctuations(wrapped, start, ts, bias=True, max_kinks=0)
         case "rest point":
@@ -111,7 +114,7 @@ def study():
 
 RESULTS = (
     *("dilemma", "market", "untabulated", "solution", "failed solution", "batched solutions"),
-    *("simulation", "own games", "fluctuations", "rest point", "batched rest points"),
-    *("rest points", "basins", "sensitivities", "fit", "study"),
+    *("simulation", "own games", "stopped runs", "fluctuations", "rest point"),
+    *("batched rest points", "rest points", "basins", "sensitivities", "fit", "study"),
     *("kinks", "game", "no rest points"),
 )

@@ -62,11 +62,14 @@ from .second_order.poisson import poisson_values as poisson_values
 from .second_order.prediction import Fluctuations as Fluctuations
 from .second_order.required_scale import required_scale as required_scale
 from .second_order.stationary_covariance import stationary_covariance as stationary_covariance
+from .simulation import until as until
 from .simulation.recorders import AbstractRecorder as AbstractRecorder
 from .simulation.recorders import Recorded as Recorded
 from .simulation.simulate import Ensemble as Ensemble
 from .simulation.simulate import Simulation as Simulation
 from .simulation.simulate import simulate as simulate
+from .simulation.simulate_until import StoppedRuns as StoppedRuns
+from .simulation.simulate_until import simulate_until as simulate_until
 from .simulation.step import Event as Event
 from .studies.compare import compare as compare
 from .studies.comparison import Comparison as Comparison

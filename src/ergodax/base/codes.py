@@ -30,3 +30,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     vanishing = (
         "The drift vanishes only as what is learnt from becomes ever rarer: there is no rest point."
     )
+    unreached = (
+        "Some runs did not meet their criterion within max_steps steps: they are returned as they "
+        "stood then."
+    )

@@ -90,8 +90,14 @@ class Clocked(AbstractOuterLearner):
 _LOOKS = 257  # times at which schedules are looked at, evenly and in proportion
 
 
-def check_schedules(learners: tuple, ts: Any) -> None:
-    """Raises ValueError if a schedule leaves its hyper-parameter's interval at some time."""
+def check_schedules(learners: tuple, ts: Any, by_run: bool = False) -> None:
+    """Raises ValueError if a schedule leaves its hyper-parameter's interval at some time.
+
+    Args:
+        learners: the learners.
+        ts: times, increasing, up to the last of which to look.
+        by_run: whether all their arrays have a leading axis of runs.
+    """
     until = ts[-1]
     if not is_concrete(until) or until <= 0:
         return
@@ -100,22 +106,26 @@ def check_schedules(learners: tuple, ts: Any) -> None:
     )
     for agent, learner in enumerate(learners):
         if isinstance(learner, Clocked):
-            _check_modules(agent, learner.learner, np.sort(times))
+            _check_modules(agent, learner.learner, np.sort(times), by_run)
 
 
-def _check_modules(agent: int, module: Any, times: np.ndarray) -> None:
+def _check_modules(agent: int, module: Any, times: np.ndarray, by_run: bool) -> None:
+    def along(schedule):
+        return jax.vmap(schedule)(jnp.asarray(times, float))
+
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)
         if not is_schedule(value):
             if dataclasses.is_dataclass(value) and isinstance(value, eqx.Module):
-                _check_modules(agent, value, times)
+                _check_modules(agent, value, times, by_run)
             continue
-        values = jax.vmap(value)(jnp.asarray(times, float))
+        values = eqx.filter_vmap(along)(value) if by_run else along(value)[None]
         if not is_concrete(values):
             continue
         within, name = field.metadata["within"], f"{type(module).__name__}.{field.name}"
-        for t, number in zip(times, np.asarray(values), strict=True):
-            if not is_within(number, within):
+        for t, numbers in zip(times, np.asarray(values).T, strict=True):
+            if not is_within(numbers, within):
+                number = next(n for n in numbers if not is_within(n, within))
                 raise ValueError(
                     f"agent {agent}: {name} must be finite and in {within}; its schedule is "
                     f"{number:.6g} at t = {t:.6g}."

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
-from .lanes import from_lanes, over_lanes, to_lanes
+from .lanes import choose, from_lanes, over_lanes, to_lanes
 from .moments import Moments, of_groups
 from .recorders import AbstractRecorder
 from .step import (
@@ -27,6 +27,7 @@ from .step import (
     cumulative_law,
     draw,
     draw_actions,
+    later,
     lost_by,
     settle,
     step,
@@ -36,6 +37,8 @@ from .step import (
 from .streams import uniforms
 
 AXIS = "runs"
+# Steps that a GPU takes without asking the host.
+_UNWATCHED = 64
 
 
 class Setting(eqx.Module):
@@ -64,6 +67,20 @@ class Setting(eqx.Module):
     kept: int = eqx.field(static=True)
     group: int = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
+
+
+class Stops(NamedTuple):
+    """Where the lanes of a block have stopped, each by its own criterion.
+
+    Attributes:
+        idle: which lanes carry no run, or one that has stopped, `[R]`.
+        at: steps of the block by then, `[R]`; 0 where no run has stopped.
+        runs: the runs as they stood there, each leaf `[R, ...]`.
+    """
+
+    idle: Bool[Array, " R"]
+    at: Int[Array, " R"]
+    runs: Run
 
 
 class Report(NamedTuple):
@@ -124,6 +141,21 @@ def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R
     return Run(standing, recorded, faults)
 
 
+def _repeat(step, count, run, mesh: Mesh):
+    """Takes so many steps. A GPU's host waits for the condition of every loop it cannot count."""
+    if mesh.devices.flat[0].platform == "cpu":
+        return jax.lax.fori_loop(0, count, step, run)
+
+    def several(k, run):
+        first = k * _UNWATCHED
+        return jax.lax.fori_loop(
+            0, _UNWATCHED, lambda taken, run: step(first + taken, run), run, unroll=2
+        )
+
+    run = jax.lax.fori_loop(0, count // _UNWATCHED, several, run)
+    return jax.lax.fori_loop(count - count % _UNWATCHED, count, step, run)
+
+
 # On processors with AVX-512 the compiler would use only half of every vector register.
 _COMPILER: dict[str, Any] = {"compiler_options": {"xla_cpu_prefer_vector_width": 512}}
 
@@ -166,10 +198,8 @@ def advance(
         own = to_lanes(data) if setting.per_run else ()
         inverse_scale = (1 / scale).astype(cumulative.dtype)
 
-        def one_step(_, carry):
-            (low, high), run = carry
-            low = low + 1
-            words = low, high + (low == 0).astype(high.dtype)
+        def one_step(begun, taken, run):
+            words = later(begun, taken + 1)
             time = time_of(words, scale)
 
             def of_run(key, run, own):
@@ -177,11 +207,12 @@ def advance(
                 wrapped, cumulative, _, recorders = eqx.combine(of_all, static)
                 return step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run)
 
-            return words, over_lanes(of_run, keys, run, own)
+            return over_lanes(of_run, keys, run, own)
 
         def interval(carry, length_and_due):
-            length, due = length_and_due
-            words, run = jax.lax.fori_loop(0, length, one_step, carry)
+            (words, run), (length, due) = carry, length_and_due
+            run = _repeat(functools.partial(one_step, words), length, run, setting.mesh)
+            words = later(words, length)
             report, after = report_of(run)
             run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, from_lanes(run))
             return (words, to_lanes(run)), report
@@ -227,3 +258,106 @@ def advance(
         out_specs=(by_run, PartitionSpec(None, AXIS)),
         check_vma=False,
     )(keys, runs, live, data, counter, lengths, due, setting.scale)
+
+
+@functools.partial(compiled, **_COMPILER)
+def advance_until(
+    setting: Setting,
+    keys: UInt32[Array, "R 2"],
+    runs: Run,
+    idle: Bool[Array, " R"],
+    counters: tuple[UInt32[Array, " R"], UInt32[Array, " R"]],
+    left: Int[Array, " R"],
+    length: Int[Array, ""],
+    look: Int[Array, ""],
+    fewest: Int[Array, ""],
+) -> tuple[Run, Stops, Int[Array, ""]]:
+    """Advances runs until each is done by the first recorder, `setting.recorders[0].done`.
+
+    A run also stops after an invalid policy was played, and after its last step. The code of a step
+    is that of `advance`. A lane whose run has stopped goes on, to no purpose: what counts is set
+    aside at the step of the stop.
+
+    Args:
+        setting: what is simulated.
+        keys: key words of the runs.
+        runs: the runs, each leaf `[R, ...]`.
+        idle: `[R]`, which lanes carry no run.
+        counters: words of the number of steps already taken by each run, `[R]`.
+        left: steps after which a run stops in any case, `[R]`.
+        length: steps of the block, at most.
+        look: after so many steps is looked how many runs are still under way.
+        fewest: the block ends early when no more than these are, on all devices.
+
+    Returns:
+        The runs at the end, where they stopped, and the steps of the block.
+    """
+    cumulative = cumulative_law(setting.wrapped.game.probabilities)
+    data, static = eqx.partition((setting.wrapped, cumulative, setting.recorders), eqx.is_array)
+    by_run, everywhere = PartitionSpec(AXIS), PartitionSpec()
+    of_data = by_run if setting.per_run else everywhere
+
+    def of_device(keys, runs, idle, counters, left, data, length, look, fewest, scale):
+        keys, runs = to_lanes((keys, runs))
+        own = to_lanes(data) if setting.per_run else ()
+        inverse_scale = (1 / scale).astype(cumulative.dtype)
+
+        def stopped(run, own, taken, idle):
+            def of_run(recorded, faults, own):
+                _, _, recorders = eqx.combine(own if setting.per_run else data, static)
+                return jnp.asarray(recorders[0].done(recorded[0]), bool) | (faults > 0)
+
+            done = from_lanes(over_lanes(of_run, run.recorded, run.faults, own))
+            return ~idle & (done | (taken >= left))
+
+        def one_step(carry):
+            taken, run, _, idle = carry
+            low = counters[0] + (taken + 1).astype(jnp.uint32)
+            words = low, counters[1] + (low < counters[0]).astype(jnp.uint32)
+
+            def of_run(key, words, run, own):
+                wrapped, cumulative, recorders = eqx.combine(
+                    own if setting.per_run else data, static
+                )
+                time = time_of(words, scale)
+                return step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run)
+
+            run = over_lanes(of_run, keys, to_lanes(words), run, own)
+            return taken + 1, run, stopped(run, own, taken + 1, idle), idle
+
+        def until_one_stops(end, carry):
+            taken, run, stops = carry
+            now = stopped(run, own, taken, stops.idle)
+            taken, run, now, _ = jax.lax.while_loop(
+                lambda carry: (carry[0] < end) & ~jnp.any(carry[2]),
+                one_step,
+                (taken, run, now, stops.idle),
+            )
+            aside = jax.lax.cond(
+                jnp.any(now), lambda: choose(now, run, stops.runs), lambda: stops.runs
+            )
+            at = jnp.where(now, taken, stops.at)
+            return taken, run, Stops(stops.idle | now, at, aside)
+
+        def until_look(carry):
+            end = jnp.minimum(carry[0] + look, length)
+            carry = jax.lax.while_loop(
+                lambda carry: carry[0] < end, functools.partial(until_one_stops, end), carry[:3]
+            )
+            return *carry, jax.lax.psum(jnp.sum(~carry[2].idle), AXIS)
+
+        start = jnp.zeros((), jnp.int32), runs, Stops(idle, jnp.zeros_like(left), runs)
+        taken, runs, stops, _ = jax.lax.while_loop(
+            lambda carry: (carry[0] < length) & (carry[3] > fewest),
+            until_look,
+            (*start, jax.lax.psum(jnp.sum(~idle), AXIS)),
+        )
+        return from_lanes(runs), stops._replace(runs=from_lanes(stops.runs)), taken
+
+    return jax.shard_map(
+        of_device,
+        mesh=setting.mesh,
+        in_specs=(*(by_run,) * 5, of_data, *(everywhere,) * 4),
+        out_specs=(by_run, by_run, everywhere),
+        check_vma=False,
+    )(keys, runs, idle, counters, left, data, length, look, fewest, setting.scale)

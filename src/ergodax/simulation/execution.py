@@ -1,7 +1,7 @@
 """How a simulation is carried out: on which devices, how much at a time, saved and shown or not."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,11 +40,34 @@ class Execution(NamedTuple):
         """Steps of a block, at most."""
         return steps_of_block(self.width, limits_of(self.devices[0]))
 
-    def bar(self, total: int, done: int = 0) -> tqdm:
-        """A progress bar, in steps of all runs together."""
+    def bar(self, total: int, done: int = 0, unit: str = "step") -> tqdm:
+        """A progress bar, in steps of all runs together or another unit."""
         return tqdm(
-            total=total, initial=done, unit="step", unit_scale=True, disable=not self.progress
+            total=total, initial=done, unit=unit, unit_scale=True, disable=not self.progress
         )
+
+
+def carry_out(work: Any, save: Callable[..., None], bar: tqdm) -> bool:
+    """Does a work, and shows and saves how far it has come.
+
+    Args:
+        work: its method `run` yields after every block how much was done, and what `state` returns
+            is saved.
+        save: like `Store.save`.
+        bar: the progress bar, in what the work yields.
+
+    Returns:
+        Whether all of it was done: False after Ctrl-C.
+    """
+    try:
+        for done in work.run():
+            bar.update(done)
+            save(work.state)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        save(work.state, now=True)
+    return True
 
 
 def plan_execution(

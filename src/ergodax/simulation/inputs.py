@@ -48,26 +48,24 @@ class Inputs(NamedTuple):
             return self.standing.compensation is not None
         return self.dtype == np.float32
 
-    def rows(self, first: int, count: int, observe: Any) -> "tuple[Inputs, Any]":
-        """The inputs of consecutive runs, of which the last fills up what is missing.
+    def rows(self, numbers: np.ndarray, observe: Any) -> "tuple[Inputs, Any]":
+        """The inputs of some runs; the last one stands for numbers beyond.
 
         Args:
-            first: the first run.
-            count: how many.
+            numbers: the numbers of the runs.
             observe: what is observed, whose arrays are cut likewise if every run has its own game.
 
         Returns:
             The inputs, all with a leading axis but for a game that is the same for all runs, and
             the observable.
         """
-        index = np.minimum(np.arange(first, first + count), self.runs - 1)
-
+        index, count = np.minimum(numbers, self.runs - 1), len(numbers)
         wrapped, params0 = self.wrapped, self.params0
         if self.own_game:
-            wrapped, observe = _rows((wrapped, observe), index)
+            wrapped, observe = rows_of((wrapped, observe), index)
         rows = self._replace(
             wrapped=wrapped,
-            params0=_rows(params0, index) if self.own_params else _repeat(params0, count),
+            params0=rows_of(params0, index) if self.own_params else _repeat(params0, count),
             law=take(self.law, index) if self.law.ndim == 2 else _repeat(self.law, count),
             standing=take(self.standing, index),
         )
@@ -81,7 +79,7 @@ def take(tree: Any, index: Any) -> Any:
 
 # All arrays at once, where they lie on the device: each by itself takes longer to dispatch than to
 # read. Those of the host are cut there, lest all of them go to the device every time.
-_rows = compiled(take)
+rows_of = compiled(take)
 
 
 def _repeat(tree, count):

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
-from tqdm import tqdm
 
 from . import block
 from .execution import Execution
@@ -187,26 +186,6 @@ class Job:
         """Steps taken by all runs together."""
         return self.done * _steps(self._blocks) + self._live * _steps(self._blocks_done)
 
-    def carry_out(self, save: Callable[..., None], bar: tqdm) -> bool:
-        """Does the work, and shows and saves how far it has come.
-
-        Args:
-            save: like `Store.save`.
-            bar: the progress bar, in steps.
-
-        Returns:
-            Whether all of it was done: False after Ctrl-C.
-        """
-        try:
-            for taken in self.run():
-                bar.update(taken)
-                save(self.state)
-        except KeyboardInterrupt:
-            return False
-        finally:
-            save(self.state, now=True)
-        return True
-
     def run(self) -> Iterator[int]:
         """Does the work block by block, yielding the steps that all runs took together."""
         while self.done < self._runs:
@@ -264,12 +243,12 @@ class Job:
         return self._blocks[: len(self._progress.reports)]
 
     def _begin_batch(self) -> None:
-        rows, (observe, recorders) = self._inputs.rows(self.done, self._batch, self._observed)
+        numbers = np.arange(self.done, self.done + self._batch)
+        rows, (observe, recorders) = self._inputs.rows(numbers, self._observed)
         self._setting = dataclasses.replace(
             self._setting, wrapped=rows.wrapped, observe=observe, recorders=recorders
         )
-        numbers = jnp.arange(self.done, self.done + self._batch, dtype=jnp.uint32)
-        keys = self._keys_of(numbers)
+        keys = self._keys_of(jnp.asarray(numbers, jnp.uint32))
         begun: Any = rows.standing, np.zeros(self._batch, np.int32)
         if rows.standing is None:
             begun = block.start(self._setting, keys, rows.params0, rows.law)

@@ -93,6 +93,17 @@ def from_lanes(tree: Any) -> Any:
     return jax.tree.map(lambda lanes: _move(lanes, 0).array, tree, is_leaf=_is_lanes)
 
 
+def choose(which: Any, chosen: Any, others: Any) -> Any:
+    """Pytrees of `Lanes`: the first where a lane is chosen, `[R]`, the second elsewhere."""
+
+    def of_lanes(a, b):
+        axes = (1,) * (a.array.ndim - 1)
+        mask = which.reshape(-1, *axes) if a.axis == 0 else which
+        return Lanes(jnp.where(mask, a.array, b.array), a.axis)
+
+    return jax.tree.map(of_lanes, chosen, others, is_leaf=_is_lanes)
+
+
 def over_lanes(function: Callable[..., Any], *arguments: Any, ordered: bool = False) -> Any:
     """Calls `function`, written for one run, for every lane.
 
@@ -262,19 +273,27 @@ def _vmapped(bind, inputs: list[Lanes], axis: int | None) -> list[Lanes]:
 
 
 def _keep(value: Lanes) -> Lanes:
-    """The same value, behind a reduction: XLA's CPU compiler does not compute those twice.
+    """The same value, which XLA's CPU compiler does not compute twice.
+
+    A compiler for GPUs would make a kernel more of what keeps it from doing so.
+    """
+    if value.axis == 0 or value.array.dtype == bool:
+        return value
+    kept = jax.lax.platform_dependent(value.array, cpu=_behind_sum, default=lambda array: array)
+    return Lanes(kept, -1)
+
+
+def _behind_sum(array):
+    """The same array, behind a reduction.
 
     Bits are added, for sums of float32 may go to a library that is slower, or has none.
     """
-    array = value.array
-    if value.axis == 0 or array.dtype == bool:
-        return value
     bits = array
     if jnp.issubdtype(array.dtype, jnp.floating):
         bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
     first = jnp.arange(2).reshape(2, *(1,) * array.ndim) == 0
     kept = jnp.sum(jnp.where(first, bits, jnp.zeros_like(bits)), axis=0, dtype=bits.dtype)
-    return Lanes(jax.lax.bitcast_convert_type(kept, array.dtype), -1)
+    return jax.lax.bitcast_convert_type(kept, array.dtype)
 
 
 def _reads_few(name: str, inputs: list[Lanes], params) -> bool:

@@ -46,7 +46,7 @@ from ..results.labels import (
 )
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
-from .execution import plan_execution
+from .execution import carry_out, plan_execution
 from .inputs import Inputs, check_inputs, check_rows, take
 from .job import Job
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
@@ -267,7 +267,7 @@ def simulate(
     intervals = steps_between(steps, begun)
     standing = None if start is None else start.final
     inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
-    check_schedules(inputs.wrapped.learners, times)
+    check_schedules(inputs.wrapped.learners, times, inputs.own_game)
     recorders = () if recorder is None else (recorder,)
     shapes = _shapes(inputs, observe, recorders)
     kept = len(shapes) if keep_runs else 0
@@ -299,7 +299,7 @@ def simulate(
     )
     compiled, steps_before = time.perf_counter(), job.steps_done
     with execution.bar(inputs.runs * int(steps[-1] - begun), steps_before) as bar:
-        complete = job.carry_out(unfinished.save, bar)
+        complete = carry_out(job, unfinished.save, bar)
     finished, steps_taken = time.perf_counter(), job.steps_done - steps_before
 
     count = len(times) if complete else job.cut()
@@ -390,8 +390,8 @@ def _digest(value: Any, name: str) -> str:
     return identify(jax.tree.map(lambda a: np.asarray(a) if eqx.is_array(a) else a, value), name)
 
 
-def _check_start(start: Simulation, wrapped, key, scale: float, steps) -> int:
-    """Returns the steps that an earlier simulation has taken, if it can go on."""
+def check_continued(start: Any, wrapped, key, scale: float) -> None:
+    """Raises ValueError unless an earlier simulation was one of the same work."""
     for part in ("game", "learners"):
         ours, theirs = (_digest(getattr(w, part), part) for w in (wrapped, start.wrapped))
         if ours != theirs:
@@ -402,6 +402,11 @@ def _check_start(start: Simulation, wrapped, key, scale: float, steps) -> int:
         raise ValueError("start was made with another key; its runs go on only with their own.")
     if start.scale != scale:
         raise ValueError(f"start has scale {start.scale:g}; found scale {scale:g}.")
+
+
+def _check_start(start: Simulation, wrapped, key, scale: float, steps) -> int:
+    """Returns the steps that an earlier simulation has taken, if it can go on."""
+    check_continued(start, wrapped, key, scale)
     if steps[0] < start.steps[-1]:
         raise ValueError(
             f"start has reached t = {start.ts[-1]:g}; ts must not begin before, at "

@@ -278,6 +278,12 @@ def words_of(step: int):
     return jnp.asarray(np.uint32(step % 2**32)), jnp.asarray(np.uint32(step // 2**32))
 
 
+def later(counter, steps):
+    """The words of the step that is so many steps later, fewer than 2^31."""
+    low = counter[0] + steps.astype(counter[0].dtype)
+    return low, counter[1] + (low < counter[0]).astype(counter[1].dtype)
+
+
 def time_of(counter, scale):
     """The time after so many steps, in the precision of the scale."""
     low, high = (word.astype(scale.dtype) for word in counter)

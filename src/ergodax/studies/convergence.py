@@ -47,7 +47,7 @@ from ..results.result import Result
 from ..second_order.fluctuations import fluctuations
 from ..second_order.required_scale import CELLS, Linearised, linearise, suprema
 from ..simulation.capacity import bytes_of_run
-from ..simulation.execution import Execution, plan_execution
+from ..simulation.execution import Execution, carry_out, plan_execution
 from ..simulation.inputs import Inputs, check_inputs
 from ..simulation.job import Job
 from ..simulation.simulate import NO_DERIVATIVES, describe_lost
@@ -366,7 +366,7 @@ def _simulate(
             )
             saved = None
             bar.update(job.steps_done)
-            if not job.carry_out(save, bar):
+            if not carry_out(job, save, bar):
                 raise KeyboardInterrupt
             summary = job.summary()
             lost = summary.lost[0, -1]
