@@ -163,15 +163,13 @@ def is_equilibrium(
     full = check_choice("against", against, _AGAINST) == "best response"
     tables = check_policies(game, policies)
     tolerance = check_number("tolerance", tolerance, "[0, 1)")
-    looked = True if states is None else jnp.asarray(states)
-    if states is not None and (
-        looked.dtype != bool or looked.shape not in {(game.num_states,), tables[0].shape[:-1]}
-    ):
+    shape = tables[0].shape[:-1]
+    looked = jnp.asarray(np.ones(shape, bool) if states is None else states)
+    if looked.dtype != bool or looked.shape not in {(game.num_states,), shape}:
         raise ValueError(
-            f"states must be truth values {tables[0].shape[:-1]}, as on_cycle of play; found "
-            f"{describe(states)}."
+            f"states must be truth values {shape}, as on_cycle of play; found {describe(states)}."
         )
-    looked = jnp.broadcast_to(looked, tables[0].shape[:-1])
+    looked = jnp.broadcast_to(looked, shape)
 
     def one(policies, looked):
         chain, rewards = _chain(game, policies), _rewards(game, policies)

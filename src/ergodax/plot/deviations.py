@@ -1,5 +1,6 @@
 """Responses to a deviation."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def deviation_response(
     response: DeviationResponse,
-    values: Real[ArrayLike, "..."] | None = None,
+    values: Real[ArrayLike, "..."] | Sequence | None = None,
     *,
     deviating: int | None = None,
     ax: "matplotlib.axes.Axes | None" = None,

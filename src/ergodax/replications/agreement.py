@@ -140,6 +140,8 @@ def mean_of(name: str, published: str | None, values: Any, spread: float, of: in
         of: number of sessions of the published mean.
     """
     count = np.size(values)
+    if count == 0:
+        return Quantity(name, published, float("nan"))
     error = spread * np.sqrt(1 / count + (1 / of if published else 0))
     return Quantity(name, published, float(np.mean(values)), float(error))
 
@@ -165,8 +167,18 @@ def statistic_of(
     from scipy.stats import bootstrap
 
     values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return Quantity(name, published, float("nan"))
     drawn = bootstrap(
         (values,), statistic, n_resamples=999, method="percentile", rng=np.random.default_rng(0)
     )
     error = float(drawn.standard_error) * np.sqrt(1 + len(values) / of)
     return Quantity(name, published, float(statistic(values)), float(error))
+
+
+def root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function changes its sign."""
+    from scipy.optimize import brentq
+
+    found: Any = brentq(function, low, high, xtol=1e-10)
+    return float(found)

@@ -134,11 +134,15 @@ def measure(market: LogitMarket, game: MarkovGame, params: tuple, state: Any) ->
             "tied": entry(
                 (np.asarray(tied) & shown).any(axis=(1, 2)), "best prices are tied on the cycle"
             ),
+            "strategy": entry(
+                np.stack(strategies, axis=1), "number of the greedy price", "agent", "state"
+            ),
             "response": entry(
                 responses, "price around a deviation at time 1", "direction", "firm", "time"
             ),
         },
         {
+            "state": list(game.state_names),
             "direction": ["down", "up"],
             "firm": ["deviating", "other"],
             "time": np.arange(_SHOWN),
@@ -212,7 +216,7 @@ def _table(data: xarray.Dataset) -> tuple[Quantity, ...]:
     return tuple(quantities)
 
 
-def _deviation(values: np.ndarray, axis: int = -1) -> np.ndarray:
+def _deviation(values: np.ndarray, axis: int = -1) -> Any:
     return np.std(values, axis=axis, ddof=1)
 
 
@@ -251,13 +255,14 @@ def replicate(
         learning_rate=("point", [rate for rate, _ in points]),
         decay=("point", [decay for _, decay in points]),
     )
+    data = data.isel(point=0) if len(points) == 1 else data
     notes = [f"{steps:.3g} steps in {seconds:.0f} s: {steps / seconds / 1e6:.1f} million steps/s."]
     notes += [note for point, found in points.items() for note in _exceptions(point, found)]
     baseline = points.get((RATE, DECAY))
     quantities = _table(baseline) if grid is None and baseline is not None else _over_grid(points)
     shown = next(iter(points.values())) if grid is None else None
     draw: Callable[[], Any] | None = None if shown is None else lambda: draw_sessions(market, shown)
-    return Replication(SOURCE, quantities, data.squeeze("point"), tuple(notes), draw)
+    return Replication(SOURCE, quantities, data, tuple(notes), draw)
 
 
 def _check_grid(grid: Any) -> tuple[tuple[float, ...], ...]:
@@ -339,6 +344,7 @@ def _over_grid(points: dict[tuple[float, float], xarray.Dataset]) -> tuple[Quant
 def draw_sessions(market: LogitMarket, data: xarray.Dataset) -> "Figure":
     """Distributions of prices and profit gains, and the responses to both deviations."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from ..plot.style import GREY, WIDTH, legend, look
 
@@ -364,6 +370,7 @@ def draw_sessions(market: LogitMarket, data: xarray.Dataset) -> "Figure":
             ax.plot(response["time"], response.sel(firm=firm), label=firm, **look(index).joined)
         ax.set_xlabel(f"periods around a deviation {direction}wards")
         ax.set_ylabel("mean price")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(ax, where="above")
     for ax in axes.flat:
         ax.tick_params(labelsize="small")

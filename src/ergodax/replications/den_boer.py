@@ -30,33 +30,33 @@ _THRESHOLDS = {"win-stay-lose-shift": "0.291760", "grim trigger": "0.514902"}
 _ROUNDED = {"win-stay-lose-shift": "0.292042", "grim trigger": "0.515126"}
 
 
-def gain_of_deviating(game: MarkovGame, strategy: tuple[int, ...], epsilon: float) -> float:
-    """What the best reply to a strategy that explores is worth beyond the strategy itself.
+def gains(game: MarkovGame, strategy: tuple[int, ...], epsilons: np.ndarray) -> np.ndarray:
+    """What the best replies to a strategy that explores are worth beyond the strategy itself.
 
     Args:
         game: the two-price game.
-        strategy: the first firm's action in each state; it is the same for both after exchanging
-            them.
-        epsilon: the probability with which the other firm draws its price.
+        strategy: the first firm's action in each state; the second firm's is the same after
+            exchanging the two prices.
+        epsilons: probabilities with which the other firm draws its price.
 
     Returns:
-        The largest gain over states, 0 if the strategy is a best reply.
+        The largest gain over states for each of them, 0 where the strategy is a best reply.
     """
     own = np.asarray(strategy)
-    table = (1 - epsilon) * np.eye(2)[own.reshape(2, 2).T.ravel()] + epsilon / 2
-    found = best_response(game, (table, table), DISCOUNT, 0)
-    values = np.asarray(found.action_values)
-    return float((values.max(axis=1) - values[np.arange(4), own]).max())
+    other = np.eye(2)[own.reshape(2, 2).T.ravel()]
+    tables = (1 - epsilons[:, None, None]) * other + epsilons[:, None, None] / 2
+    values = np.asarray(best_response(game, (tables, tables), DISCOUNT, 0).action_values)
+    return (values.max(axis=2) - values[:, np.arange(4), own]).max(axis=1)
 
 
 def threshold(game: MarkovGame, strategy: tuple[int, ...]) -> float:
-    """The exploration rate up to which a strategy is a best reply to itself, by bisection."""
-    from scipy.optimize import bisect
-
-    def stays(epsilon):
-        return -1.0 if gain_of_deviating(game, strategy, epsilon) < 1e-10 else 1.0
-
-    return float(bisect(stays, 0.0, 1.0, xtol=1e-8))
+    """The exploration rate up to which a strategy is a best reply to itself."""
+    low, high = 0.0, 1.0
+    for _ in range(4):
+        tried = np.linspace(low, high, 101)
+        left = int(np.argmax(gains(game, strategy, tried) > 1e-10))
+        low, high = tried[left - 1], tried[left]
+    return (low + high) / 2
 
 
 def replicate() -> Replication:

@@ -6,6 +6,7 @@ bifurcation of the averaged ODE; the map of single steps at a learning rate has 
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from ..games import symmetric
 from ..learners import QLearning
 from ..model.exploration import EpsilonSoftmax
 from ..model.wrapped import WrappedGame
-from .agreement import Quantity, Replication
+from .agreement import Quantity, Replication, root
 
 SOURCE = (
     "Goll, Heitzig and Barfuss (2024), Deterministic model of incremental multi-agent Boltzmann "
@@ -46,7 +47,7 @@ def _rewards() -> np.ndarray:
     return np.asarray(rest_point(learners(0.0), _GUESS).params[0])
 
 
-def _eigenvalues(discount: float) -> np.ndarray:
+def _eigenvalues(discount: float) -> Any:
     values = _rewards() + discount * _rewards().max() / (1 - discount)
     return np.linalg.eigvals(np.asarray(jacobian(learners(discount), (jnp.asarray(values),) * 2)))
 
@@ -63,10 +64,8 @@ def expansion(discount: float) -> float:
 
 def replicate() -> Replication:
     """Rest point and bifurcations."""
-    from scipy.optimize import brentq
-
-    hopf = float(brentq(growth, 0.7, 0.8, xtol=1e-9))
-    step = float(brentq(expansion, 0.7, 0.8, xtol=1e-9))
+    hopf = root(growth, 0.7, 0.8)
+    step = root(expansion, 0.7, 0.8)
     frequency = float(np.abs(_eigenvalues(hopf).imag).max())
     chances = [cooperation(temperature) for temperature in (1.0, 10.0)]
     return Replication(

@@ -13,7 +13,7 @@ from ..games import coordination
 from ..learners import QLearning
 from ..model.exploration import EpsilonSoftmax
 from ..model.wrapped import WrappedGame
-from .agreement import Quantity, Replication
+from .agreement import Quantity, Replication, root
 
 SOURCE = (
     "Kaisers and Tuyls (2011), FAQ-learning in matrix games: demonstrating convergence near Nash "
@@ -35,9 +35,7 @@ def growth(temperature: float) -> float:
 
 def replicate() -> Replication:
     """The temperature of the pitchfork, and the outer rest points just below it."""
-    from scipy.optimize import brentq
-
-    pitchfork = float(brentq(growth, 0.4, 0.6, xtol=1e-12))
+    pitchfork = root(growth, 0.4, 0.6)
     wrapped = learners(0.49)
     chances = []
     for first in (0.3, 0.7):

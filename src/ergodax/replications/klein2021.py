@@ -7,7 +7,7 @@ Exploration falls from 1 to 1e-6 over the periods that they learn.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ _NASH = 1e-5  # the paper's tolerance of relative losses
 
 
 class Memory(NamedTuple):
-    """What a firm knows.
+    """What a firm knows, or an increment of it.
 
     Attributes:
         values: of its price given the other's, `[m, m]`, the other's first.
@@ -47,9 +47,9 @@ class Memory(NamedTuple):
         reward: its profit then; NaN before its first move.
     """
 
-    values: Float[Array, "m m"]
-    other: Float[Array, ""]
-    reward: Float[Array, ""]
+    values: Any
+    other: Any
+    reward: Any
 
 
 class TurnLearner(AbstractLearner):
@@ -64,7 +64,6 @@ class TurnLearner(AbstractLearner):
     learning_rate: Scalar = hyper(0.3, within="[0, 1]")
     discount: Scalar = hyper(DISCOUNT, within="[0, 1)")
     exploration: EpsilonGreedy = EpsilonGreedy(0.1)
-    continuous = False
 
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Memory:
         """Values of zero."""
