@@ -7,11 +7,12 @@ from jaxtyping import ArrayLike, Real
 
 from ..base.checks import check_count
 from ..model.game import MarkovGame
-from .matrix import repeated
+from .matrix import check_states, repeated
 
 
-def _by_count(own, num_agents: int):
+def _by_count(own, num_agents: int, memory: int):
     """A table `[2, .., 2]` per agent, from `own(action, others who take action 0)`."""
+    check_states([2] * num_agents, memory)
     profiles = itertools.product(range(2), repeat=num_agents)
     table = [[own(a, profile.count(0) - (a == 0)) for a in profile] for profile in profiles]
     tables = np.transpose(np.asarray(table, dtype=float))
@@ -39,7 +40,7 @@ def public_goods(
         given = others + (action == 0)
         return endowment * ((action == 1) + factor * given / num_agents)
 
-    payoffs = _by_count(own, num_agents)
+    payoffs = _by_count(own, num_agents, memory)
     return repeated(payoffs, memory=memory, action_names=[["C", "D"]] * num_agents)
 
 
@@ -62,7 +63,7 @@ def volunteers_dilemma(
     def own(action, others):
         return benefit * (action == 0 or others > 0) - cost * (action == 0)
 
-    payoffs = _by_count(own, num_agents)
+    payoffs = _by_count(own, num_agents, memory)
     return repeated(payoffs, memory=memory, action_names=[["volunteer", "wait"]] * num_agents)
 
 
@@ -84,7 +85,7 @@ def minority(num_agents: int = 3, *, memory: int = 1) -> MarkovGame:
         same_side = 1 + (others if action == 0 else num_agents - 1 - others)
         return float(same_side < num_agents / 2)
 
-    payoffs = _by_count(own, num_agents)
+    payoffs = _by_count(own, num_agents, memory)
     return repeated(payoffs, memory=memory, action_names=[["A", "B"]] * num_agents)
 
 
@@ -108,6 +109,7 @@ def travellers_dilemma(
     """
     if not low < high:
         raise ValueError(f"low must be below high; found {low} and {high}.")
+    check_states([high - low + 1] * 2, memory)
     claims = np.arange(low, high + 1)
     mine, other = claims[:, None, None], claims[None, :, None]
     side = np.array([1, -1]) * np.sign(other - mine)

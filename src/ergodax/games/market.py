@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from ..base.checks import check_count, is_concrete
 from ..model.game import MarkovGame
 from ..model.hyper import HyperModule, Scalar, hyper
-from .matrix import repeated
+from .matrix import check_states, repeated
 
 
 class AbstractMarket(HyperModule):
@@ -123,6 +123,7 @@ class AbstractMarket(HyperModule):
             memory: number of past periods remembered; there are `m^(n memory)` states.
         """
         grid = self.price_grid() if prices is None else jnp.asarray(prices, dtype=float)
+        check_states([grid.shape[-1]] * self.num_firms, memory)
         payoffs = tuple(jnp.moveaxis(self.payoffs(grid), -1, 0))
         return repeated(payoffs, memory=memory, action_names=price_names(grid))
 

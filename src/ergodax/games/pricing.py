@@ -5,9 +5,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_count
+from ..base.memory import check_room
 from ..model.game import MarkovGame
 from .market import AbstractMarket, LogitMarket, price_names
-from .matrix import repeated
+from .matrix import check_states, repeated
 
 
 def bertrand(
@@ -70,6 +71,7 @@ def unit_demand(
     """
     num_firms = check_count("num_firms", num_firms)
     prices = value * np.arange(1, check_count("num_prices", num_prices) + 1) / num_prices
+    check_states([num_prices] * num_firms, memory)
     offered = np.stack(np.meshgrid(*[prices] * num_firms, indexing="ij"), axis=-1)
     cheapest = offered == offered.min(axis=-1, keepdims=True)
     payoffs = (offered - cost) * cheapest / cheapest.sum(axis=-1, keepdims=True)
@@ -107,6 +109,7 @@ def cournot(
     collusive, nash = size / (2 * num_firms), size / (num_firms + 1)
     margin = extension * (nash - collusive)
     count = check_count("num_quantities", num_quantities)
+    check_states([count] * num_firms, memory)
     grid = jnp.broadcast_to(
         jnp.linspace(collusive - margin, nash + margin, count), (num_firms, count)
     )
@@ -128,8 +131,9 @@ def sequential(intervals: int = 6, *, cost: float = 0.0) -> MarkovGame:
         intervals: number of steps between prices 0 and 1.
         cost: marginal cost.
     """
-    prices = np.linspace(0, 1, check_count("intervals", intervals) + 1)
-    count = len(prices)
+    count = check_count("intervals", intervals) + 1
+    check_room(64 * 2 * count**3, f"a game of {2 * count} states", "take fewer prices")
+    prices = np.linspace(0, 1, count)
     mine, other = np.meshgrid(prices, prices, indexing="ij")
     share = np.where(mine < other, 1.0, np.where(mine > other, 0.0, 0.5))
     profit = (mine - cost) * (1 - mine) * share  # [own price, other's price]

@@ -1,6 +1,7 @@
 """Games whose state is an environment that the agents change, and random games."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Real
 
 from ..base.checks import check_count
+from ..base.memory import check_room
 from ..model.game import MarkovGame
 
 
@@ -129,6 +131,11 @@ def random_ergodic(
     shape = (check_count("num_states", num_states), *num_actions)
     for agent, count in enumerate(num_actions):
         check_count(f"num_actions of agent {agent}", count)
+    check_room(
+        64 * math.prod(shape) * num_states,
+        f"a game of {num_states} states",
+        "take fewer states or actions",
+    )
     of_kernel, of_rewards = jax.random.split(key)
     kernel = jax.random.dirichlet(of_kernel, jnp.ones(num_states), shape)
     # Rounding in the draw must not look like a row that does not sum to one.

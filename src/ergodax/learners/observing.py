@@ -11,7 +11,25 @@ from ..model.game import MarkovGame
 from ..model.learner import AbstractLearner, AbstractOuterLearner, Params, Transition
 
 
-class Observing(AbstractOuterLearner):
+class AbstractFilter(AbstractOuterLearner):
+    """A learner with the parameters of another one, which sees the game in its own way."""
+
+    @property
+    def symbol(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the learner."""
+        return self.learner.symbol
+
+    @property
+    def in_payoffs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the learner."""
+        return self.learner.in_payoffs
+
+    def maximised(self, params: Params) -> Float[Array, "*rows A"] | None:
+        """As the learner."""
+        return self.learner.maximised(params)
+
+
+class Observing(AbstractFilter):
     """A learner whose state is a function of the game's state.
 
     Agents with less memory than the game, memoryless ones, coarse or private observations are
@@ -50,20 +68,6 @@ class Observing(AbstractOuterLearner):
             )
         self.learner = learner
         self.observation = tuple(seen.tolist())
-
-    @property
-    def symbol(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the learner."""
-        return self.learner.symbol
-
-    @property
-    def in_payoffs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the learner."""
-        return self.learner.in_payoffs
-
-    def maximised(self, params: Params) -> Float[Array, "*rows A"] | None:
-        """As the learner."""
-        return self.learner.maximised(params)
 
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Params:
         """Returns the learner's parameters in the game as it observes it.
