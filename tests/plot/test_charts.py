@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 import ergodax as ex
 from ergodax import plot
+from helpers import annotations_off
 
 X, Y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 20.0, 30.0])
 
@@ -210,5 +211,5 @@ def test_responses_to_a_deviation():
     ]
     with pytest.raises(ValueError, match=r"one number per action, \[A\] or \[2, A\]"):
         plot.deviation_response(found, [1.0])
-    with pytest.raises(ValueError, match="what deviation_response returns"):
+    with annotations_off(), pytest.raises(ValueError, match="what deviation_response returns"):
         plot.deviation_response(3)

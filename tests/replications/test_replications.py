@@ -143,7 +143,7 @@ def test_command_lists_and_writes(tmp_path, capsys):
         (["klein2021", "--grid", "0.1", "1e-5"], "klein2021 has no grid"),
         (["calvano2020", "--sessions", "1"], "whole number from 2"),
         (["calvano2020", "--grid", "0.1,2", "1e-5"], "learning rates must be in"),
-        (["calvano2020", "--grid", "a", "1e-5"], "--grid"),
+        (["calvano2020", "--grid", "a", "1e-5"], "--grid: must be numbers divided by commas"),
     ],
 )
 def test_bad_options(options, message, capsys, tmp_path):

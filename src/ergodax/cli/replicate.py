@@ -56,7 +56,12 @@ def add_to(commands) -> None:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be numbers divided by commas, e.g. 0.05,0.15; found {text}"
+        ) from None
 
 
 def _replicate(options: argparse.Namespace, command: str) -> int:

@@ -16,6 +16,7 @@ import xarray
 
 from .. import outcomes
 from ..base.checks import check_array, check_count, is_within
+from ..base.codes import RESULTS
 from ..games import LogitMarket, bertrand
 from ..learners import QLearning, initial_values
 from ..model.exploration import EpsilonGreedy
@@ -279,7 +280,7 @@ def _check_grid(grid: Any) -> tuple[tuple[float, ...], ...]:
 
 def _simulate(game, rate, decay, sessions, seed, checkpoint, progress) -> StoppedRuns:
     wrapped = learners(game, rate, decay)
-    return simulate_until(
+    runs = simulate_until(
         wrapped,
         wrapped.init(),
         greedy_unchanged(UNCHANGED),
@@ -290,6 +291,9 @@ def _simulate(game, rate, decay, sessions, seed, checkpoint, progress) -> Stoppe
         checkpoint=checkpoint,
         progress=progress,
     )
+    if runs.result == RESULTS.interrupted:
+        raise KeyboardInterrupt
+    return runs
 
 
 def _outcome(market, game, runs: StoppedRuns) -> xarray.Dataset:

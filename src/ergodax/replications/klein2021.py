@@ -126,7 +126,7 @@ def replicate(sessions: int = 200, *, seed: int = 0, progress: bool = False) -> 
         progress=progress,
     )
     if runs.final is None:
-        raise RuntimeError("interrupted before the last period: nothing is compared.")
+        raise KeyboardInterrupt
     # In either firm's turn the values are those given the other's price.
     learnt = [np.asarray(own.params.values) for own in runs.final.params]
     strategies, _ = greedy(game, tuple(np.tile(table, (1, 2, 1)) for table in learnt))
