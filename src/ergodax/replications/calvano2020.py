@@ -40,6 +40,7 @@ UNCHANGED = 100_000
 _MOST_PERIODS = 10**9
 _PUBLISHED = 1000  # sessions
 _SHOWN = 16  # periods of a response
+_NO_LOSS = 1e-6  # of value, by rounding
 
 # Table 1, by the cycles on which sessions end: share of sessions, mean and standard deviation of
 # the profit gain. Times of convergence are from the same 1000 sessions.
@@ -128,7 +129,7 @@ def measure(market: LogitMarket, game: MarkovGame, params: tuple, state: Any) ->
                 "the same in the other states",
             ),
             "no_gain_by_one_deviation": entry(
-                ((loss < 1e-9) | ~shown).all(axis=(1, 2)), "Nash on the cycle by one deviation"
+                ((loss < _NO_LOSS) | ~shown).all(axis=(1, 2)), "Nash on the cycle by one deviation"
             ),
             "equilibrium": entry(equilibrium, "Nash on the cycle by full best replies"),
             "deviations_unprofitable": entry(unprofitable, "share of downward deviations"),
@@ -181,8 +182,7 @@ def _deviations(game, prices, strategies, cycle, worth, own):
 def _table(data: xarray.Dataset) -> tuple[Quantity, ...]:
     """Table 1 and the text's further numbers."""
     gain, length = data["profit_gain"].values, data["cycle_length"].values
-    millions = data["periods"].values / 1e6
-    millions = millions[np.isfinite(millions)]
+    millions = _millions(data)
     columns = {
         "symmetric": data["symmetric"].values,
         "length 1": length == 1,
@@ -215,6 +215,11 @@ def _table(data: xarray.Dataset) -> tuple[Quantity, ...]:
         values = data[variable].values
         quantities.append(mean_of(name, published, values, values.std(), _PUBLISHED))
     return tuple(quantities)
+
+
+def _millions(data: xarray.Dataset) -> np.ndarray:
+    """Million periods to convergence of the sessions that converged."""
+    return data["periods"].values[data["converged"].values] / 1e6
 
 
 def _deviation(values: np.ndarray, axis: int = -1) -> Any:
@@ -329,7 +334,7 @@ def _over_grid(points: dict[tuple[float, float], xarray.Dataset]) -> tuple[Quant
     for (rate, decay), data in points.items():
         known = (rate, decay) == (RATE, DECAY)
         place = f"alpha {rate:g}, beta {decay:g}"
-        gain, millions = data["profit_gain"].values, data["periods"].values / 1e6
+        gain, millions = data["profit_gain"].values, _millions(data)
         quantities += [
             mean_of(
                 f"profit gain, {place}", "0.849" if known else None, gain, gain.std(), _PUBLISHED
