@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .options import LAYOUT, add_cache, add_option, count
 from .output import fail
-from .running import begin
+from .running import prepare
 
 _EXAMPLES = """\
 examples:
@@ -66,7 +66,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _replicate(options: argparse.Namespace, command: str) -> int:
     from .. import io, replications
-    from ..base.files import replacing
+    from ..base.files import prepare_folder, replacing
 
     if options.list:
         for name, about in replications.PAPERS.items():
@@ -78,7 +78,8 @@ def _replicate(options: argparse.Namespace, command: str) -> int:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if replications.takes(options.name, "progress"):
         given["progress"] = sys.stderr.isatty()
-    begin(options)
+    prepare(options.cache)
+    prepare_folder(options.out)
     found = replications.replicate(options.name, **given)
     print(found, flush=True)
     written = [options.out / f"{options.name}.nc"]
