@@ -350,14 +350,22 @@ def _over_grid(points: dict[tuple[float, float], xarray.Dataset]) -> tuple[Quant
     return tuple(quantities)
 
 
-def draw_sessions(market: LogitMarket, data: xarray.Dataset) -> "Figure":
-    """Distributions of prices and profit gains, and the responses to both deviations."""
+def draw_sessions(
+    market: LogitMarket, data: xarray.Dataset, figure: "Figure | None" = None
+) -> "Figure":
+    """Distributions of prices and profit gains, and the responses to both deviations.
+
+    Args:
+        market: of the sessions.
+        data: what `measure` found.
+        figure: where to draw; a new one by default.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     from ..plot.style import GREY, WIDTH, legend, look
 
-    figure = Figure(figsize=(2 * WIDTH, 4.6), layout="constrained")
+    figure = figure or Figure(figsize=(2 * WIDTH, 4.6), layout="constrained")
     axes = figure.subplots(2, 2)
     nash, monopoly = float(market.nash_prices()[0]), float(market.monopoly_prices()[0])
     lines = {"Nash": (nash, 0.0, (0, (1, 1))), "monopoly": (monopoly, 1.0, (0, (4, 2)))}
