@@ -11,6 +11,7 @@ from ergodax.cli import main
 from ergodax.experiments.build import GAMES, LEARNERS, Builder
 from ergodax.experiments.experiment import Experiment
 from ergodax.experiments.source import Source
+from ergodax.simulation import job
 
 HEAD = """\
 seed = 3
@@ -143,6 +144,28 @@ def test_messages_name_line_and_key(tmp_path, capsys, old, new, message):
     assert message in error
     assert error.startswith(f"ergodax: error: {path}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_is_interrupted_goes_on(done, tmp_path, capsys, monkeypatch):
+    folder, path = done
+    run = ["run", str(path), "--out", str(tmp_path), "--cache", "off"]
+    original = job.Job.run
+
+    def interrupted(self):
+        yield next(original(self))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(job.Job, "run", interrupted)
+        assert main(run) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "simulate.nc").exists()
+    assert (tmp_path / "simulate.unfinished").exists()
+    assert main(run) == 0
+    first, second = (ex.io.load(place / "simulate.nc") for place in (folder, tmp_path))
+    assert first.to_xarray().equals(second.to_xarray())
+    assert not (tmp_path / "simulate.unfinished").exists()
 
 
 def test_parts_are_joined_when_all_are_there(done, tmp_path, capsys):
