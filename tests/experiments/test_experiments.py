@@ -1,6 +1,8 @@
 """Experiments in files."""
 
 import json
+import re
+from pathlib import Path
 
 import filelock
 import numpy as np
@@ -11,6 +13,7 @@ from ergodax.cli import main
 from ergodax.experiments.build import GAMES, LEARNERS, Builder
 from ergodax.experiments.experiment import Experiment
 from ergodax.experiments.source import Source
+from ergodax.simulation import job
 
 HEAD = """\
 seed = 3
@@ -145,6 +148,28 @@ def test_messages_name_line_and_key(tmp_path, capsys, old, new, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("default")
+def test_what_is_interrupted_goes_on(done, tmp_path, capsys, monkeypatch):
+    folder, path = done
+    run = ["run", str(path), "--out", str(tmp_path), "--cache", "off"]
+    original = job.Job.run
+
+    def interrupted(self):
+        yield next(original(self))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(job.Job, "run", interrupted)
+        assert main(run) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "simulate.nc").exists()
+    assert (tmp_path / "simulate.unfinished").exists()
+    assert main(run) == 0
+    first, second = (ex.io.load(place / "simulate.nc") for place in (folder, tmp_path))
+    assert first.to_xarray().equals(second.to_xarray())
+    assert not (tmp_path / "simulate.unfinished").exists()
+
+
 def test_parts_are_joined_when_all_are_there(done, tmp_path, capsys):
     folder, path = done
     run = ["run", str(path), "--out", str(tmp_path / "out"), "--cache", "off"]
@@ -210,7 +235,7 @@ def test_every_learner_has_a_name_and_schedules_and_initial_values():
     told["Observing"] |= {"learner": inner, "observation": [0]}
     told["FallingRate"] |= {"learner": {"name": "Sarsa"}}
     told["QLearning"] |= {"initial": "optimistic", "discount": 0.5}
-    builder = Builder(Source(ex.io.netcdf.Path("none"), b""))
+    builder = Builder(Source(Path("none"), b""))
     for name, table in told.items():
         game = {"name": "stag_hunt", "memory": 0}
         wrapped = builder.wrapped({"game": game, "learners": [table]})
@@ -263,6 +288,18 @@ def test_the_example_is_an_experiment(tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
+def test_the_experiment_of_the_page_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "experiments.md").read_text()
+    (text,) = re.findall(r"^```text\n(title.*?)^```", page, re.DOTALL | re.MULTILINE)
+    experiment = Experiment(write(tmp_path, text))
+    assert list(experiment.tasks) == ["compare", "sweep"]
+    setup = experiment.setup(progress=False)
+    wrapped, _ = setup.build({"game.g": 1.2, "learners.exploration.temperature": 0.3})
+    expected = ex.games.prisoners_dilemma(1.2)
+    np.testing.assert_array_equal(wrapped.game.rewards, expected.rewards)
+    assert [float(one.learner.exploration.temperature) for one in wrapped.learners] == [0.3, 0.3]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -279,6 +316,7 @@ def test_bad_games_of_commands(done, tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_commands_take_any_game_and_experiments(done, tmp_path, capsys):
     options = ["--runs", "6", "--t1", "4", "--points", "3", "--cache", "off", "--out"]
     assert main(["compare", str(done[1]), *options, str(tmp_path)]) == 0

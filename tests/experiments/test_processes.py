@@ -103,7 +103,7 @@ def test_a_lost_process_ends_the_job_and_any_number_goes_on(alone, tmp_path):
     out, shares = tmp_path / "out", tmp_path / "out" / "simulate.unfinished"
     # Long enough to be in the middle of it when the first share is saved.
     path = alone / "long.toml"
-    path.write_text(TEXT.split("[sweep]")[0].replace("40]", "2000]").replace("300", "6000"))
+    path.write_text(TEXT.split("[sweep]")[0].replace("40]", "800]").replace("300", "6000"))
     job = start(path, out, 3, cache=alone / "c")
     until = time.monotonic() + 200
     while len(list(shares.glob("share-*"))) < 4 and time.monotonic() < until:

@@ -15,11 +15,11 @@ from typing import NoReturn
 import jax
 
 from ..base.version import __version__
-from . import compare, convergence, info, run
+from . import compare, convergence, info, replicate, run
 from .options import EXAMPLES, LAYOUT
 from .output import fail, show_warning
 
-_COMMANDS = (compare, convergence, run, info)
+_COMMANDS = (compare, convergence, run, replicate, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

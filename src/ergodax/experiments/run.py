@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..base.codes import RESULTS
 from ..base.processes import agree, find_team, gather
+from ..results.result import Result
 from .experiment import Experiment
 from .folder import Folder
 from .source import PlacedError
@@ -29,6 +31,7 @@ def carry_out(
     Raises:
         ValueError: if the folder holds something else, or a setting does not fit, naming its line.
         OSError: if the folder cannot be written.
+        KeyboardInterrupt: after Ctrl-C; what is unfinished is kept, and nothing of it written.
     """
     team = find_team()
     folder = Folder(path, experiment)
@@ -55,8 +58,18 @@ def carry_out(
             raise
         except (ValueError, TypeError) as error:
             raise experiment.source.error((name,), str(error)) from None
+        if _is_interrupted(result):
+            raise KeyboardInterrupt
         files = []
         if team.index == 0 and not isinstance(part, tuple):
             files = folder.add(name, result, task.figure(setup, result))
             folder.discard(name)
         yield name, result, files
+
+
+def _is_interrupted(result: Any) -> bool:
+    """Whether a simulation, or that of a comparison, was cut short."""
+    simulated: Any = getattr(result, "simulation", result)
+    return isinstance(simulated, Result) and bool(
+        getattr(simulated, "result", RESULTS.successful) == RESULTS.interrupted
+    )
