@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..base.checks import check_array, check_type
 from ..model.game import MarkovGame
 from ..model.learner import AbstractLearner, AbstractOuterLearner, Params, Transition
 
@@ -54,7 +55,7 @@ class Observing(AbstractFilter):
         Raises:
             ValueError: unless observations are whole numbers from 0 on, none left out.
         """
-        seen = np.asarray(observation)
+        seen = np.asarray(check_array("observation", observation, "one whole number per state"))
         if seen.ndim != 1 or not np.issubdtype(seen.dtype, np.integer):
             raise ValueError(
                 "observation must hold one whole number per state, [S]; found "
@@ -66,7 +67,7 @@ class Observing(AbstractFilter):
                 "observation must number what is observed from 0 on without gaps; found "
                 f"{values.tolist()}."
             )
-        self.learner = learner
+        self.learner = check_type("learner", learner, AbstractLearner, "a learner")
         self.observation = tuple(seen.tolist())
 
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Params:
