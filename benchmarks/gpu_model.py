@@ -127,7 +127,7 @@ def simulated(wrapped: ex.WrappedGame, count: int) -> Found:
     """A block of steps in float32, as `simulate` runs it."""
     recorders = (Tally(),)
     inputs = check_inputs(wrapped, wrapped.init(), None, None, GROUP, "float32")
-    rows, _ = inputs.rows(0, GROUP, ())
+    rows, _ = inputs.rows(np.arange(GROUP), ())
     setting = block.Setting(
         wrapped=inputs.wrapped,
         scale=jnp.asarray(1.0),

@@ -309,7 +309,7 @@ CALLS = {
         ex.sweep,
         lambda: {"build": build, "thetas": {"x": [1.0]}, "ts": TS},
         **{"build": "", "thetas": "", "ts": "", "design": "", "simulation": "None"} | SOLVER,
-        **{"batch_size": "None", "folder": "None text", "progress": "bool"},
+        **{"batch_size": "None", "folder": "None text", "part": "None", "progress": "bool"},
     ),
     "use_all_cores": call(ex.use_all_cores, count="None"),
     "save": call(

@@ -1,6 +1,8 @@
 """Experiments in files."""
 
 import json
+import re
+from pathlib import Path
 
 import filelock
 import numpy as np
@@ -233,7 +235,7 @@ def test_every_learner_has_a_name_and_schedules_and_initial_values():
     told["Observing"] |= {"learner": inner, "observation": [0]}
     told["FallingRate"] |= {"learner": {"name": "Sarsa"}}
     told["QLearning"] |= {"initial": "optimistic", "discount": 0.5}
-    builder = Builder(Source(ex.io.netcdf.Path("none"), b""))
+    builder = Builder(Source(Path("none"), b""))
     for name, table in told.items():
         game = {"name": "stag_hunt", "memory": 0}
         wrapped = builder.wrapped({"game": game, "learners": [table]})
@@ -286,6 +288,18 @@ def test_the_example_is_an_experiment(tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
+def test_the_experiment_of_the_page_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "experiments.md").read_text()
+    (text,) = re.findall(r"^```text\n(title.*?)^```", page, re.DOTALL | re.MULTILINE)
+    experiment = Experiment(write(tmp_path, text))
+    assert list(experiment.tasks) == ["compare", "sweep"]
+    setup = experiment.setup(progress=False)
+    wrapped, _ = setup.build({"game.g": 1.2, "learners.exploration.temperature": 0.3})
+    expected = ex.games.prisoners_dilemma(1.2)
+    np.testing.assert_array_equal(wrapped.game.rewards, expected.rewards)
+    assert [float(one.learner.exploration.temperature) for one in wrapped.learners] == [0.3, 0.3]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -302,6 +316,7 @@ def test_bad_games_of_commands(done, tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_commands_take_any_game_and_experiments(done, tmp_path, capsys):
     options = ["--runs", "6", "--t1", "4", "--points", "3", "--cache", "off", "--out"]
     assert main(["compare", str(done[1]), *options, str(tmp_path)]) == 0

@@ -97,7 +97,7 @@ def test_a_table_in_memory_is_not_used_as_a_whole():
 def advanced(wrapped, params0, dtype, lengths, own_game=False):
     """Arguments of a block of steps, as a function of the block."""
     inputs = check_inputs(wrapped, params0, None, None, RUNS, dtype)
-    rows, _ = inputs.rows(0, RUNS, ())
+    rows, _ = inputs.rows(np.arange(RUNS), ())
     mesh = Mesh(np.array(jax.devices()[:1]), (block.AXIS,))
     compensated = dtype == "float32"
     setting = block.Setting(

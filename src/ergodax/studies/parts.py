@@ -20,7 +20,7 @@ def check_part(part: Any, folder: Any, count: int) -> None:
         and all(isinstance(number, int) for number in part)
         and 1 <= part[0] <= part[1] <= count
     )
-    if not whole and part != "join":
+    if not whole and not (isinstance(part, str) and part == "join"):
         raise ValueError(
             f'part must be (k, n) with k from 1 to n and n up to {count}, or "join"; found '
             f"{describe(part)}."

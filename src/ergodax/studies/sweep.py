@@ -165,7 +165,8 @@ def sweep(
     store = Folder(folder, "sweep", inputs)
     if team.count > 1:
         agree(team, store.identity)
-    pieces = gather(team, store.load())[0]
+    # One process looks what is there, before any of them adds to it.
+    pieces = gather(team, store.load() if team.index == 0 else [])[0]
     found = _joined(pieces, "sets") if pieces else np.zeros(0, int)
     if part == "join":
         check_whole(found, count)
