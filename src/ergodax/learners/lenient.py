@@ -45,6 +45,10 @@ class Lenient(AbstractFilter):
         self.learner = check_type("learner", learner, AbstractLearner, "a learner")
         self.draws = check_count("draws", draws)
 
+    def rows(self, game: MarkovGame) -> tuple[int, ...]:
+        """Returns the only row for every state."""
+        return (0,) * game.num_states
+
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Params:
         """Returns the learner's parameters in a game of one state.
 
@@ -72,7 +76,7 @@ class Lenient(AbstractFilter):
 
     def _blind(self, game: MarkovGame) -> Observing:
         """The learner that sees one state only."""
-        return Observing(self.learner, (0,) * game.num_states)
+        return Observing(self.learner, self.rows(game))
 
 
 def _check_repeated(game: MarkovGame, agent: int, draws: int) -> None:
