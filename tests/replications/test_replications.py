@@ -151,6 +151,11 @@ def test_bad_options(options, message, capsys, tmp_path):
     assert message in capsys.readouterr().err
 
 
+def test_single_precision_is_refused():
+    with jax.enable_x64(False), pytest.raises(ValueError, match="anew in float64"):
+        replications.replicate("goll")
+
+
 @pytest.mark.slow
 def test_klein():
     found = replications.replicate("klein2021", sessions=64)

@@ -1,6 +1,8 @@
 """Learners that see less than the state."""
 
+import abc
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,6 +16,10 @@ from ..model.learner import AbstractLearner, AbstractOuterLearner, Params, Trans
 
 class AbstractFilter(AbstractOuterLearner):
     """A learner with the parameters of another one, which sees the game in its own way."""
+
+    @abc.abstractmethod
+    def rows(self, game: MarkovGame) -> tuple[int, ...]:
+        """Returns which row of its tables the learner reads in each state."""
 
     @property
     def symbol(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -70,6 +76,10 @@ class Observing(AbstractFilter):
         self.learner = check_type("learner", learner, AbstractLearner, "a learner")
         self.observation = tuple(seen.tolist())
 
+    def rows(self, game: MarkovGame) -> tuple[int, ...]:
+        """Returns the observations."""
+        return self.observation
+
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Params:
         """Returns the learner's parameters in the game as it observes it.
 
@@ -121,3 +131,12 @@ class Observing(AbstractFilter):
             side_by_side(game.rewards),
             action_names=game.action_names,
         )
+
+
+def rows_read(learner: Any, game: MarkovGame) -> tuple[int, ...]:
+    """Which row of its tables a learner reads in each state: as a rule that of the state."""
+    while isinstance(learner, AbstractOuterLearner) and not isinstance(learner, AbstractFilter):
+        learner = learner.learner
+    if isinstance(learner, AbstractFilter):
+        return learner.rows(game)
+    return tuple(range(game.num_states))

@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from .agreement import Quantity, Replication
 
 # Names with what they are about.
@@ -33,7 +35,7 @@ def replicate(name: str, **options: Any) -> Replication:
         The numbers beside the published ones, with data and figure.
 
     Raises:
-        ValueError: for an unknown paper, or an option that it does not have.
+        ValueError: for an unknown paper, an option that it does not have, or in single precision.
 
     Example:
         >>> print(ex.replications.replicate("kaisers-tuyls").agrees)
@@ -45,6 +47,10 @@ def replicate(name: str, **options: Any) -> Replication:
         if option not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes no options"
             raise ValueError(f"{name} has no {option}: {takes}.")
+    if jnp.result_type(float) != jnp.float64:
+        raise ValueError(
+            "numbers are found anew in float64: jax.config.update('jax_enable_x64', True) first."
+        )
     return function(**options)
 
 
