@@ -5,6 +5,7 @@ from . import io as io
 from . import learners as learners
 from . import outcomes as outcomes
 from . import plot as plot
+from . import replications as replications
 from .averaged.basins import Attractor as Attractor
 from .averaged.basins import Basins as Basins
 from .averaged.basins import basins as basins

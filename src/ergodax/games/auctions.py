@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..base.checks import check_count
+from ..base.checks import check_count, check_number
 from ..model.game import MarkovGame
 from .lottery import repeated_lottery
 from .market import price_names
@@ -41,6 +41,7 @@ def _auction(num_bidders, num_bids, value, memory, rank) -> MarkovGame:
     num_bidders = check_count("num_bidders", num_bidders)
     if num_bidders < 2:
         raise ValueError(f"num_bidders must be at least 2; found {num_bidders}.")
+    value = check_number("value", value)
     bids = value * np.arange(1, check_count("num_bids", num_bids) + 1) / (num_bids + 1)
     check_states([num_bids] * num_bidders, memory)
     made = np.stack(np.meshgrid(*[bids] * num_bidders, indexing="ij"), axis=-1)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
-from ..base.checks import check_count
+from ..base.checks import check_count, check_number, check_numbers, describe
 from ..model.game import MarkovGame
 from .matrix import check_states, repeated
 
@@ -35,6 +35,7 @@ def public_goods(
         memory: number of past rounds remembered; there are `2^(n memory)` states.
     """
     num_agents = check_count("num_agents", num_agents)
+    check_numbers(factor=factor, endowment=endowment)
 
     def own(action, others):
         given = others + (action == 0)
@@ -59,6 +60,7 @@ def volunteers_dilemma(
         memory: number of past rounds remembered; there are `2^(n memory)` states.
     """
     num_agents = check_count("num_agents", num_agents)
+    check_numbers(benefit=benefit, cost=cost)
 
     def own(action, others):
         return benefit * (action == 0 or others > 0) - cost * (action == 0)
@@ -107,6 +109,10 @@ def travellers_dilemma(
     Raises:
         ValueError: unless low < high.
     """
+    for name, claim in (("low", low), ("high", high)):
+        if not isinstance(claim, int | np.integer) or isinstance(claim, bool):
+            raise ValueError(f"{name} must be a whole number; found {describe(claim)}.")
+    bonus = check_number("bonus", bonus)
     if not low < high:
         raise ValueError(f"low must be below high; found {low} and {high}.")
     check_states([high - low + 1] * 2, memory)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from ..model.exploration import AbstractExploration, EpsilonGreedy
 from ..model.game import MarkovGame
 from ..model.learner import At, Transition
-from .action_value import AbstractActionValueLearner, filled
+from .action_value import AbstractActionValueLearner, filled, joined
 
 
 class DoubleQLearning(AbstractActionValueLearner):
@@ -37,6 +37,9 @@ class DoubleQLearning(AbstractActionValueLearner):
 
     selection: AbstractExploration = eqx.field(default_factory=lambda: EpsilonGreedy(0.0))
 
+    def __check_init__(self):
+        self._check_rule("selection")
+
     @property
     def continuous(self) -> bool:
         """Whether both exploration and selection are."""
@@ -46,6 +49,11 @@ class DoubleQLearning(AbstractActionValueLearner):
     def smooth(self) -> bool:
         """Whether both exploration and selection are."""
         return self.exploration.smooth and self.selection.smooth
+
+    def maximised(self, params: Float[Array, "2 S A"]) -> Float[Array, "rows B"] | None:
+        """Those maxima that exploration and selection take."""
+        chosen = self.selection.maximised(params.reshape(-1, params.shape[-1]))
+        return joined(self.exploration.maximised(params.mean(axis=0)), chosen)
 
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "2 S A"]:
         """Returns both tables filled with `initial`.

@@ -144,11 +144,15 @@ class AbstractLearner(HyperModule):
     symbol: ClassVar[str | None] = None
 
     def __check_init__(self):
-        rule = getattr(self, "exploration", None)
         if hasattr(self, "exploration"):
-            hint = "called: {}(..)" if isinstance(rule, type) else "e.g. EpsilonSoftmax(0.5)"
-            what = f"an exploration rule, {hint.format(getattr(rule, '__name__', ''))}"
-            check_type(f"{type(self).__name__}.exploration", rule, AbstractExploration, what)
+            self._check_rule("exploration")
+
+    def _check_rule(self, field: str) -> None:
+        """Raises ValueError unless a field holds an exploration rule."""
+        rule = getattr(self, field)
+        hint = "called: {}(..)" if isinstance(rule, type) else "e.g. EpsilonSoftmax(0.5)"
+        what = f"an exploration rule, {hint.format(getattr(rule, '__name__', ''))}"
+        check_type(f"{type(self).__name__}.{field}", rule, AbstractExploration, what)
 
     @property
     def continuous(self) -> bool:

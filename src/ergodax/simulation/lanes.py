@@ -25,7 +25,7 @@ _MOST_SELECTIONS = 16
 # A product of tensors of so many terms is summed term by term, in the same order in any batch.
 _MOST_TERMS = 1024
 
-_CALLS = {
+CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -34,7 +34,7 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "checkpoint": "jaxpr",
 }
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     """
     abs add and atan2 cbrt ceil clamp convert_element_type cos div eq erf exp exp2 expm1 floor ge gt
     integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem round
@@ -170,8 +170,8 @@ def _value(known, variable) -> Lanes:
 def _apply(equation, inputs: list[Lanes], ordered: bool) -> list[Lanes]:
     """One operation, for all lanes unless they share all its inputs."""
     primitive, params, name = equation.primitive, equation.params, equation.primitive.name
-    if name in _CALLS:
-        inner = params[_CALLS[name]]
+    if name in CALLS:
+        inner = params[CALLS[name]]
         constants = [Lanes(constant, None) for constant in getattr(inner, "consts", ())]
         return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs, ordered)
 
@@ -192,7 +192,7 @@ def _apply(equation, inputs: list[Lanes], ordered: bool) -> list[Lanes]:
     # All that is left is done with the lanes last.
     inputs = [value if value.axis is None else _move(value, -1) for value in inputs]
     array = inputs[0].array
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE:
         shape = jnp.broadcast_shapes(*(value.shape for value in inputs))
         results = bind(*(_spread(value, count, shape).array for value in inputs))
     elif ordered and name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):

@@ -68,7 +68,9 @@ class Event(NamedTuple):
     """What happened in one step of one run.
 
     Attributes:
-        time: the time at the end of the step, in unscaled steps: k/N for step k = 1, 2, ..
+        time: the time at the end of the step, in unscaled steps: k/N for step k = 1, 2, .., rounded
+            to the precision of the simulation: to seven digits in float32, so that beyond 2^24
+            steps neighbours have the same time. Count steps in a recorder's integers.
         state: the state s the step started from.
         joint_action: the actions of all agents, `[n]`.
         outcome: which stored outcome of (s, a) in `wrapped.game` was drawn.
