@@ -90,6 +90,7 @@ class Simulation(Result):
         result: one of `RESULTS`.
         recorded: what `recorder` reported: mean and variance over runs, each leaf `[K, ...]`, and
             with `keep_runs` the values of every run, `[R, K, ...]`; None without a recorder.
+        compiler: what compiled the steps, "XLA" or "numba".
     """
 
     wrapped: WrappedGame
@@ -127,6 +128,7 @@ class Simulation(Result):
     steps_taken: int
     result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
     recorded: Recorded | None = None
+    compiler: str = eqx.field(default="XLA", metadata=labelled(SETTING))
 
     @property
     def standard_error(self) -> Any:
@@ -340,6 +342,7 @@ def simulate(
         steps_taken=steps_taken,
         result=result,
         recorded=recorded[0] if recorded else None,
+        compiler=job.compiler,
     )
 
 

@@ -67,6 +67,7 @@ class StoppedRuns(Result):
         result: one of `RESULTS`.
         watching: what the criterion knew of every run when it stopped, each leaf `[R, ...]`: to go
             on.
+        compiler: what compiled the steps, "XLA" or, as for `simulate`, "numba".
     """
 
     wrapped: WrappedGame
@@ -91,6 +92,7 @@ class StoppedRuns(Result):
     steps_taken: int
     result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
     watching: Any = None
+    compiler: str = eqx.field(default="XLA", metadata=labelled(SETTING))
 
     @property
     def runs(self) -> int:
@@ -313,6 +315,7 @@ def simulate_until(
         steps_taken=int(pool.steps.sum()) - steps_before,
         result=result,
         watching=ended.recorded[0],
+        compiler=pool.compiler,
     )
 
 
