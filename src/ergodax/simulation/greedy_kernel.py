@@ -161,7 +161,7 @@ def kernel(form: Form) -> Callable[..., Any]:
 
     @njit(inline="always", fastmath={"nnan", "nsz"})
     def look(q, row):
-        """The first best entry of a row, and how many are best; without branches."""
+        """The first best entry of a row with how many are best, and the largest other one."""
         top, second, best = q[U64(row)], -infinite, I64(0)
         for b in range(1, longest):
             value = q[U64(row + b)]
@@ -169,7 +169,7 @@ def kernel(form: Form) -> Callable[..., Any]:
             best = b if value > top else best
             top = max(top, value)
         count = count_best(q, row, top) if second == top else 1
-        return best | (count << _BITS)
+        return best | (count << _BITS), second
 
     @njit()
     def choose_slowly(q, row, known, width, uniform, share, explored):
@@ -213,13 +213,15 @@ def kernel(form: Form) -> Callable[..., Any]:
         order = np.arange(count)
         first = np.empty(count * pairs * _AHEAD, np.uint32)
         second = np.empty(count * pairs * _AHEAD, np.uint32)
-        known = np.empty(count * rows, np.int16)
+        # Of every row the best action, and a bound of all others: it is read only below.
+        known, bounds = np.empty(count * rows, np.int16), np.empty(count * rows, real)
         played, drawn = np.empty(agents, np.int64), np.empty(agents, np.int64)
         for slot in range(count):
             for i in range(agents):
                 for s in range(states):
                     row = lanes[slot] * size + (i * states + s) * stride
-                    known[slot * rows + i * states + s] = look(tables, row)
+                    place = slot * rows + i * states + s
+                    known[place], bounds[place] = look(tables, row)
         finite, taken = True, 0
         rate_steps = rates.shape[1] * agents
         discount_steps = discounts.shape[1] * agents
@@ -339,20 +341,15 @@ def kernel(form: Form) -> Callable[..., Any]:
                             else:
                                 gains[at_gain] += reward
                         # What is best in this row now.
-                        if old == top:
-                            if new < old:
-                                found = look(tables, row)
-                                changed |= code >= 2 * single or found != code
-                                known[place] = found
-                            elif new > old and code >= 2 * single:
-                                changed = True
-                                known[place] = action | single
-                        elif new > top:
-                            changed = True
-                            known[place] = action | single
-                        elif new == top:
-                            changed = True
-                            known[place] = min(action, best) | ((code & ~low_bits) + single)
+                        is_single = code < 2 * single
+                        if (action == best) & is_single & (new > bounds[place]):
+                            pass
+                        elif (action != best) & is_single & (new < top):
+                            bounds[place] = max(bounds[place], new)
+                        else:
+                            found, bounds[place] = look(tables, row)
+                            changed |= found != code
+                            known[place] = found
                     if tallied:
                         visits[U64(lane * states + s)] += 1
                     where[lane] = following
