@@ -1,10 +1,11 @@
 """More learners for the oracle, written from their sources in plain NumPy; see `oracle`."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
-from oracle import TableLearner, eps_softmax, maximum, softmax
+from oracle import DenseGame, TableLearner, eps_softmax, maximum, softmax
 
 
 class FrequencyAdjustedQLearning(TableLearner):
@@ -154,3 +155,67 @@ class FallingRate:
         f[0, state, own] = self.alpha / n[state, own] ** self.omega * (target - Q[state, own])
         f[1, state, own] = 1
         return f.ravel()
+
+
+def tossed(game, tossing=(0, 1)):
+    """The game in which some agents toss a fair coin: their rewards are pairs (reward, coin)."""
+    outcomes = {}
+    for place, own in game.outcomes.items():
+        outcomes[place] = []
+        for (p, t, rewards), coins in itertools.product(
+            own, itertools.product(range(2), repeat=len(tossing))
+        ):
+            seen = list(rewards)
+            for agent, coin in zip(tossing, coins, strict=True):
+                seen[agent] = (rewards[agent], coin)
+            outcomes[place].append((p / 2 ** len(tossing), t, seen))
+    return DenseGame(outcomes, game.num_states, game.num_actions, game.num_agents)
+
+
+class DoubleQLearning(TableLearner):
+    """Van Hasselt 2010, in `tossed` games: both tables in turn; greedy, or by a softmax."""
+
+    selection = None
+
+    def num_params(self, game, agent):
+        return 2 * super().num_params(game, agent)
+
+    def policy(self, params, game, agent, state):
+        A, B = np.split(np.ravel(params), 2)
+        return super().policy((A + B) / 2, game, agent, state)
+
+    def increment(
+        self, params, game, agent, state, joint_action, reward, next_state, next_action_own
+    ):
+        (reward, coin), own = reward, joint_action[agent]
+        tables = [self.table(half, game, agent) for half in np.split(np.ravel(params), 2)]
+        learns, values = tables if coin == 0 else tables[::-1]
+        if self.selection is None:
+            value = values[next_state][learns[next_state].argmax()]
+        else:
+            value = softmax(learns[next_state] / self.selection) @ values[next_state]
+        step = np.zeros_like(learns)
+        step[state, own] = self.alpha * (reward + self.gamma * value - learns[state, own])
+        parts = [step, np.zeros_like(step)]
+        return np.ravel(parts if coin == 0 else parts[::-1])
+
+
+class SoftDoubleQLearning(DoubleQLearning):
+    """The same with a softmax of temperature .4 that selects."""
+
+    selection = 0.4
+
+
+def lenient_rewards(table, others, draws):
+    """Expected maximum of `draws` rewards of every action, by all sequences of the others' actions.
+
+    Args:
+        table: rewards by own action and joint action of the others, `[A, B]`.
+        others: probabilities of the latter, `[B]`.
+        draws: how many.
+    """
+    expected = np.zeros(len(table))
+    for sequence in itertools.product(range(len(others)), repeat=draws):
+        chance = np.prod([others[b] for b in sequence])
+        expected += chance * table[:, list(sequence)].max(axis=1)
+    return expected

@@ -1,6 +1,7 @@
 """Every public function, arguments that it takes, and wrong values that are right for it."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -308,7 +309,7 @@ CALLS = {
         ex.sweep,
         lambda: {"build": build, "thetas": {"x": [1.0]}, "ts": TS},
         **{"build": "", "thetas": "", "ts": "", "design": "", "simulation": "None"} | SOLVER,
-        **{"batch_size": "None", "folder": "None text", "progress": "bool"},
+        **{"batch_size": "None", "folder": "None text", "part": "None", "progress": "bool"},
     ),
     "use_all_cores": call(ex.use_all_cores, count="None"),
     "save": call(
@@ -361,4 +362,101 @@ CALLS = {
     "plot.convergence": call(
         ex.plot.convergence, lambda: {"study": blank(ex.ConvergenceStudy)}, study="", ax="None"
     ),
+}
+
+
+def numbers(function, **takes):
+    """A game that needs no arguments, whose other parameters are numbers of any size."""
+    known = {"memory": "0"} | takes
+    names = inspect.signature(function).parameters
+    return call(function, **{name: known.get(name, "-1 0") for name in names})
+
+
+LEARNER = {"learning_rate": "0", "discount": "0", "exploration": "", "initial": "0 -1 shape"}
+
+CALLS |= {
+    name: numbers(getattr(ex.games, name))
+    for name in (
+        *("symmetric", "stag_hunt", "hawk_dove", "chicken", "battle_of_the_sexes", "coordination"),
+        "matching_pennies",
+    )
+} | {
+    "rock_paper_scissors": numbers(ex.games.rock_paper_scissors, tie=""),
+    "public_goods": numbers(ex.games.public_goods, num_agents=""),
+    "volunteers_dilemma": numbers(ex.games.volunteers_dilemma, num_agents=""),
+    "minority": numbers(ex.games.minority, num_agents=""),
+    "travellers_dilemma": numbers(ex.games.travellers_dilemma, low="-1 0", high="", bonus="-1 0"),
+    "two_state_dilemma": numbers(ex.games.two_state_dilemma, to_rich="None"),
+    "ecological_public_good": numbers(
+        ex.games.ecological_public_good, num_agents="", collapse="0", recovery="0"
+    ),
+    "two_state_matching_pennies": numbers(ex.games.two_state_matching_pennies, switch="0"),
+    "random_ergodic": call(
+        ex.games.random_ergodic, lambda: {"key": KEY}, key="", num_states="", num_actions=""
+    ),
+    "unit_demand": numbers(ex.games.unit_demand, num_firms="", num_prices=""),
+    "cournot": numbers(ex.games.cournot, num_firms="", num_quantities="", slope=""),
+    "sequential": numbers(ex.games.sequential, intervals=""),
+    "bertrand": numbers(ex.games.bertrand, market="None", num_prices="", extension="-1 0"),
+    "two_prices": numbers(ex.games.two_prices, market="None"),
+    "first_price_auction": numbers(ex.games.first_price_auction, num_bidders="", num_bids=""),
+    "second_price_auction": numbers(ex.games.second_price_auction, num_bidders="", num_bids=""),
+    "repeated_lottery": call(
+        ex.games.repeated_lottery,
+        lambda: {"payoffs": np.ones((2, 2, 2, 2)), "probabilities": [0.5, 0.5]},
+        **{"payoffs": "", "probabilities": "", "memory": "0", "action_names": "None"},
+    ),
+    "with_signals": call(
+        ex.games.with_signals,
+        lambda: {"game": wrapped().game, "signals": np.ones((2, 2, 1, 1))},
+        game="",
+        signals="",
+    ),
+    "CounterfactualQLearning": call(ex.CounterfactualQLearning, **LEARNER),
+    "Sarsa": call(ex.Sarsa, **LEARNER),
+    "ExpectedSarsa": call(ex.ExpectedSarsa, **LEARNER),
+    "DoubleQLearning": call(ex.DoubleQLearning, **LEARNER, selection=""),
+    "FrequencyAdjustedQLearning": call(ex.FrequencyAdjustedQLearning, **LEARNER, frequency=""),
+    "FallingRate": call(
+        ex.FallingRate, lambda: {"learner": wrapped().learners[0]}, learner="", power="0"
+    ),
+    "Cross": call(ex.Cross, learning_rate="0", epsilon="0"),
+    "BushMosteller": call(ex.BushMosteller, learning_rate="0", epsilon="0", aspiration="-1 0"),
+    "RothErev": call(
+        ex.RothErev,
+        **{"learning_rate": "0", "forgetting": "0", "experimentation": "0", "initial": "shape"},
+    ),
+    "Reinforce": call(
+        ex.Reinforce,
+        **{"learning_rate": "0", "baseline": "-1 0", "exploration": "", "initial": "0 -1 shape"},
+    ),
+    "ExponentialWeights": call(
+        ex.ExponentialWeights, learning_rate="0", exploration="", initial="0 -1 shape"
+    ),
+    "ProjectedGradient": call(
+        ex.ProjectedGradient, learning_rate="0", exploration="", initial="0 -1 shape"
+    ),
+    "WolfPHC": call(
+        ex.WolfPHC,
+        **{"learning_rate": "0", "discount": "0", "win_rate": "0", "lose_rate": "0"},
+        **{"epsilon": "0", "initial": "0 -1 shape"},
+    ),
+    "Observing": call(
+        ex.Observing,
+        lambda: {"learner": wrapped().learners[0], "observation": [0]},
+        learner="",
+        observation="",
+    ),
+    "Lenient": call(ex.Lenient, lambda: {"learner": wrapped().learners[0]}, learner="", draws=""),
+    "Projection": call(ex.Projection, temperature="", epsilon="0"),
+    "exponential": call(ex.schedules.exponential, start="-1 0", rate="0", end="-1 0"),
+    "power": call(ex.schedules.power, start="-1 0", power="0", delay=""),
+    "piecewise": call(
+        ex.schedules.piecewise,
+        lambda: {"times": [0.0, 1.0], "values": [1.0, 2.0]},
+        times="",
+        values="",
+        between="",
+    ),
+    "from_optax": Call(ex.schedules.from_optax, lambda: {"function": abs}, {"function": "result"}),
 }

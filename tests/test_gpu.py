@@ -6,11 +6,6 @@ must agree bit for bit, float64 to rounding (or to the solver's tolerance, where
 differ), float32 in distribution.
 """
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 
 import jax
@@ -91,14 +86,6 @@ def large():
     ]
     wrapped = ex.WrappedGame(game, learners)
     return wrapped, wrapped.init()
-
-
-class Dense(ex.QLearning):
-    """Q-learning whose increments are whole tables."""
-
-    def update(self, params, transition, game, agent):
-        sparse = ex.QLearning.update(self, params, transition, game, agent)
-        return jnp.zeros_like(params).at[sparse.index].set(sparse.value)
 
 
 def test_random_streams_are_the_same_bit_for_bit(device):
@@ -252,98 +239,6 @@ def test_sweeps_of_simulations_agree(device):
         return [data[name].values for name in ("state_frequency", "rewards", "policy")]
 
     assert_all_close(*both(device, sweep), 1e-9)
-
-
-# What JAX computes with if it is not told to use float64, as most programs for GPUs do.
-SINGLE = """
-    import json, sys
-    import jax, jax.numpy as jnp, numpy as np
-    import ergodax as ex
-    from ergodax.simulation import block
-    from ergodax.simulation.recorders import Tally
-    from ergodax.simulation.step import words_of
-    from ergodax.simulation.streams import run_keys
-    from jax.sharding import Mesh
-
-    sys.path.insert(0, {tests!r})
-    from test_gpu import TS, Dense, build, large
-
-    def lower(function, *args):
-        return jax.export.export(jax.jit(function), platforms=["cuda"])(*args).mlir_module()
-
-    def loss(tau):
-        return ex.solve(*build({{"tau": tau}}), TS).params[0][-1].sum()
-
-    def simulate(case):
-        wrapped, params0 = case
-        setting = block.Setting(
-            wrapped, jnp.asarray(1.0), lambda x: x, (Tally(),), True, False, 1, 64,
-            Mesh(np.array(jax.devices()), ("runs",)),
-        )
-        keys = run_keys(jax.random.key(0), jnp.arange(64, dtype=jnp.uint32))
-        every = lambda leaf: jnp.broadcast_to(leaf, (64, *leaf.shape))
-        def program(keys):
-            standing, faults = block.start(
-                setting, keys, jax.tree.map(every, params0), every(wrapped.game.initial)
-            )
-            runs = block.start_recorders(setting, standing, faults)
-            lengths, due = jnp.array([3, 4], jnp.int32), jnp.ones(2, bool)
-            live = jnp.ones(64, bool)
-            return block.advance.__wrapped__(
-                setting, keys, runs, live, words_of(0), lengths, due
-            )
-        return lower(program, keys)
-
-    import warnings
-    warnings.filterwarnings("ignore", message="solving in float32")
-    case, tau = build({{}}), jnp.asarray(0.5)
-    dense = ex.WrappedGame(case[0].game, [Dense(), Dense()])
-    programs = {{
-        "simulate, small": simulate(case),
-        "simulate, large": simulate(large()),
-        "dense drift": lower(lambda x: ex.drift(dense, x), dense.init()),
-        "law": lower(lambda x: ex.stationary_distribution(case[0], x), case[1]),
-        "jacobian": lower(lambda x: ex.jacobian(large()[0], x), large()[1]),
-        "occupation": lower(lambda x: ex.occupation_measure(case[0], x), case[1]),
-        "rest point": lower(lambda x: ex.rest_point(case[0], x).params, case[1]),
-        "gradient": lower(jax.grad(loss), tau),
-        "sensitivities": lower(
-            lambda tau: ex.sensitivities(build, {{"tau": tau}}, TS).derivatives, tau
-        ),
-    }}
-    rough = {{
-        name: [line.strip() for line in program.splitlines()
-               if "stablehlo.dot_general" in line and "HIGHEST" not in line]
-        for name, program in programs.items()
-    }}
-    products = sum(program.count("stablehlo.dot_general") for program in programs.values())
-    ran = ex.simulate(*large(), TS, runs=64, key=jax.random.key(1))
-    states, means = ran.final.state.tolist(), [leaf.tolist() for leaf in jax.tree.leaves(ran.mean)]
-    print(json.dumps({{"rough": rough, "products": products, "states": states, "means": means}}))
-"""
-
-
-@pytest.mark.slow
-def test_without_x64_programs_compile_for_cuda_in_full_precision():
-    """Programs are lowered for CUDA, which needs no GPU, in a process that knows no float64.
-
-    On a GPU, products of float32 matrices are rounded to ten bits unless the program forbids it.
-    Runs are the same whether sums over them are in float32 or in float64.
-    """
-    code = textwrap.dedent(SINGLE).format(tests=os.path.dirname(__file__))
-    # Equinox' checks inside compiled code are calls to the host, which need a real GPU.
-    environment = {**os.environ, "EQX_ON_ERROR": "nan", "JAX_ENABLE_X64": "0"}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
-    assert found["products"] > 0
-    assert all(lines == [] for lines in found["rough"].values()), found["rough"]
-    expected = ex.simulate(*large(), TS, runs=64, key=jax.random.key(1), dtype="float32")
-    assert found["states"] == expected.final.state.tolist()
-    for one, other in zip(found["means"], jax.tree.leaves(expected.mean), strict=True):
-        assert_close(np.array(one), other, 1e-5)
 
 
 def test_batches_suit_the_memory_of_an_accelerator():

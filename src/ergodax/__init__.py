@@ -5,6 +5,7 @@ from . import io as io
 from . import learners as learners
 from . import outcomes as outcomes
 from . import plot as plot
+from . import replications as replications
 from .averaged.basins import Attractor as Attractor
 from .averaged.basins import Basins as Basins
 from .averaged.basins import basins as basins
@@ -30,10 +31,12 @@ from .learners import ActorCritic as ActorCritic
 from .learners import BushMosteller as BushMosteller
 from .learners import CounterfactualQLearning as CounterfactualQLearning
 from .learners import Cross as Cross
+from .learners import DoubleQLearning as DoubleQLearning
 from .learners import ExpectedSarsa as ExpectedSarsa
 from .learners import ExponentialWeights as ExponentialWeights
 from .learners import FallingRate as FallingRate
 from .learners import FrequencyAdjustedQLearning as FrequencyAdjustedQLearning
+from .learners import Lenient as Lenient
 from .learners import Observing as Observing
 from .learners import ProjectedGradient as ProjectedGradient
 from .learners import QLearning as QLearning

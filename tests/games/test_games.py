@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -173,4 +174,23 @@ def test_payoffs_are_differentiable_in_either_form():
 )
 def test_tables_that_do_not_fit_are_refused(make, message):
     with annotations_off(), pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda: ex.games.stag_hunt(memory=40), "4^40 states"),
+        (lambda: ex.games.public_goods(60, memory=0), f"{2**60} joint actions"),
+        (lambda: ex.games.travellers_dilemma(0, 10**7), f"{(10**7 + 1) ** 2} joint actions"),
+        (lambda: ex.games.unit_demand(12), f"{20**12} joint actions"),
+        (lambda: ex.games.cournot(9), f"{15**9}^1 states"),
+        (lambda: ex.games.bertrand(ex.games.LogitMarket(6), num_prices=10), f"{10**6}^1 states"),
+        (lambda: ex.games.sequential(10**5), f"{2 * 10**5 + 2} states"),
+        (lambda: ex.games.first_price_auction(9), f"{19**9} joint actions"),
+        (lambda: ex.games.random_ergodic(jax.random.key(0), 10**7), f"{10**7} states"),
+    ],
+)
+def test_games_that_memory_cannot_hold_say_their_size_at_once(make, size):
+    with pytest.raises(ValueError, match=re.escape(size) + ".* of memory are available"):
         make()

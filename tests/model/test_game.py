@@ -1,3 +1,6 @@
+import contextlib
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -318,3 +321,15 @@ def test_row_sums_may_be_off_by_rounding(dtype, passes, fails):
 def test_values_are_not_checked_under_a_trace():
     game = jax.jit(MarkovGame.from_dense)(2 * SPARSE, REWARDS)
     np.testing.assert_array_equal(game.kernel, 2 * SPARSE)
+
+
+@pytest.mark.parametrize(("shift", "warns"), [(1e5, True), (1e2, False), (0, False)])
+def test_rewards_that_float32_cannot_tell_apart_are_said(shift, warns):
+    rewards = np.array([[0.0, 1.0], [0.5, 0.2]])[None, ..., None] * np.ones(2)
+    rewards[..., 1] += shift
+    made = functools.partial(MarkovGame.deterministic, np.zeros((1, 2, 2), int), rewards)
+    made()  # in float64 all is well
+    with jax.enable_x64(False):
+        context = pytest.warns(UserWarning, match="rewards of agent 1 lie between 1000")
+        with context if warns else contextlib.nullcontext():
+            made()

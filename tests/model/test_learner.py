@@ -170,8 +170,8 @@ def test_accumulate_is_linear_in_its_values(events):
     np.testing.assert_allclose(slope, weights[index[0]], rtol=1e-12)
 
 
-def test_transition_needs_no_next_action():
-    assert ex.Transition._field_defaults == {"next_action": None}
+def test_transition_needs_no_next_action_and_no_lottery():
+    assert ex.Transition._field_defaults == {"next_action": None, "lottery": None}
 
 
 def test_learner_contract_is_abstract():

@@ -95,6 +95,26 @@ def test_best_values_are_differentiable_by_the_game(case):
     np.testing.assert_allclose(slope[0], expected, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("against", ["best response", "one deviation"])
+def test_equilibria_are_found_where_one_looks(against):
+    """Grim trigger with explorers: an equilibrium in all states, on the cycle, or not at all."""
+    game = ex.games.two_prices()
+    grim, naive = np.array([0, 0, 0, 1]), np.array([1, 1, 1, 1])
+    # Tit for tat is a best reply to itself along collusion, not after a deviation.
+    tit, mirrored = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
+    runs = (np.stack([grim, naive, tit]), np.stack([grim, naive, mirrored]))
+    policies = tuple(np.eye(2)[own] for own in runs)
+    everywhere = outcomes.is_equilibrium(game, policies, 0.95, against=against)
+    np.testing.assert_array_equal(everywhere, [True, False, False])
+    cycle = outcomes.play(game, runs, np.array([3, 3, 3]))
+    on_path = outcomes.is_equilibrium(game, policies, 0.95, states=cycle.on_cycle, against=against)
+    np.testing.assert_array_equal(on_path, [True, False, True])
+    one = tuple(table[0] for table in policies)
+    assert outcomes.is_equilibrium(game, one, 0.95, states=cycle.on_cycle[0], against=against)
+    assert not outcomes.is_equilibrium(game, one, 0.2, against=against)
+    assert outcomes.is_equilibrium(game, one, 0.2, against=against, tolerance=0.9)
+
+
 def test_losses_of_one_deviation_and_of_best_responses(case):
     game, kernel, rewards, policies = case
     game = ex.MarkovGame.from_dense(kernel, rewards + 10)
@@ -159,7 +179,9 @@ def test_play_ends_on_the_cycle():
         actions = [(strategies[0][run][s], strategies[1][run][s]) for s in cycle]
         mean = np.mean([table[pair] for pair in actions], axis=0)
         np.testing.assert_allclose(found.rewards[run], mean, rtol=1e-12, atol=1e-14)
+        assert found.symmetric[run] == all(first == second for first, second in actions)
     assert lengths > {1, 2, 3}
+    assert 0 < found.symmetric.sum() < 40
     one = outcomes.play(PRICES, tuple(own[5] for own in strategies), int(starts[5]))
     chex.assert_trees_all_equal(one, jax.tree.map(lambda leaf: leaf[5], found))
 
@@ -212,6 +234,10 @@ def test_deviations_run_by_run_and_by_state():
         outcomes.deviation_response(game, strategies, 0, 2, start)
     with pytest.raises(ValueError, match="state must be 0 to 3"):
         outcomes.deviation_response(game, strategies, 0, 1, 7)
+    named = outcomes.deviation_response(game, strategies, 0, "D", start, before=0)
+    assert named.actions[:, 0, 0].tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="one of C, D; found 'd'; did you mean"):
+        outcomes.deviation_response(game, strategies, 0, "d", start)
 
 
 def test_cross_pairs_take_the_others_from_another_run():
@@ -249,6 +275,8 @@ def test_profit_gain():
         (lambda g, p: outcomes.values(g, (p[0] * 2, p[1]), 0.9), "sum to 1"),
         (lambda g, p: outcomes.best_response(g, p, 0.9, 2), "agent"),
         (lambda g, p: outcomes.q_loss(g, p, 0.9, against="all"), "against must be"),
+        (lambda g, p: outcomes.is_equilibrium(g, p, 0.9, states=[0, 1]), "states must be truth"),
+        (lambda g, p: outcomes.is_equilibrium(g, p, 0.9, tolerance=2), "tolerance must be"),
         (lambda g, p: outcomes.play(g, (np.full(3, 5), np.zeros(3, int))), "0 to 1"),
         (lambda g, p: outcomes.play(g, (np.zeros(3), np.zeros(3, int))), "whole numbers"),
         (lambda g, p: outcomes.profit_gain("a", 1, 2), "profits must be"),

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 import ergodax as ex
 from ergodax import plot
+from helpers import annotations_off
 
 X, Y = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 20.0, 30.0])
 
@@ -190,3 +191,25 @@ def test_bars_of_an_observable_and_elasticities():
 def test_bars_that_cannot_be_drawn(of, options, message):
     with pytest.raises(ValueError, match=message):
         plot.sensitivities(found(), of, **options)
+
+
+def test_responses_to_a_deviation():
+    game = ex.games.symmetric()
+    shift = np.array([[0, 1, 1, 0]] * 2)
+    found = ex.outcomes.deviation_response(
+        game, (shift, shift), 1, np.array([1, 0]), 0, before=1, after=3
+    )
+    ax = plot.deviation_response(found, [2.0, 4.0], deviating=1)
+    _, first, second = ax.get_lines()
+    np.testing.assert_array_equal(first.get_xdata(), [-1, 0, 1, 2])
+    # One of two runs deviates for a step; both defect once, then it is forgotten.
+    np.testing.assert_array_equal(first.get_ydata(), [2, 2, 3, 2])
+    np.testing.assert_array_equal(second.get_ydata(), [2, 3, 3, 2])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "agent 0",
+        "agent 1 (deviates)",
+    ]
+    with pytest.raises(ValueError, match=r"one number per action, \[A\] or \[2, A\]"):
+        plot.deviation_response(found, [1.0])
+    with annotations_off(), pytest.raises(ValueError, match="what deviation_response returns"):
+        plot.deviation_response(3)

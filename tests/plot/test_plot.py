@@ -14,7 +14,9 @@ from matplotlib.colors import to_hex
 
 import comparisons
 import ergodax as ex
+import refused
 from ergodax import plot
+from ergodax.plot.coordinates import parameter_index
 
 BLUE, VERMILLION, BLACK = "#0072b2", "#d55e00", "#000000"
 
@@ -347,3 +349,16 @@ def test_importing_the_package_is_light():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["[]", "False"]
     assert ex.plot is plot
+
+
+def test_tables_of_agents_that_see_less_are_drawn_in_every_state():
+    game, q = ex.games.stag_hunt(), ex.QLearning(0.1, 0.5)
+    blind = ex.Observing(ex.QLearning(0.1, 0.5), [0, 1, 1, 0])
+    wrapped = ex.WrappedGame(game, [blind, q])
+    values = np.arange(8.0).reshape(2, 2, 2), np.zeros((2, 4, 2))
+    solution = refused.blank(ex.Solution, wrapped=wrapped, ts=np.array([0.0, 1.0]), params=values)
+    for state, row in enumerate(blind.observation):
+        lines = plot.parameters(solution, 0, state).get_lines()
+        shown = np.transpose([line.get_ydata() for line in lines])
+        np.testing.assert_array_equal(shown, values[0][:, row])
+    assert parameter_index(wrapped, tuple(v[0] for v in values), "coordinates", (0, 2, 1)) == 3

@@ -6,6 +6,7 @@ import pytest
 from ergodax.simulation.capacity import (
     ACCELERATOR,
     PROCESSOR,
+    balanced,
     copies_fit,
     limits_of,
     steps_of_block,
@@ -49,3 +50,19 @@ def test_small_batches_may_have_games_of_their_own():
     assert copies_fit(2**21, PROCESSOR)
     assert not copies_fit(2**23, PROCESSOR)
     assert copies_fit(2**23, ACCELERATOR)
+
+
+@pytest.mark.parametrize(
+    ("runs", "devices", "processes", "width"),
+    [
+        (100_000, 1, 1, 512),  # alone, as it was
+        (2**20, 1, 8, 512),
+        (1000, 1, 2, 512),  # 512 and 488
+        (1000, 1, 3, 128),  # 384, 384 and 232; with 512 one would have nothing to do
+        (64, 1, 3, 64),  # one has all there is
+        (4096, 4, 2, 512),
+        (4096, 4, 3, 128),
+    ],
+)
+def test_processes_have_about_equally_much_to_do(runs, devices, processes, width):
+    assert balanced(512, runs, devices, processes) == width

@@ -79,3 +79,24 @@ def test_an_unfinished_merger_goes_on_from_its_parts():
         jax.tree.leaves(second.result()), jax.tree.leaves(whole.result()), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("cuts", [(3,), (1, 6), (2, 5, 9), (4, 8)])
+def test_shares_of_processes_have_the_moments_of_all(cuts):
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(11 * GROUP, 3)) * 1e3
+    groups = of_groups(jnp.asarray(values), (), jnp.ones(len(values), bool))
+    groups = [jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), groups) for k in range(11)]
+    whole, joined = Merger(), Merger()
+    for group in groups:
+        whole.add(group)
+    for first, end in zip((0, *cuts), (*cuts, 11), strict=True):
+        share = Merger(first=first)
+        for group in groups[first:end]:
+            share.copy().add(group)
+            share.add(group)
+        assert len(share.sizes) < end - first or end - first < 3
+        for size, moments in zip(share.sizes, share.merged, strict=True):
+            joined.add(moments, size)
+    for found, expected in zip(joined.result(), whole.result(), strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -272,8 +272,8 @@ def check_ergodic(
         if not learner.continuous:
             raise ValueError(
                 f"agent {agent}: the policy of {type(learner).__name__} is not continuous in its "
-                "parameters (argmax), so the averaged drift is discontinuous and the theorem "
-                "behind the ODE does not hold; such learners can only be simulated."
+                "parameters (argmax), or its update, so the averaged drift is discontinuous and "
+                "the theorem behind the ODE does not hold; such learners can only be simulated."
             )
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
         return wrapped, params

@@ -95,6 +95,11 @@ def check_count(name: str, count: Any, least: int = 1) -> int:
     return int(count)
 
 
+def check_numbers(**numbers: Any) -> list[Any]:
+    """Returns finite numbers given by their names; raises ValueError for the first that is none."""
+    return [check_number(name, number) for name, number in numbers.items()]
+
+
 def check_array(name: str, value: Any, what: str = "an array of numbers") -> Any:
     """Returns an array of real numbers, of NumPy or of JAX, of any shape and values.
 

@@ -1,4 +1,4 @@
-"""The command line: simulates an example game, solves its averaged ODE, writes figure and data.
+"""The command line: simulates games, solves averaged ODEs, writes figures and data.
 
 Exit codes: 0 success, 1 the computation failed, 2 bad options or values, 130 interrupted. Errors
 are one line on standard error.
@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
+import jax
+
 from ..base.version import __version__
-from . import compare, convergence, info
+from . import compare, convergence, info, replicate, run
 from .options import EXAMPLES, LAYOUT
 from .output import fail, show_warning
 
-_COMMANDS = (compare, convergence, info)
+_COMMANDS = (compare, convergence, run, replicate, info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """Runs the command line as a program of its own."""
     code = main()
-    if code == 130:  # threads that still compile would not survive an orderly end
+    # Threads that still compile would not survive an orderly end, and the other processes of a job
+    # would wait for it.
+    if code == 130 or (code and jax.distributed.is_initialized()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

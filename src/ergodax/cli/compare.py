@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .options import EXAMPLES, LAYOUT, add_cache, add_game, add_option, count, positive, state
+from .game import add_game
+from .options import EXAMPLES, LAYOUT, add_cache, add_option, count, positive, state
 from .output import fail, write_result
 from .running import start
 
@@ -57,19 +58,20 @@ def _compare(options: argparse.Namespace, command: str) -> int:
 
     points = options.points
     check_room(_POINT_BYTES * points, f"a comparison at {points} times", "lower --points")
-    wrapped = start(options)
+    chosen = start(options)
+    wrapped = chosen.wrapped
     comparison = compare(
         wrapped,
         wrapped.init(),
         np.linspace(0.0, options.t1, options.points),
         scale=options.scale,
         runs=options.runs,
-        key=jax.random.key(options.seed),
-        initial_state=options.initial_state,
+        key=jax.random.key(chosen.seed),
+        initial_state=chosen.initial_state,
         dtype=options.dtype,
         progress=sys.stderr.isatty(),
     )
-    write_result(comparison, plot.comparison(comparison), options.out / options.game, command)
+    write_result(comparison, plot.comparison(comparison), options.out / chosen.name, command)
     if comparison.simulation.result == RESULTS.interrupted:
         return fail("interrupted: what is written was complete by then", 130)
     return 0 if np.isfinite(comparison.parameter_gap.largest) else 1

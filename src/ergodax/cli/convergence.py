@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .options import EXAMPLES, LAYOUT, add_cache, add_game, add_option, count, positive, state
+from .game import add_game
+from .options import EXAMPLES, LAYOUT, add_cache, add_option, count, positive, state
 from .output import write_result
 from .running import start
 
@@ -29,7 +30,8 @@ def add_to(commands) -> None:
     add(group, "--scales", positive, scales, "scales, three or more", metavar="N", nargs="+")
     add(group, "--t1", positive, 8.0, "horizon, in unscaled steps", metavar="T")
     add(group, "--seed", count(0), 0, "random seed", metavar="SEED")
-    add(group, "--initial-state", state, 0, "first state, by name or number", metavar="STATE")
+    text = "first state, by name or number (default: that of the file, or 0)"
+    group.add_argument("--initial-state", type=state, default=None, help=text, metavar="STATE")
     add(group, "--checkpoint", Path, None, "file to continue from, none if not given")
     add(group, "--out", Path, Path("out"), "output folder", metavar="OUT")
     add_cache(group)
@@ -43,18 +45,19 @@ def _convergence(options: argparse.Namespace, command: str) -> int:
     from .. import plot
     from ..studies.convergence import convergence_study
 
-    wrapped = start(options)
+    chosen = start(options)
+    wrapped = chosen.wrapped
     study = convergence_study(
         wrapped,
         wrapped.init(),
         options.t1,
         scales=options.scales,
         runs=options.runs,
-        key=jax.random.key(options.seed),
-        initial_state=options.initial_state,
+        key=jax.random.key(chosen.seed),
+        initial_state=0 if chosen.initial_state is None else chosen.initial_state,
         checkpoint=options.checkpoint,
         progress=sys.stderr.isatty(),
     )
-    stem = options.out / f"{options.game}-convergence"
+    stem = options.out / f"{chosen.name}-convergence"
     write_result(study, plot.convergence(study).figure, stem, command)
     return 0 if np.all(np.isfinite(study.weak)) else 1

@@ -5,32 +5,43 @@ import contextlib
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .options import GAMES
-
-if TYPE_CHECKING:
-    from ..model.wrapped import WrappedGame
+from .game import Chosen, choose_game
 
 _CACHE_BYTES = 2**28
 
 
-def start(options: argparse.Namespace) -> "WrappedGame":
-    """Turns on float64, cache and all cores, makes the game, tries the folder before any work."""
+def start(options: argparse.Namespace) -> Chosen:
+    """Prepares JAX, makes the game, and tries the output folder, before any work."""
+    from ..base.files import prepare_folder
+
+    prepare(options.cache)
+    chosen = choose_game(options)
+    prepare_folder(options.out)
+    return chosen
+
+
+def prepare(cache: str | None, job: tuple | None = None) -> None:
+    """Turns on float64, the cache of programs and all cores, and looks for devices.
+
+    Args:
+        cache: the folder of programs, or "off".
+        job: the arguments of `connect`, if this is one of several processes.
+    """
     import jax
 
     from ..base.devices import use_all_cores
-    from ..base.files import prepare_folder
+    from ..base.processes import connect
 
     jax.config.update("jax_enable_x64", True)
-    keep_programs(options.cache)
+    keep_programs(cache)
+    if job is not None:
+        connect(*job)
     # JAX runs already where Python calls `main`, or finds no device at all.
     with contextlib.suppress(RuntimeError, AssertionError):
         use_all_cores()
     find_devices()
-    wrapped = GAMES[options.game](options)
-    prepare_folder(options.out)
-    return wrapped
 
 
 def keep_programs(given: str | None) -> None:

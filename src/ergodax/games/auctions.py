@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from ..base.checks import check_count
+from ..base.checks import check_count, check_number
 from ..model.game import MarkovGame
 from .lottery import repeated_lottery
 from .market import price_names
+from .matrix import check_states
 
 
 def first_price_auction(
@@ -40,7 +41,9 @@ def _auction(num_bidders, num_bids, value, memory, rank) -> MarkovGame:
     num_bidders = check_count("num_bidders", num_bidders)
     if num_bidders < 2:
         raise ValueError(f"num_bidders must be at least 2; found {num_bidders}.")
+    value = check_number("value", value)
     bids = value * np.arange(1, check_count("num_bids", num_bids) + 1) / (num_bids + 1)
+    check_states([num_bids] * num_bidders, memory)
     made = np.stack(np.meshgrid(*[bids] * num_bidders, indexing="ij"), axis=-1)
     highest = made == made.max(axis=-1, keepdims=True)
     gain = value - np.sort(made, axis=-1)[..., rank]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
-from ..base.checks import is_concrete
+from ..base.checks import check_array, is_concrete
 from ..model.game import MarkovGame
 from .matrix import repeated
 
@@ -32,6 +32,10 @@ def repeated_lottery(
     Raises:
         ValueError: as `repeated`; also if probabilities do not fit the tables or do not sum to one.
     """
+    shape = np.shape(check_array("payoffs", payoffs))
+    if len(shape) < 3 or len(shape) != shape[-1] + 2 or 0 in shape:
+        raise ValueError(f"payoffs must have shape [L, A_1, .., A_n, n]; found {shape}.")
+    check_array("probabilities", probabilities)
     backend: Any = np if is_concrete(payoffs) and is_concrete(probabilities) else jnp
     tables, weights = backend.asarray(payoffs), backend.asarray(probabilities)
     if weights.shape not in ((len(tables),), tables.shape[:-1]):

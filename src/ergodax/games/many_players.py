@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
-from ..base.checks import check_count
+from ..base.checks import check_count, check_number, check_numbers, describe
 from ..model.game import MarkovGame
-from .matrix import repeated
+from .matrix import check_states, repeated
 
 
-def _by_count(own, num_agents: int):
+def _by_count(own, num_agents: int, memory: int):
     """A table `[2, .., 2]` per agent, from `own(action, others who take action 0)`."""
+    check_states([2] * num_agents, memory)
     profiles = itertools.product(range(2), repeat=num_agents)
     table = [[own(a, profile.count(0) - (a == 0)) for a in profile] for profile in profiles]
     tables = np.transpose(np.asarray(table, dtype=float))
@@ -34,12 +35,13 @@ def public_goods(
         memory: number of past rounds remembered; there are `2^(n memory)` states.
     """
     num_agents = check_count("num_agents", num_agents)
+    check_numbers(factor=factor, endowment=endowment)
 
     def own(action, others):
         given = others + (action == 0)
         return endowment * ((action == 1) + factor * given / num_agents)
 
-    payoffs = _by_count(own, num_agents)
+    payoffs = _by_count(own, num_agents, memory)
     return repeated(payoffs, memory=memory, action_names=[["C", "D"]] * num_agents)
 
 
@@ -58,11 +60,12 @@ def volunteers_dilemma(
         memory: number of past rounds remembered; there are `2^(n memory)` states.
     """
     num_agents = check_count("num_agents", num_agents)
+    check_numbers(benefit=benefit, cost=cost)
 
     def own(action, others):
         return benefit * (action == 0 or others > 0) - cost * (action == 0)
 
-    payoffs = _by_count(own, num_agents)
+    payoffs = _by_count(own, num_agents, memory)
     return repeated(payoffs, memory=memory, action_names=[["volunteer", "wait"]] * num_agents)
 
 
@@ -84,7 +87,7 @@ def minority(num_agents: int = 3, *, memory: int = 1) -> MarkovGame:
         same_side = 1 + (others if action == 0 else num_agents - 1 - others)
         return float(same_side < num_agents / 2)
 
-    payoffs = _by_count(own, num_agents)
+    payoffs = _by_count(own, num_agents, memory)
     return repeated(payoffs, memory=memory, action_names=[["A", "B"]] * num_agents)
 
 
@@ -106,8 +109,13 @@ def travellers_dilemma(
     Raises:
         ValueError: unless low < high.
     """
+    for name, claim in (("low", low), ("high", high)):
+        if not isinstance(claim, int | np.integer) or isinstance(claim, bool):
+            raise ValueError(f"{name} must be a whole number; found {describe(claim)}.")
+    bonus = check_number("bonus", bonus)
     if not low < high:
         raise ValueError(f"low must be below high; found {low} and {high}.")
+    check_states([high - low + 1] * 2, memory)
     claims = np.arange(low, high + 1)
     mine, other = claims[:, None, None], claims[None, :, None]
     side = np.array([1, -1]) * np.sign(other - mine)

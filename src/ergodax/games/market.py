@@ -11,10 +11,10 @@ import numpy as np
 import optimistix
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from ..base.checks import check_count, is_concrete
+from ..base.checks import check_array, check_count, check_number, is_concrete
 from ..model.game import MarkovGame
 from ..model.hyper import HyperModule, Scalar, hyper
-from .matrix import repeated
+from .matrix import check_states, repeated
 
 
 class AbstractMarket(HyperModule):
@@ -80,6 +80,7 @@ class AbstractMarket(HyperModule):
         The interval between both is extended by `extension` times its length on either side
         (Calvano, Calzolari, Denicolo and Pastorello 2020).
         """
+        extension = check_number("extension", extension)
         nash, monopoly = self.nash_prices(), self.monopoly_prices()
         margin = extension * (monopoly - nash)
         count = check_count("num_prices", num_prices)
@@ -95,12 +96,7 @@ class AbstractMarket(HyperModule):
             ValueError: if prices do not have one row per firm, or demand is negative or not finite
                 at some of them.
         """
-        grid = jnp.asarray(prices, dtype=float)
-        if grid.ndim != 2 or len(grid) != self.num_firms:
-            raise ValueError(
-                f"prices must have shape [{self.num_firms}, m], one row per firm; "
-                f"found {grid.shape}."
-            )
+        grid = self._grid(prices)
         combinations = jnp.stack(jnp.meshgrid(*grid, indexing="ij"), axis=-1)
         flat = combinations.reshape(-1, self.num_firms)
         demand = jax.vmap(self.demand)(flat)
@@ -113,6 +109,16 @@ class AbstractMarket(HyperModule):
                 )
         return jax.vmap(self.profits)(flat).reshape(combinations.shape)
 
+    def _grid(self, prices: Any) -> Float[Array, "n m"]:
+        """The prices that each firm can set, checked."""
+        grid = jnp.asarray(check_array("prices", prices), dtype=float)
+        if grid.ndim != 2 or len(grid) != self.num_firms:
+            raise ValueError(
+                f"prices must have shape [{self.num_firms}, m], one row per firm; "
+                f"found {grid.shape}."
+            )
+        return grid
+
     def game(
         self, prices: Real[ArrayLike, "n m"] | Sequence | None = None, *, memory: int = 1
     ) -> MarkovGame:
@@ -122,7 +128,8 @@ class AbstractMarket(HyperModule):
             prices: the prices that each firm can set, `[n, m]`; `price_grid()` by default.
             memory: number of past periods remembered; there are `m^(n memory)` states.
         """
-        grid = self.price_grid() if prices is None else jnp.asarray(prices, dtype=float)
+        grid = self.price_grid() if prices is None else self._grid(prices)
+        check_states([grid.shape[1]] * self.num_firms, memory)
         payoffs = tuple(jnp.moveaxis(self.payoffs(grid), -1, 0))
         return repeated(payoffs, memory=memory, action_names=price_names(grid))
 

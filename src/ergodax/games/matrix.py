@@ -51,17 +51,12 @@ def repeated(
     payoffs = _agents_last(payoffs)
     shape = np.shape(payoffs)
     num_actions = shape[:-1]
-    memory = check_count("memory", memory, least=0)
+    memory = check_states(num_actions, memory)
     names = name_actions(action_names, num_actions)
     profiles = list(itertools.product(*names))
     short = all(len(name) == 1 for own in names for name in own)
     labels = [("" if short else "-").join(profile) for profile in profiles]
     joint = math.prod(num_actions)
-    check_room(
-        64 * joint ** (1 + min(memory, 100)),
-        f"a game of {joint}^{memory} states",
-        "remember fewer rounds",
-    )
     histories = list(itertools.product(labels, repeat=memory))
     states = np.arange(joint**memory)
     # Forget the oldest joint action, append the one just played.
@@ -75,6 +70,17 @@ def repeated(
         state_names=[" ".join(history) or "-" for history in histories],
         action_names=names,
     )
+
+
+def check_states(num_actions: Sequence[int], memory: Any) -> int:
+    """Returns how many rounds are remembered; raises ValueError if memory cannot hold the game."""
+    memory, joint = check_count("memory", memory, least=0), math.prod(num_actions)
+    check_room(
+        64 * joint ** (1 + min(memory, 100)),
+        f"a game of {joint}^{memory} states" if memory else f"a game of {joint} joint actions",
+        "remember fewer rounds, or take fewer agents or actions",
+    )
+    return memory
 
 
 def _agents_last(payoffs: Any) -> Any:

@@ -1,13 +1,23 @@
 """Games of firms that set prices or quantities, as in the literature on algorithmic collusion."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from ..base.checks import check_count
+from ..base.checks import check_count, check_number, check_numbers, check_type
+from ..base.memory import check_room
 from ..model.game import MarkovGame
 from .market import AbstractMarket, LogitMarket, price_names
-from .matrix import repeated
+from .matrix import check_states, repeated
+
+
+def _market(market: Any) -> AbstractMarket:
+    """The market, by default that of Calvano et al."""
+    if market is None:
+        return LogitMarket()
+    return check_type("market", market, AbstractMarket, "a market, e.g. games.LogitMarket(3)")
 
 
 def bertrand(
@@ -28,7 +38,7 @@ def bertrand(
         extension: of the grid beyond the Nash and the monopoly prices, see `price_grid`.
         memory: number of past periods remembered; there are `m^(n memory)` states.
     """
-    market = LogitMarket() if market is None else market
+    market = _market(market)
     return market.game(market.price_grid(num_prices, extension), memory=memory)
 
 
@@ -42,7 +52,7 @@ def two_prices(market: AbstractMarket | None = None, *, memory: int = 1) -> Mark
         market: the firms and their demand; `LogitMarket()` by default.
         memory: number of past periods remembered.
     """
-    market = LogitMarket() if market is None else market
+    market = _market(market)
     return market.game(
         jnp.stack([market.nash_prices(), market.monopoly_prices()], axis=-1), memory=memory
     )
@@ -69,7 +79,9 @@ def unit_demand(
         memory: number of past periods remembered; there are `m^(n memory)` states.
     """
     num_firms = check_count("num_firms", num_firms)
+    check_numbers(cost=cost, value=value)
     prices = value * np.arange(1, check_count("num_prices", num_prices) + 1) / num_prices
+    check_states([num_prices] * num_firms, memory)
     offered = np.stack(np.meshgrid(*[prices] * num_firms, indexing="ij"), axis=-1)
     cheapest = offered == offered.min(axis=-1, keepdims=True)
     payoffs = (offered - cost) * cheapest / cheapest.sum(axis=-1, keepdims=True)
@@ -103,10 +115,13 @@ def cournot(
         memory: number of past periods remembered; there are `m^(n memory)` states.
     """
     num_firms = check_count("num_firms", num_firms)
+    check_numbers(intercept=intercept, cost=cost, extension=extension)
+    check_number("slope", slope, "(0, inf)")
     size = jnp.asarray((intercept - cost) / slope, dtype=float)
     collusive, nash = size / (2 * num_firms), size / (num_firms + 1)
     margin = extension * (nash - collusive)
     count = check_count("num_quantities", num_quantities)
+    check_states([count] * num_firms, memory)
     grid = jnp.broadcast_to(
         jnp.linspace(collusive - margin, nash + margin, count), (num_firms, count)
     )
@@ -128,8 +143,9 @@ def sequential(intervals: int = 6, *, cost: float = 0.0) -> MarkovGame:
         intervals: number of steps between prices 0 and 1.
         cost: marginal cost.
     """
-    prices = np.linspace(0, 1, check_count("intervals", intervals) + 1)
-    count = len(prices)
+    cost, count = check_number("cost", cost), check_count("intervals", intervals) + 1
+    check_room(64 * 2 * count**3, f"a game of {2 * count} states", "take fewer prices")
+    prices = np.linspace(0, 1, count)
     mine, other = np.meshgrid(prices, prices, indexing="ij")
     share = np.where(mine < other, 1.0, np.where(mine > other, 0.0, 0.5))
     profit = (mine - cost) * (1 - mine) * share  # [own price, other's price]

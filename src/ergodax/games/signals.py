@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Int, Real
 
+from ..base.checks import check_array, check_type
 from ..model.game import MarkovGame
 
 
@@ -32,7 +33,9 @@ def with_signals(
     Raises:
         ValueError: if the shape is wrong or laws are not probability vectors.
     """
-    law, n = jnp.asarray(signals, dtype=float), game.num_agents
+    check_type("game", game, MarkovGame, "a MarkovGame")
+    law = jnp.asarray(check_array("signals", signals), dtype=float)
+    n = game.num_agents
     if law.ndim == 2 * n:
         law = jnp.broadcast_to(law, (game.num_states, *law.shape))
     before = (game.num_states, *game.num_actions)

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..base.checks import check_number, check_numbers, describe
 from ..model.game import MarkovGame
 from .matrix import bimatrix
 
@@ -42,7 +43,9 @@ def symmetric(
         punishment: P, for mutual defection.
         memory: number of past rounds remembered.
     """
-    r, s, t, p = reward, sucker, temptation, punishment
+    r, s, t, p = check_numbers(
+        reward=reward, sucker=sucker, temptation=temptation, punishment=punishment
+    )
     payoffs = [[(r, r), (s, t)], [(t, s), (p, p)]]
     return _named(payoffs, ["C", "D"], memory)
 
@@ -61,6 +64,7 @@ def stag_hunt(
         shared_hare: payoff of each of two hare hunters.
         memory: number of past rounds remembered.
     """
+    check_numbers(stag=stag, hare=hare, shared_hare=shared_hare)
     payoffs = [[(stag, stag), (0, hare)], [(hare, 0), (shared_hare, shared_hare)]]
     return _named(payoffs, ["stag", "hare"], memory)
 
@@ -77,6 +81,7 @@ def hawk_dove(value: Payoff = 2.0, cost: Payoff = 3.0, *, memory: int = 1) -> Ma
         cost: of a lost fight.
         memory: number of past rounds remembered.
     """
+    check_numbers(value=value, cost=cost)
     fight, share = (value - cost) / 2, value / 2
     payoffs = [[(fight, fight), (value, 0)], [(0, value), (share, share)]]
     return _named(payoffs, ["hawk", "dove"], memory)
@@ -93,6 +98,7 @@ def chicken(win: Payoff = 1.0, crash: Payoff = 10.0, *, memory: int = 1) -> Mark
         crash: lost by both who go straight.
         memory: number of past rounds remembered.
     """
+    check_numbers(win=win, crash=crash)
     payoffs = [[(0, 0), (-win, win)], [(win, -win), (-crash, -crash)]]
     return _named(payoffs, ["swerve", "straight"], memory)
 
@@ -109,6 +115,7 @@ def battle_of_the_sexes(
         apart: payoff of not meeting.
         memory: number of past rounds remembered.
     """
+    check_numbers(preferred=preferred, other=other, apart=apart)
     payoffs = [[(preferred, other), (apart, apart)], [(apart, apart), (other, preferred)]]
     return _named(payoffs, ["first", "second"], memory)
 
@@ -127,6 +134,7 @@ def coordination(
         miss: payoff of each otherwise.
         memory: number of past rounds remembered.
     """
+    check_numbers(first=first, second=second, miss=miss)
     payoffs = [[(first, first), (miss, miss)], [(miss, miss), (second, second)]]
     return _named(payoffs, ["first", "second"], memory)
 
@@ -140,6 +148,7 @@ def matching_pennies(stake: Payoff = 1.0, *, memory: int = 1) -> MarkovGame:
         stake: what the loser pays to the winner.
         memory: number of past rounds remembered.
     """
+    check_numbers(stake=stake)
     same, differ = (stake, -stake), (-stake, stake)
     payoffs = [[same, differ], [differ, same]]
     return _named(payoffs, ["heads", "tails"], memory)
@@ -155,6 +164,9 @@ def rock_paper_scissors(tie: tuple[Payoff, Payoff] = (0.0, 0.0), *, memory: int 
         tie: payoffs of a tie to both agents.
         memory: number of past rounds remembered.
     """
-    even, win, loss = tuple(tie), (1, -1), (-1, 1)
+    if not isinstance(tie, tuple | list) or len(tie) != 2:
+        raise ValueError(f"tie must be the payoffs of both agents; found {describe(tie)}.")
+    even = [check_number(f"tie[{agent}]", payoff) for agent, payoff in enumerate(tie)]
+    win, loss = (1, -1), (-1, 1)
     payoffs = [[even, loss, win], [win, even, loss], [loss, win, even]]
     return _named(payoffs, ["rock", "paper", "scissors"], memory)

@@ -1,6 +1,7 @@
 """Games whose state is an environment that the agents change, and random games."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Real
 
-from ..base.checks import check_count
+from ..base.checks import check_count, check_key, check_number, check_numbers, is_concrete
+from ..base.memory import check_room
 from ..model.game import MarkovGame
+from ..model.validity import check_table
+from .matrix import check_states
 
 
 def two_state_dilemma(
@@ -32,7 +36,12 @@ def two_state_dilemma(
         to_rich: probability that the next state is rich, `[2, 3]`: by state (rich, poor), and by
             the number of cooperators, 0 to 2.
     """
-    chance = jnp.asarray(((0, 0, 1), (0, 0, 1)) if to_rich is None else to_rich, dtype=float)
+    check_numbers(rich=rich, poor=poor, cost=cost)
+    default = np.array([[0.0, 0.0, 1.0]] * 2)
+    chance = jnp.asarray(check_table("to_rich", default if to_rich is None else to_rich, (2, 3)))
+    if is_concrete(chance) and not np.all((chance >= 0) & (chance <= 1)):
+        raise ValueError(f"to_rich must hold probabilities; found {chance}.")
+    chance = chance.astype(float)
     benefit = jnp.stack([jnp.asarray(x, dtype=float) for x in (rich, poor)])[:, None, None]
     cooperates = np.array([1, 0])
     mine, other = cooperates[:, None], cooperates[None, :]
@@ -72,6 +81,10 @@ def ecological_public_good(
         recovery: q_r, the probability of recovery.
     """
     num_agents = check_count("num_agents", num_agents)
+    check_numbers(factor=factor, cost=cost, impact=impact)
+    check_number("collapse", collapse, "[0, 1]")
+    check_number("recovery", recovery, "[0, 1]")
+    check_states([2] * num_agents, 0)
     shape = (2,) * num_agents
     kernel = np.zeros((2, *shape, 2))
     rewards = np.full((2, *shape, 2, num_agents), float(impact))
@@ -100,6 +113,7 @@ def two_state_matching_pennies(switch: float = 1.0) -> MarkovGame:
     Args:
         switch: probability in [0, 1].
     """
+    switch = check_number("switch", switch, "[0, 1]")
     same = np.eye(2)
     wins = np.stack([same, 1 - same])  # [state, own action, other's action]
     moves = np.array([switch, 0.0])[:, None] * np.ones((2, 2))
@@ -126,9 +140,17 @@ def random_ergodic(
         num_states: S.
         num_actions: (A_1, .., A_n).
     """
+    check_key(key)
+    if not isinstance(num_actions, tuple | list) or not num_actions:
+        raise ValueError(f"num_actions must hold a number per agent; found {num_actions!r}.")
     shape = (check_count("num_states", num_states), *num_actions)
     for agent, count in enumerate(num_actions):
         check_count(f"num_actions of agent {agent}", count)
+    check_room(
+        64 * math.prod(shape) * num_states,
+        f"a game of {num_states} states",
+        "take fewer states or actions",
+    )
     of_kernel, of_rewards = jax.random.split(key)
     kernel = jax.random.dirichlet(of_kernel, jnp.ones(num_states), shape)
     # Rounding in the draw must not look like a row that does not sum to one.

@@ -4,6 +4,8 @@ A file begins with the format's name and version and a digest of all that follow
 of what the work depends on and of the arrays, and the arrays themselves, byte by byte.
 """
 
+import copy
+import functools
 import hashlib
 import json
 import math
@@ -14,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,6 +29,8 @@ _VERSION = b"2\n"
 # Saving may take this share of the time.
 _SHARE = 0.02
 _PIECE = "piece-"
+# The file that says which shares there are.
+PLAN = "plan"
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,9 +52,50 @@ class Store:
         """
         self.path = None if path is None else target(path)
         self._next_save = 0.0
+        self._about = work, inputs
         if self.path is not None:
-            self._identity = _identify(work, inputs)
+            self.identity  # noqa: B018 (refuses inputs that cannot be identified)
             prepare_folder(self.path.parent)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """Digests of what the work depends on."""
+        return _identify(*self._about)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether work is saved there in shares, as several processes do it."""
+        if self.path is None:
+            return False
+        return (self.path / PLAN).exists() or any(self.path.glob(f"*/{PLAN}"))
+
+    def part(self, name: str) -> "Store":
+        """The store of a part of the work: a file of the folder that this one's path names.
+
+        Raises:
+            ValueError: if the path is a file.
+            OSError: if the folder cannot be made or written.
+        """
+        part = copy.copy(self)
+        if self.path is not None:
+            if self.path.is_file():
+                raise ValueError(
+                    f"{str(self.path)!r} was saved by one process alone, which can go on with it; "
+                    "several need another path."
+                )
+            prepare_folder(self.path)
+            part.path = self.path / name
+        return part
+
+    def make(self, arrays: Callable[[], Arrays]) -> Arrays:
+        """What was saved, or what is saved now, by the first of several processes."""
+        if self.path is None:
+            return arrays()
+        with filelock.FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            found = self.load()
+            if found is None:
+                self.save(arrays, now=True)
+            return arrays() if found is None else found
 
     def load(self) -> Arrays | None:
         """Returns what was saved, or None if there is nothing.
@@ -59,7 +105,7 @@ class Store:
         """
         if self.path is None or not self.path.exists():
             return None
-        return _read(self.path, self._identity)
+        return _read(self.path, self.identity)
 
     def save(self, arrays: Callable[[], Arrays], *, now: bool = False) -> None:
         """Replaces what was saved, unless the last time was only just now.
@@ -74,7 +120,7 @@ class Store:
         if self.path is None or (not now and time.monotonic() < self._next_save):
             return
         before = time.monotonic()
-        _write(self.path, self._identity, arrays())
+        _write(self.path, self.identity, arrays())
         done = time.monotonic()
         self._next_save = done + (done - before) / _SHARE
 
@@ -85,7 +131,14 @@ class Folder:
     def __init__(self, path: str | os.PathLike[str] | None, work: str, inputs: Mapping[str, Any]):
         """Names the folder and what the work is about, as `Store` does."""
         self.path = None if path is None else target(path)
-        self._identity = {} if path is None else _identify(work, inputs)
+        self._about = work, inputs
+        if path is not None:
+            self.identity  # noqa: B018 (refuses inputs that cannot be identified)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """Digests of what the work depends on."""
+        return _identify(*self._about)
 
     def load(self) -> list[Arrays]:
         """Returns all pieces, in the order of their numbers.
@@ -106,7 +159,7 @@ class Folder:
                 f"the folder {str(self.path)!r} is not empty and holds no unfinished work; it was "
                 "left untouched."
             )
-        return [_read(path, self._identity) for path in pieces]
+        return [_read(path, self.identity) for path in pieces]
 
     def prepare(self) -> None:
         """Makes the folder if there is none; raises OSError if it cannot be written."""
@@ -116,7 +169,7 @@ class Folder:
     def add(self, number: int, arrays: Arrays) -> None:
         """Saves one piece; warns if it cannot be written."""
         if self.path is not None:
-            _write(self.path / f"{_PIECE}{number:08d}", self._identity, arrays)
+            _write(self.path / f"{_PIECE}{number:08d}", self.identity, arrays)
 
 
 def _identify(work: str, inputs: Mapping[str, Any]) -> dict[str, str]:

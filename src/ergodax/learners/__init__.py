@@ -1,7 +1,9 @@
 """Learning algorithms, one family per file."""
 
 from .actor_critic import ActorCritic, ActorCriticParams
+from .double_q import DoubleQLearning
 from .initial import initial_values
+from .lenient import Lenient
 from .observing import Observing
 from .policy_gradient import ExponentialWeights, ProjectedGradient, Reinforce
 from .q_learning import CounterfactualQLearning, FrequencyAdjustedQLearning, QLearning
@@ -17,10 +19,12 @@ __all__ = [
     "CountedParams",
     "CounterfactualQLearning",
     "Cross",
+    "DoubleQLearning",
     "ExpectedSarsa",
     "ExponentialWeights",
     "FallingRate",
     "FrequencyAdjustedQLearning",
+    "Lenient",
     "Observing",
     "ProjectedGradient",
     "QLearning",

@@ -30,6 +30,16 @@ class AbstractActionValueLearner(AbstractLearner):
     exploration: AbstractExploration = eqx.field(default_factory=EpsilonSoftmax)
     initial: Float[Array, "..."] | float = hyper(0.0, scalar=False)
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the exploration is, and updates take no maximum."""
+        own = type(self).maximised is not AbstractActionValueLearner.maximised
+        return self.exploration.smooth and not own
+
+    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
+        """Those maxima that the exploration takes."""
+        return self.exploration.maximised(params)
+
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "S A"]:
         """Returns the table filled with `initial`.
 
@@ -54,3 +64,15 @@ def filled(
             f"agent {agent}: initial values of shape {jnp.shape(initial)} do not broadcast to "
             f"{shape}."
         ) from None
+
+
+def joined(*tables: Float[Array, "..."] | None) -> Float[Array, "rows B"] | None:
+    """Rows whose maxima are taken, of all tables that have any; filled up by lower values."""
+    several = [table for table in tables if table is not None and table.shape[-1] > 1]
+    width = max((table.shape[-1] for table in several), default=0)
+    filled_up = []
+    for table in several:
+        missing = (len(table), width - table.shape[-1])
+        lower = jnp.broadcast_to(table.min(axis=-1, keepdims=True) - 1, missing)
+        filled_up.append(jnp.concatenate([table, lower], axis=-1))
+    return jnp.concatenate(filled_up) if several else None

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
-from ..model.exploration import AbstractExploration, EpsilonSoftmax
+from ..model.exploration import AbstractExploration, EpsilonSoftmax, Projection
 from ..model.game import MarkovGame
 from ..model.hyper import Scalar, hyper
 from ..model.learner import AbstractLearner, At, Transition
@@ -46,6 +46,11 @@ class ActorCritic(AbstractLearner):
     exploration: AbstractExploration = eqx.field(default_factory=EpsilonSoftmax)
     initial_preferences: Float[Array, "..."] | float = hyper(0.0, scalar=False)
     initial_values: Float[Array, "..."] | float = hyper(0.0, scalar=False)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the exploration is, and its derivative, by which the preferences move."""
+        return self.exploration.continuous and not isinstance(self.exploration, Projection)
 
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> ActorCriticParams:
         """Returns the initial preferences and values.

@@ -1,17 +1,42 @@
 """Learners that see less than the state."""
 
+import abc
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..base.checks import check_array, check_type
 from ..model.game import MarkovGame
 from ..model.learner import AbstractLearner, AbstractOuterLearner, Params, Transition
 
 
-class Observing(AbstractOuterLearner):
+class AbstractFilter(AbstractOuterLearner):
+    """A learner with the parameters of another one, which sees the game in its own way."""
+
+    @abc.abstractmethod
+    def rows(self, game: MarkovGame) -> tuple[int, ...]:
+        """Returns which row of its tables the learner reads in each state."""
+
+    @property
+    def symbol(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the learner."""
+        return self.learner.symbol
+
+    @property
+    def in_payoffs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the learner."""
+        return self.learner.in_payoffs
+
+    def maximised(self, params: Params) -> Float[Array, "*rows A"] | None:
+        """As the learner."""
+        return self.learner.maximised(params)
+
+
+class Observing(AbstractFilter):
     """A learner whose state is a function of the game's state.
 
     Agents with less memory than the game, memoryless ones, coarse or private observations are
@@ -36,7 +61,7 @@ class Observing(AbstractOuterLearner):
         Raises:
             ValueError: unless observations are whole numbers from 0 on, none left out.
         """
-        seen = np.asarray(observation)
+        seen = np.asarray(check_array("observation", observation, "one whole number per state"))
         if seen.ndim != 1 or not np.issubdtype(seen.dtype, np.integer):
             raise ValueError(
                 "observation must hold one whole number per state, [S]; found "
@@ -48,22 +73,12 @@ class Observing(AbstractOuterLearner):
                 "observation must number what is observed from 0 on without gaps; found "
                 f"{values.tolist()}."
             )
-        self.learner = learner
+        self.learner = check_type("learner", learner, AbstractLearner, "a learner")
         self.observation = tuple(seen.tolist())
 
-    @property
-    def symbol(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the learner."""
-        return self.learner.symbol
-
-    @property
-    def in_payoffs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the learner."""
-        return self.learner.in_payoffs
-
-    def maximised(self, params: Params) -> Float[Array, "*rows A"] | None:
-        """As the learner."""
-        return self.learner.maximised(params)
+    def rows(self, game: MarkovGame) -> tuple[int, ...]:
+        """Returns the observations."""
+        return self.observation
 
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Params:
         """Returns the learner's parameters in the game as it observes it.
@@ -116,3 +131,12 @@ class Observing(AbstractOuterLearner):
             side_by_side(game.rewards),
             action_names=game.action_names,
         )
+
+
+def rows_read(learner: Any, game: MarkovGame) -> tuple[int, ...]:
+    """Which row of its tables a learner reads in each state: as a rule that of the state."""
+    while isinstance(learner, AbstractOuterLearner) and not isinstance(learner, AbstractFilter):
+        learner = learner.learner
+    if isinstance(learner, AbstractFilter):
+        return learner.rows(game)
+    return tuple(range(game.num_states))

@@ -3,8 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..model.exploration import AbstractExploration, EpsilonSoftmax, Projection
@@ -19,6 +17,15 @@ class _Preferences(AbstractLearner):
 
     exploration: eqx.AbstractVar[Any]
     initial: eqx.AbstractVar[Any]
+
+    @property
+    def smooth(self) -> bool:
+        """As the exploration."""
+        return self.exploration.smooth
+
+    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
+        """Those maxima that the exploration takes."""
+        return self.exploration.maximised(params)
 
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "S A"]:
         """Returns the table filled with `initial`.
@@ -50,6 +57,11 @@ class Reinforce(_Preferences):
     baseline: Scalar = hyper(0.0)
     exploration: AbstractExploration = eqx.field(default_factory=EpsilonSoftmax)
     initial: Float[Array, "..."] | float = hyper(0.0, scalar=False)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the exploration is, and its derivative, by which the preferences move."""
+        return self.exploration.continuous and not isinstance(self.exploration, Projection)
 
     def update(
         self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int
@@ -108,8 +120,3 @@ class ProjectedGradient(_ImportanceWeighted):
     learning_rate: Scalar = hyper(0.1, within="[0, inf)")
     exploration: Projection = eqx.field(default_factory=lambda: Projection(epsilon=0.1))
     initial: Float[Array, "..."] | float = hyper(0.0, scalar=False)
-
-    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows 2"]:
-        """For every entry the pair (margin, 0): it is played where the margin is positive."""
-        margins = jax.vmap(self.exploration.margins)(params).ravel()
-        return jnp.stack([margins, jnp.zeros_like(margins)], axis=-1)

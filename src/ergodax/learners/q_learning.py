@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from ..model.game import MarkovGame
 from ..model.hyper import Scalar, hyper
 from ..model.learner import At, Transition
-from .action_value import AbstractActionValueLearner
+from .action_value import AbstractActionValueLearner, joined
 
 
 class QLearning(AbstractActionValueLearner):
@@ -17,9 +17,9 @@ class QLearning(AbstractActionValueLearner):
     mean over the maximising actions.
     """
 
-    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "S A"]:
-        """The table itself: targets take the maximum of a row."""
-        return params
+    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
+        """The table itself, as targets take the maximum of a row; then those of the exploration."""
+        return joined(params, self.exploration.maximised(params))
 
     def update(
         self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int
@@ -38,9 +38,9 @@ class CounterfactualQLearning(AbstractActionValueLearner):
     `Q(s,b) += alpha (sum_s' T(s'|s,b,a_-i) (R_i(s,b,a_-i,s') + gamma max_c Q(s',c)) - Q(s,b))`.
     """
 
-    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "S A"]:
-        """The table itself: targets take the maximum of a row."""
-        return params
+    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
+        """The table itself, as targets take the maximum of a row; then those of the exploration."""
+        return joined(params, self.exploration.maximised(params))
 
     def update(
         self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int
@@ -66,12 +66,11 @@ class FrequencyAdjustedQLearning(AbstractActionValueLearner):
 
     frequency: Scalar = hyper(0.01, within="(0, 1]")
 
-    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows A"]:
-        """The table, then for every entry the pair (pi, beta), filled up by -1."""
+    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
+        """The table, for every entry the pair (pi, beta), and those of the exploration."""
         policies = jax.vmap(self.exploration)(params).ravel()
         pairs = jnp.stack([policies, jnp.broadcast_to(self.frequency, policies.shape)], axis=-1)
-        lower = jnp.full((len(pairs), max(params.shape[1] - 2, 0)), -1.0, params.dtype)
-        return jnp.concatenate([params, jnp.concatenate([pairs, lower], axis=-1)])
+        return joined(params, pairs, self.exploration.maximised(params))
 
     def update(
         self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..base.checks import check_type
 from ..model.game import MarkovGame
 from ..model.hyper import Scalar, hyper
 from ..model.learner import AbstractOuterLearner, At, Transition
@@ -37,6 +38,10 @@ class FallingRate(AbstractOuterLearner):
 
     learner: AbstractActionValueLearner
     power: Scalar = hyper(0.6, within="[0, 1]")
+
+    def __check_init__(self):
+        what = "a learner of a table of action values, e.g. QLearning(0.1)"
+        check_type("FallingRate.learner", self.learner, AbstractActionValueLearner, what)
 
     def maximised(self, params: CountedParams) -> Float[Array, "*rows A"] | None:
         """As the learner, of its table."""

@@ -26,6 +26,10 @@ class AbstractExploration(HyperModule):
     def __call__(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
         """Returns the action probabilities for the action values `[A]`."""
 
+    def maximised(self, values: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
+        """The numbers whose row maxima the policies of all states take; None if they take none."""
+        return None
+
     def score(self, values: Float[Array, " A"], action: Int[Array, ""] | int) -> Float[Array, " A"]:
         """Returns the derivative of the log probability of `action` by the values, `[A]`."""
         return jax.grad(lambda values: jnp.log(self(values)[action]))(values)
@@ -93,6 +97,11 @@ class Projection(AbstractExploration):
         """Returns the action probabilities for the action values `[A]`."""
         projected = jnp.maximum(self.margins(values), 0)
         return (1 - self.epsilon) * projected + self.epsilon / values.shape[-1]
+
+    def maximised(self, values: Float[Array, "S A"]) -> Float[Array, "rows 2"]:
+        """For every entry the pair (margin, 0): it is played where the margin is positive."""
+        margins = jax.vmap(self.margins)(values).ravel()
+        return jnp.stack([margins, jnp.zeros_like(margins)], axis=-1)
 
     def margins(self, values: Float[Array, " A"]) -> Float[Array, " A"]:
         """Returns `values / temperature - c`: the projection where positive, `[A]`."""

@@ -32,6 +32,7 @@ from .validity import (
     check_successors,
     check_table,
     name_actions,
+    warn_unresolved,
 )
 
 
@@ -85,6 +86,10 @@ class MarkovGame(eqx.Module):
             ValueError: if shapes disagree, a successor is not a state, a row of probabilities is
                 not a probability vector (tolerance 1e-8, or 1e-5 in float32), or a reward is not
                 finite. Values are checked only where they are concrete (not under a JAX trace).
+
+        Warns:
+            UserWarning: if rewards differ by so little, for their size, that JAX's precision does
+                not tell them apart.
         """
         successors = check_array("successors", successors, "integers of shape [S, A_1, .., A_n, K]")
         shape = np.shape(successors)
@@ -109,6 +114,7 @@ class MarkovGame(eqx.Module):
             check_rows("probabilities", self, np.asarray(probabilities))
         if is_concrete(rewards):
             check_rewards(self, np.asarray(rewards))
+            warn_unresolved(np.asarray(rewards), jnp.result_type(float))
         self.successors = jnp.asarray(successors, dtype=jnp.int32)
         self.probabilities = jnp.asarray(probabilities, dtype=float)
         self.rewards = jnp.asarray(rewards, dtype=float)

@@ -39,6 +39,7 @@ class Transition(NamedTuple):
         next_state: the state s' that followed.
         next_action: the agent's own action in s', or None unless the learner sets
             `needs_next_action`.
+        lottery: which outcome of the learner's own `lottery` was drawn, or None without one.
     """
 
     state: Int[Array, ""]
@@ -47,6 +48,7 @@ class Transition(NamedTuple):
     reward: Float[Array, ""]
     next_state: Int[Array, ""]
     next_action: Int[Array, ""] | None = None
+    lottery: Int[Array, ""] | None = None
 
 
 # Raised by JAX where a program asks for a value that it does not know yet.
@@ -133,17 +135,24 @@ class AbstractLearner(HyperModule):
 
     # True (as for SARSA): every agent draws its next action before the update, then executes it.
     needs_next_action: ClassVar[bool] = False
+    # Probabilities of a lottery of the learner's own, drawn at every step independently of all else
+    # (a fair coin: (0.5, 0.5)); `update` reads `transition.lottery`.
+    lottery: ClassVar[tuple[float, ...] | None] = None
     # True: all parameters are values in the unit of payoffs, and tolerances are relative to theirs.
     in_payoffs: ClassVar[bool] = False
     # The letter of a table of states and actions on axes; None where parameters have own names.
     symbol: ClassVar[str | None] = None
 
     def __check_init__(self):
-        rule = getattr(self, "exploration", None)
         if hasattr(self, "exploration"):
-            hint = "called: {}(..)" if isinstance(rule, type) else "e.g. EpsilonSoftmax(0.5)"
-            what = f"an exploration rule, {hint.format(getattr(rule, '__name__', ''))}"
-            check_type(f"{type(self).__name__}.exploration", rule, AbstractExploration, what)
+            self._check_rule("exploration")
+
+    def _check_rule(self, field: str) -> None:
+        """Raises ValueError unless a field holds an exploration rule."""
+        rule = getattr(self, field)
+        hint = "called: {}(..)" if isinstance(rule, type) else "e.g. EpsilonSoftmax(0.5)"
+        what = f"an exploration rule, {hint.format(getattr(rule, '__name__', ''))}"
+        check_type(f"{type(self).__name__}.{field}", rule, AbstractExploration, what)
 
     @property
     def continuous(self) -> bool:
@@ -210,3 +219,8 @@ class AbstractOuterLearner(AbstractLearner):
     def needs_next_action(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the learner."""
         return self.learner.needs_next_action
+
+    @property
+    def lottery(self) -> tuple[float, ...] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the learner."""
+        return self.learner.lottery

@@ -3,12 +3,16 @@
 Messages name the field, or agent, state and joint action.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..base.checks import check_array, describe, is_concrete
+
+# The spacing of numbers, in units of the differences of rewards, that is worth a warning.
+_RESOLVED = 1e-3
 
 
 def name_actions(
@@ -120,6 +124,29 @@ def check_rewards(game: Any, rewards: np.ndarray) -> None:
         raise ValueError(
             f"reward {rewards[index]} of agent {int(index[-1])} at {_where(game, index[:-2])} "
             "is not finite."
+        )
+
+
+def warn_unresolved(rewards: np.ndarray, dtype: Any, stacklevel: int = 3) -> None:
+    """Warns if an agent's rewards differ by too little, for their size, to be told apart.
+
+    Args:
+        rewards: finite, agents last, as precise as they were given.
+        dtype: JAX's precision.
+        stacklevel: as for `warnings.warn`.
+    """
+    by_agent = rewards.reshape(-1, rewards.shape[-1]).astype(float)
+    lowest, highest = by_agent.min(axis=0), by_agent.max(axis=0)
+    spacing = np.finfo(dtype).eps * np.abs(by_agent).max(axis=0)
+    unclear = (highest > lowest) & (spacing > _RESOLVED * (highest - lowest))
+    if unclear.any():
+        agent = int(np.argmax(unclear))
+        warnings.warn(
+            f"rewards of agent {agent} lie between {lowest[agent]:.9g} and {highest[agent]:.9g}: "
+            f"in {np.dtype(dtype).name} numbers of this size are {spacing[agent]:.1e} apart, so "
+            "that differences are lost, and more of them in values. Subtract a constant from all "
+            "rewards, or compute in float64.",
+            stacklevel=stacklevel,
         )
 
 

@@ -20,6 +20,7 @@ from .chain import joint_policy, state_chain
 from .clock import Clocked, has_schedule
 from .game import MarkovGame, check_agent
 from .learner import AbstractLearner, Params, Transition, undecided
+from .private import check_lottery, drawn_by, with_lotteries
 
 # Parameters as users give them.
 _Given = PyTree[Float[ArrayLike, "..."]]
@@ -29,7 +30,7 @@ class WrappedGame(eqx.Module):
     """A Markov game together with one learner per agent.
 
     Attributes:
-        game: the Markov game.
+        game: the Markov game, its outcomes split by the results of lotteries that learners draw.
         learners: one learner per agent; one with schedules is held with its clock, and its
             parameters are a pair of its own and the time.
     """
@@ -66,13 +67,14 @@ class WrappedGame(eqx.Module):
                     f"learners must be instances of AbstractLearner; found {describe(learner)} as "
                     f"that of agent {agent}{called}."
                 )
+            check_lottery(f"agent {agent}: {type(learner).__name__}", learner.lottery)
             for path, leaf in jax.tree_util.tree_leaves_with_path(learner):
                 if isinstance(leaf, float | int | complex):
                     raise ValueError(
                         f"agent {agent}: {type(learner).__name__}{jax.tree_util.keystr(path)} is "
                         f"the plain Python number {leaf}; declare the field with ergodax.hyper."
                     )
-        self.game = game
+        self.game = with_lotteries(game, learners)
         self.learners = tuple(
             Clocked(learner) if has_schedule(learner) else learner for learner in learners
         )
@@ -111,7 +113,7 @@ class WrappedGame(eqx.Module):
         """
         t = check_number("t", t)
         frozen = [own.at(t) if isinstance(own, Clocked) else own for own in self.learners]
-        return WrappedGame(self.game, frozen)
+        return eqx.tree_at(lambda wrapped: wrapped.learners, self, tuple(frozen))
 
     def policies(self, params: tuple[_Given, ...]) -> tuple[Float[Array, "S _"], ...]:
         """Policies of all agents in all states: one array `[S, A_i]` per agent.
@@ -184,6 +186,7 @@ class WrappedGame(eqx.Module):
             reward=game.rewards[event][:, agent],
             next_state=game.successors[event],
             next_action=index[-1] if learner.needs_next_action else None,
+            lottery=drawn_by(self.learners, agent, index[1 + game.num_agents]),
         )
 
     def increments(self, agent: int, params: _Given) -> PyTree:

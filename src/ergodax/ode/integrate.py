@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from ..base.checks import check_count, check_number, check_type
 from ..base.compiling import precise
+from .batching import anywhere, select
 
 MAX_STEPS = 16**4
 # What rounding leaves of an error estimate, in units of the working precision.
@@ -230,29 +231,33 @@ class _Explicit:
 
         def advance(carry):
             before, reports, path = carry
+            going = unfinished(before)
             slopes = self._slopes(field, before)
             after = jax.lax.cond(
                 before.begun,
                 lambda: self._step(before, slopes, end, unit),
                 lambda: before._replace(slope=slopes[-1], next=first, begun=~no),
             )
+            after = select(going, after, before)
             taken = after.taken > before.taken
             if reports is not None:
                 reports = self._report(before, after, slopes, taken, ts, *reports)
             if path is not None:
-                place = jnp.where(taken | ~before.begun, after.taken, len(path[0]))
+                fresh = taken | (after.begun & ~before.begun)
+                place = jnp.where(fresh, after.taken, len(path[0]))
                 path = tuple(
                     part.at[place].set(value, mode="drop")
                     for part, value in zip(path, (after.t, after.x, after.slope), strict=True)
                 )
             return after, reports, path
 
-        def unfinished(carry):
-            standing = carry[0]
+        def unfinished(standing):
             going = (standing.t < end) & ~standing.stopped
             return going & (standing.steps < self.max_steps)
 
-        standing, reports, path = jax.lax.while_loop(unfinished, advance, (standing, reports, path))
+        standing, reports, path = jax.lax.while_loop(
+            lambda carry: anywhere(unfinished(carry[0])), advance, (standing, reports, path)
+        )
         if path is not None and not self.tableau.fsal:
             path = *path[:2], jax.vmap(field)(path[1])
         codes: Any = diffrax.RESULTS

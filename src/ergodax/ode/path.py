@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .batching import anywhere
 from .integrate import integrate
 
 # Slopes are taken this share of the time span ahead: an exact tie is broken by where the flow goes.
@@ -66,14 +67,18 @@ def follow(
     times, values, velocities = solved.path
     count = solved.stats["num_accepted_steps"] + 1
 
-    def describe(k, accelerations):
+    def describe(carry):
+        k, accelerations = carry
         side = values[k] + NUDGE * end * velocities[k]
         _, acceleration = jax.jvp(lambda x: field(x, args), (side,), (velocities[k],))
-        return accelerations.at[k].set(acceleration)
+        place = jnp.where(k < count, k, len(values))
+        return k + 1, accelerations.at[place].set(acceleration, mode="drop")
 
     # After the solve: within it, the field would be compiled several times. Its reverse-mode
     # derivative does not exist: a path is a constant of differentiation.
-    accelerations = jax.lax.fori_loop(0, count, describe, jnp.zeros_like(values))
+    _, accelerations = jax.lax.while_loop(
+        lambda carry: anywhere(carry[0] < count), describe, (0, jnp.zeros_like(values))
+    )
     return Path(times, values, velocities, accelerations, count), solved
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .batching import anywhere, select
 from .integrate import MAX_STEPS
 
 # A jump is located by dividing a step into _PARTS parts _ROUNDS times.
@@ -123,15 +124,24 @@ class Walk(NamedTuple):
 
         def advance(standing):
             s, stored = standing
-            h, k, new = jax.lax.cond(
-                s.round > 0, self._divide, lambda s: self._step(s, end, values), s
+            divides, going = s.round > 0, unfinished(s)
+            nothing = jnp.zeros_like(s.t), jnp.zeros((len(_STAGE_TIMES), *y.shape), y.dtype)
+            h, k, stepped = jax.lax.cond(
+                anywhere(going & ~divides),
+                lambda: self._step(s, end, values),
+                lambda: (*nothing, s),
             )
+            divided = jax.lax.cond(anywhere(going & divides), lambda: self._divide(s), lambda: s)
+            new = select(going, select(divides, divided, stepped), s)
             if self.direction > 0:  # outside of the branches, which would copy all of it
                 stored = self._report(s, h, k, new, ts, *stored)
             return new, stored
 
+        def unfinished(s):
+            return (s.t != end) & (s.count < MAX_STEPS)
+
         state, (_, stored) = jax.lax.while_loop(
-            lambda standing: (standing[0].t != end) & (standing[0].count < MAX_STEPS),
+            lambda standing: anywhere(unfinished(standing[0])),
             advance,
             (start, (jnp.asarray(0), values)),
         )
@@ -217,7 +227,7 @@ class Walk(NamedTuple):
         done = s.round == _ROUNDS
         largest = jnp.max(jnp.linalg.norm(probed, axis=1))
         found = done & (jnp.linalg.norm(changes[part]) > 1e-5 * largest)
-        new = s._replace(
+        return s._replace(
             low=times[part],
             high=times[part + 1],
             # The step that led here was cut; the whole of what lies before the jump is free again.
@@ -227,7 +237,6 @@ class Walk(NamedTuple):
             searched=~found,
             count=s.count + 1,
         )
-        return jnp.zeros_like(s.t), jnp.zeros((len(_STAGE_TIMES), *s.y.shape), s.y.dtype), new
 
 
 def rms(y: Float[Array, "*rows n"]) -> Float[Array, "*rows"]:

@@ -1,5 +1,7 @@
 """Responses to a deviation: does the other punish, and does cooperation return?"""
 
+import difflib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,7 +35,7 @@ def deviation_response(
     game: MarkovGame,
     strategies: tuple,
     agent: int,
-    action: Int[ArrayLike, "..."],
+    action: Int[ArrayLike, "..."] | str,
     state: Int[ArrayLike, "..."],
     *,
     periods: int = 1,
@@ -50,7 +52,8 @@ def deviation_response(
         game: a game with deterministic transitions.
         strategies: one table of actions `[S]` per agent, or `[R, S]`.
         agent: who deviates.
-        action: what it plays instead: an action, one per run `[R]`, or by state, `[S]` or `[R, S]`.
+        action: what it plays instead: an action, by number or name, one per run `[R]`, or by state,
+            `[S]` or `[R, S]`.
         state: the state in which the first step shown is taken, one number or one per run; one on
             the cycle, as `play` finds it.
         periods: number of steps of the deviation.
@@ -67,6 +70,8 @@ def deviation_response(
     before = check_count("before", before, least=0)
     after, periods = check_count("after", after), check_count("periods", periods)
     runs = tables[0].shape[:-1]
+    if isinstance(action, str):
+        action = _named(action, game.action_names[agent])
     played = _broadcast("action", action, runs, game.num_states, game.num_actions[agent])
     start = np.asarray(state)
     if not np.issubdtype(start.dtype, np.integer) or start.shape not in ((), runs):
@@ -88,6 +93,16 @@ def deviation_response(
         return DeviationResponse(time, states, actions, rewards)
 
     return over_runs(one, tables, 1, played, start)
+
+
+def _named(action: str, names: Sequence[str]) -> int:
+    """The number of an action by its name."""
+    if action not in names:
+        near = difflib.get_close_matches(action, names, 1, cutoff=0.0)
+        raise ValueError(
+            f"action must be one of {', '.join(names)}; found {action!r}; did you mean {near[0]}?"
+        )
+    return list(names).index(action)
 
 
 def _broadcast(name, action, runs, num_states: int, count: int):

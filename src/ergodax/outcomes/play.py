@@ -22,7 +22,8 @@ def greedy(game: MarkovGame, policies: tuple) -> tuple[tuple, Bool[Array, "*R S 
 
     Returns:
         A table of actions `[S]` per agent, the first of those tied, and where there is a tie,
-        `[S, n]`: what is played there is a choice of this function and not of the agent.
+        `[S, n]`: what is played there is a choice of this function and not of the agent. Of a
+        cycle that `play` finds, `tied & on_cycle[..., None]` says where it rests on such a choice.
     """
     tables = tuple(jnp.asarray(table) for table in policies)
     best = tuple(jnp.argmax(table, axis=-1) for table in tables)
@@ -41,6 +42,7 @@ class Play(NamedTuple):
         on_cycle: which states belong to the cycle, `[S]`.
         rewards: every agent's mean reward on the cycle, `[n]`.
         actions: actions played in `states`, `[S, n]`; -1 after the end.
+        symmetric: whether all agents always play the same action on the cycle.
     """
 
     transient: Int[Array, "*R"]
@@ -49,6 +51,7 @@ class Play(NamedTuple):
     on_cycle: Bool[Array, "*R S"]
     rewards: Float[Array, "*R n"]
     actions: Int[Array, "*R S n"]
+    symmetric: Bool[Array, "*R"]
 
 
 def play(
@@ -139,4 +142,5 @@ def _play(game: MarkovGame, strategies, start) -> Play:
         on_cycle,
         mean,
         jnp.where(shown[:, None], actions, -1),
+        jnp.all((actions == actions[:, :1]) | ~counted[:, None]),
     )

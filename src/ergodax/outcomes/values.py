@@ -7,10 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from ..averaged.stationary import stationary_law
-from ..base.checks import check_array, check_choice, is_concrete, is_within
+from ..base.checks import (
+    check_array,
+    check_choice,
+    check_number,
+    describe,
+    is_concrete,
+    is_within,
+)
 from ..model.chain import joint_policy, state_chain
 from ..model.game import MarkovGame, check_agent
 from .tables import check_policies, over_runs
@@ -130,6 +137,57 @@ def exploitability(
     return over_runs(one, check_policies(game, policies), 2)
 
 
+def is_equilibrium(
+    game: MarkovGame,
+    policies: tuple,
+    discount: Real[ArrayLike, "*n"] | Sequence[float],
+    *,
+    states: Bool[ArrayLike, "*R S"] | None = None,
+    against: str = "best response",
+    tolerance: float = 1e-6,
+) -> Bool[Array, "*R"]:
+    """Whether no agent could gain by playing otherwise; its mean over runs is the share that is so.
+
+    Args:
+        game: the game.
+        policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`.
+        discount: gamma in [0, 1), one number or one per agent.
+        states: where to look, `[S]` or `[R, S]`, such as `on_cycle` of `play`: an equilibrium on
+            the path of play (Calvano, Calzolari, Denicolo and Pastorello 2020, section III). In
+            all states by default: a Markov perfect equilibrium.
+        against: "best response": by any other policy; "one deviation": by another action for one
+            step, after which one returns to one's own policy.
+        tolerance: gains up to this share of the agent's largest value are none.
+    """
+    discounts, doublings = _check_discount(game, discount)
+    full = check_choice("against", against, _AGAINST) == "best response"
+    tables = check_policies(game, policies)
+    tolerance = check_number("tolerance", tolerance, "[0, 1)")
+    shape = tables[0].shape[:-1]
+    looked = jnp.asarray(np.ones(shape, bool) if states is None else states)
+    if looked.dtype != bool or looked.shape not in {(game.num_states,), shape}:
+        raise ValueError(
+            f"states must be truth values {shape}, as on_cycle of play; found {describe(states)}."
+        )
+    looked = jnp.broadcast_to(looked, shape)
+
+    def one(policies, looked):
+        chain, rewards = _chain(game, policies), _rewards(game, policies)
+        holds = []
+        for agent, gamma in enumerate(discounts):
+            own = _discounted(chain, rewards[:, agent], gamma, doublings)
+            if full:
+                best = _best(game, policies, agent, gamma, doublings).values
+            else:
+                once = _decision(game, policies, agent)
+                best = _look_ahead(*once, gamma, own).max(axis=-1)
+            gains = jnp.where(looked, best - own, 0)
+            holds.append(jnp.all(gains <= tolerance * jnp.abs(own).max()))
+        return jnp.stack(holds).all()
+
+    return over_runs(one, tables, 2, looked)
+
+
 def q_loss(
     game: MarkovGame,
     policies: tuple,
@@ -151,7 +209,7 @@ def q_loss(
             returning to one's own policy after one step.
     """
     discounts, doublings = _check_discount(game, discount)
-    full = check_choice("against", against, ("best response", "one deviation")) != "one deviation"
+    full = check_choice("against", against, _AGAINST) == "best response"
 
     def one(policies):
         losses = []
@@ -298,3 +356,4 @@ def _best(game, policies, agent, discount, doublings) -> BestResponse:
 
 
 _MOST_IMPROVEMENTS = 1000
+_AGAINST = ("best response", "one deviation")

@@ -12,6 +12,7 @@ the linearisation does not decide a cross. Nothing global is changed: figures ar
 """
 
 from .charts import convergence, sensitivities, sweep
+from .deviations import deviation_response
 from .portraits import basins, phase_portrait, simplex
 from .time_series import comparison, parameters, policies, state_distribution
 
@@ -19,6 +20,7 @@ __all__ = [
     "basins",
     "comparison",
     "convergence",
+    "deviation_response",
     "parameters",
     "phase_portrait",
     "policies",

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..base.checks import describe
+from ..learners.observing import rows_read
 from ..model.game import MarkovGame, check_agent
 from ..model.wrapped import WrappedGame
 from ..results.labels import parts
@@ -23,13 +24,15 @@ class Table(NamedTuple):
 
     Attributes:
         name: where it stands; empty if the parameters are one array.
-        of: picks it from the parameters of all agents, of any batch.
+        of: picks it from the parameters of all agents, of any batch, with a row for every state.
         first: number of its first entry among all parameters.
+        rows: which of its rows the agent reads in each state: not all, if it sees less.
     """
 
     name: str
     of: Callable[[Any], Any]
     first: int
+    rows: tuple[int, ...]
 
 
 class Plane(NamedTuple):
@@ -91,10 +94,17 @@ def find_table(wrapped: WrappedGame, agent: int, params: Any) -> Table | None:
         agent: the agent.
         params: parameters of all agents with a leading axis, leaves `[K, ...]`.
     """
-    first = 0
+    first, rows = 0, rows_read(wrapped.learners[agent], wrapped.game)
+    shape = (max(rows) + 1, wrapped.game.num_actions[agent])
     for k, part in enumerate(parts(wrapped.game, params, 1)):
-        if part.agent == agent and part.is_table:
-            return Table(part.name, lambda params, k=k: jax.tree.leaves(params)[k], first)
+        if part.agent == agent and part.values.shape[1:] == shape:
+
+            def of(params, k=k):
+                table = jax.tree.leaves(params)[k]
+                every = rows == tuple(range(wrapped.game.num_states))
+                return table if every else np.asarray(table)[..., list(rows), :]
+
+            return Table(part.name, of, first, rows)
         first += part.values[0].size
     return None
 
@@ -115,7 +125,7 @@ def parameter_index(wrapped: WrappedGame, params: Any, name: str, coordinate: An
                 f"the parameters of agent {agent} hold no table of states and actions: give the "
                 f"number of a parameter, 0 to {size - 1}."
             )
-        return table.first + state * wrapped.game.num_actions[agent] + action
+        return table.first + table.rows[state] * wrapped.game.num_actions[agent] + action
     whole = isinstance(coordinate, int | np.integer) and not isinstance(coordinate, bool)
     if not whole or not 0 <= coordinate < size:
         raise ValueError(

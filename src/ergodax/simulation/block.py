@@ -5,6 +5,7 @@ on how many there are.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ..base.compiling import compiled
 from ..model.wrapped import WrappedGame
+from .entries import Refused
+from .kernel import take_steps
 from .lanes import choose, from_lanes, over_lanes, to_lanes
 from .moments import Moments, of_groups
 from .recorders import AbstractRecorder
@@ -36,9 +39,11 @@ from .step import (
 )
 from .streams import uniforms
 
+logger = logging.getLogger(__name__)
+
 AXIS = "runs"
 # Steps that a GPU takes without asking the host.
-_UNWATCHED = 64
+UNWATCHED = 64
 
 
 class Setting(eqx.Module):
@@ -141,19 +146,39 @@ def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R
     return Run(standing, recorded, faults)
 
 
-def _repeat(step, count, run, mesh: Mesh):
-    """Takes so many steps. A GPU's host waits for the condition of every loop it cannot count."""
-    if mesh.devices.flat[0].platform == "cpu":
-        return jax.lax.fori_loop(0, count, step, run)
+def _take_steps(step: Callable, count, shared, own, run, mesh: Mesh):
+    """Takes so many steps of all runs: in a loop, on a GPU in one kernel if there can be one.
+
+    Args:
+        step: a function of the steps taken, what all runs share, what one has for itself, and it.
+        count: how many.
+        shared: a pytree of arrays.
+        own: a pytree of `Lanes`.
+        run: the runs, as `Lanes`.
+        mesh: the devices.
+    """
+
+    def one(taken, run):
+        return over_lanes(functools.partial(step, taken, shared), own, run)
+
+    if not _is_gpu(mesh):
+        return jax.lax.fori_loop(0, count, one, run)
+    try:
+        return to_lanes(take_steps(step, count, shared, *from_lanes((own, run))))
+    except Refused as reason:
+        logger.info("every step is launched by itself, not many in one kernel: %s", reason)
 
     def several(k, run):
-        first = k * _UNWATCHED
-        return jax.lax.fori_loop(
-            0, _UNWATCHED, lambda taken, run: step(first + taken, run), run, unroll=2
-        )
+        first = k * UNWATCHED
+        return jax.lax.fori_loop(0, UNWATCHED, lambda i, run: one(first + i, run), run, unroll=2)
 
-    run = jax.lax.fori_loop(0, count // _UNWATCHED, several, run)
-    return jax.lax.fori_loop(count - count % _UNWATCHED, count, step, run)
+    # The host waits for the condition of every loop that it cannot count.
+    run = jax.lax.fori_loop(0, count // UNWATCHED, several, run)
+    return jax.lax.fori_loop(count - count % UNWATCHED, count, one, run)
+
+
+def _is_gpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "gpu"
 
 
 # On processors with AVX-512 the compiler would use only half of every vector register.
@@ -187,7 +212,7 @@ def advance(
     """
     cumulative = cumulative_law(setting.wrapped.game.probabilities)
     data, static = eqx.partition(
-        (setting.wrapped, cumulative, setting.observe, setting.recorders), eqx.is_array
+        (setting.wrapped, cumulative, setting.recorders, setting.observe), eqx.is_array
     )
     num_agents = setting.wrapped.game.num_agents
     by_run, everywhere = PartitionSpec(AXIS), PartitionSpec()
@@ -196,22 +221,21 @@ def advance(
     def of_device(keys, runs, live, data, counter, lengths, due, scale):
         keys, runs = to_lanes((keys, runs))
         own = to_lanes(data) if setting.per_run else ()
-        inverse_scale = (1 / scale).astype(cumulative.dtype)
 
-        def one_step(begun, taken, run):
+        def of_run(taken, shared, own, run):
+            """A run after one step more than so many of the interval."""
+            (begun, scale, of_all), (key, mine) = shared, own
+            of_step = mine if setting.per_run else of_all
+            wrapped, cumulative, recorders = eqx.combine(of_step, static[:3])
+            inverse_scale = (1 / scale).astype(cumulative.dtype)
             words = later(begun, taken + 1)
             time = time_of(words, scale)
-
-            def of_run(key, run, own):
-                of_all = own if setting.per_run else data
-                wrapped, cumulative, _, recorders = eqx.combine(of_all, static)
-                return step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run)
-
-            return over_lanes(of_run, keys, run, own)
+            return step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run)
 
         def interval(carry, length_and_due):
             (words, run), (length, due) = carry, length_and_due
-            run = _repeat(functools.partial(one_step, words), length, run, setting.mesh)
+            shared = words, scale, () if setting.per_run else data[:3]
+            run = _take_steps(of_run, length, shared, (keys, own[:3]), run, setting.mesh)
             words = later(words, length)
             report, after = report_of(run)
             run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, from_lanes(run))
@@ -220,7 +244,7 @@ def advance(
         def report_of(run):
             def of_run(params, recorded, own):
                 of_all = own if setting.per_run else data
-                _, _, observe, recorders = eqx.combine(of_all, static)
+                _, _, recorders, observe = eqx.combine(of_all, static)
                 reports = [r.report(state) for r, state in zip(recorders, recorded, strict=True)]
                 values = observe(params), *(reported for reported, _ in reports)
                 return values, tuple(state for _, state in reports)

@@ -35,6 +35,8 @@ ACCELERATOR = Limits(widest=2**20, cache=2**32, block=2**31, longest=2**13)
 _SHARE = 1 / 16
 # Bytes of the games that runs have for themselves; a block takes some five times that.
 _COPIES = 2**28
+# How much longer than the others a process may work, for the sake of wider batches.
+_UNEVEN = 1.15
 # Bytes of a report time by itself, and of what is held of each byte that is reported.
 _PER_TIME, _MOMENTS = 512, 12
 
@@ -81,6 +83,27 @@ def width_of(batch_size: Any, size: int, runs: int, devices: int, limits: Limits
     while width > GROUP and width // 2 * devices >= runs:
         width //= 2
     return width
+
+
+def balanced(width: int, runs: int, devices: int, processes: int) -> int:
+    """The width, or a smaller one with which processes have about equally much to do.
+
+    Args:
+        width: runs of one device at a time.
+        runs: number of all runs.
+        devices: number of devices of each process.
+        processes: number of processes, between which whole batches are divided.
+    """
+
+    def longest(width: int) -> int:
+        """Runs that the device with most of them carries, one batch after the other."""
+        return width * -(-runs // (width * devices * processes))
+
+    if processes == 1:
+        return width
+    widths = [width >> k for k in range((width // GROUP).bit_length())]
+    most = min(map(longest, widths)) * _UNEVEN
+    return next(width for width in widths if longest(width) <= most)
 
 
 def steps_of_block(width: int, limits: Limits) -> int:

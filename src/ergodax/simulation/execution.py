@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from ..base.checks import describe
 from ..base.devices import default_devices
+from ..base.processes import ALONE, Team, find_team
 from .block import AXIS
-from .capacity import limits_of, steps_of_block, width_of
+from .capacity import balanced, limits_of, steps_of_block, width_of
 
 
 class Execution(NamedTuple):
@@ -23,12 +24,14 @@ class Execution(NamedTuple):
         width: runs of a batch on each device.
         checkpoint: the file for unfinished work; None to save nothing.
         progress: whether a progress bar is shown.
+        team: the processes that share it.
     """
 
     devices: Sequence[Any]
     width: int
     checkpoint: str | os.PathLike[str] | None = None
     progress: bool = False
+    team: Team = ALONE
 
     @property
     def mesh(self) -> Mesh:
@@ -42,9 +45,8 @@ class Execution(NamedTuple):
 
     def bar(self, total: int, done: int = 0, unit: str = "step") -> tqdm:
         """A progress bar, in steps of all runs together or another unit."""
-        return tqdm(
-            total=total, initial=done, unit=unit, unit_scale=True, disable=not self.progress
-        )
+        shown = self.progress and self.team.index == 0
+        return tqdm(total=total, initial=done, unit=unit, unit_scale=True, disable=not shown)
 
 
 def carry_out(work: Any, save: Callable[..., None], bar: tqdm) -> bool:
@@ -78,6 +80,7 @@ def plan_execution(
     batch_size: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    shared: bool = False,
 ) -> Execution:
     """Decides how many runs are simulated together.
 
@@ -88,10 +91,12 @@ def plan_execution(
         batch_size: about how many runs of a batch each device has; by default as many as suit it.
         checkpoint: the file for unfinished work.
         progress: whether to show a progress bar.
+        shared: whether all processes of the job take part, unless devices are given.
 
     Raises:
-        ValueError: if `batch_size` is not a positive integer.
+        ValueError: if `batch_size` is not a positive integer, or devices do not fit.
     """
+    team = find_team() if shared and devices is None else ALONE
     if devices is None:
         devices = default_devices()
     if not isinstance(devices, Sequence | np.ndarray) or not all(
@@ -101,5 +106,7 @@ def plan_execution(
     devices = list(devices)
     if not devices:
         raise ValueError("devices must hold at least one device; found none.")
-    width = width_of(batch_size, size, runs, len(devices), limits_of(devices[0]))
-    return Execution(devices, width, checkpoint, progress)
+    own = -(-runs // team.count)
+    width = width_of(batch_size, size, own, len(devices), limits_of(devices[0]))
+    width = balanced(width, runs, len(devices), team.count)
+    return Execution(devices, width, checkpoint, progress, team)

@@ -48,6 +48,18 @@ class Inputs(NamedTuple):
             return self.standing.compensation is not None
         return self.dtype == np.float32
 
+    def part(self, first: int, count: int, observed: Any) -> "tuple[Inputs, Any]":
+        """The inputs of some runs, and what is observed of them; as `rows` has it."""
+        index = slice(first, first + count)
+        part = self._replace(
+            wrapped=take(self.wrapped, index) if self.own_game else self.wrapped,
+            params0=take(self.params0, index) if self.own_params else self.params0,
+            law=self.law[index] if self.law.ndim == 2 else self.law,
+            standing=take(self.standing, index),
+            runs=count,
+        )
+        return part, take(observed, index) if self.own_game else observed
+
     def rows(self, numbers: np.ndarray, observe: Any) -> "tuple[Inputs, Any]":
         """The inputs of some runs; the last one stands for numbers beyond.
 

@@ -103,6 +103,7 @@ class Job:
         final: where every run stands at the end, each leaf `[R, ...]`; valid up to `done`.
         values: what is kept of every run, each leaf `[R, K, ...]`.
         compiler: what compiled the steps, "XLA" or "numba".
+        steps_before: steps that were taken before it was gone on with.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Job:
         begun: int = 0,
         ensembles: int = 1,
         counted: np.ndarray | None = None,
+        before: int = 0,
         saved: dict[str, np.ndarray] | None = None,
     ):
         """Plans the work and compiles it.
@@ -138,6 +140,7 @@ class Job:
             ensembles: number of ensembles E. If there are several, each has a power of two of runs,
                 at least as many as a group, and a batch holds whole ones.
             counted: which runs count, `[R]`, of every ensemble the first ones; all by default.
+            before: number of runs before the first of these, which other jobs do.
             saved: what `state` of an unfinished job returned, to go on from; its width is kept.
         """
         if saved is not None:
@@ -164,7 +167,9 @@ class Job:
         self._blocks = plan(intervals, execution.block_steps)
         self._is_quick = greedy_tables.fits(inputs, recorders, execution.devices)
         self.compiler = "numba" if self._is_quick else "XLA"
-        self._progress = Progress(0, (Merger(),) * ensembles, None, ())
+        self._before = before
+        merger = Merger(first=before // self._together)
+        self._progress = Progress(0, (merger,) * ensembles, None, ())
         self._begin_batch()
         # A block without steps takes as long as its compilation.
         first = self._blocks[0]
@@ -178,6 +183,7 @@ class Job:
         self.values = jax.tree.map(lambda a: np.empty(shape + a.shape[2:], a.dtype), report.values)
         if saved is not None:
             self._restore(saved)
+        self.steps_before = self.steps_done
 
     @property
     def done(self) -> int:
@@ -221,19 +227,13 @@ class Job:
 
     def summary(self) -> Summary:
         """What has come of the complete runs of all ensembles, at the times that are complete."""
-        results = [merger.result() for merger in self._progress.mergers]
-        moments = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
-        runs = moments.count
+        return summarise([merger.result() for merger in self._progress.mergers])
 
-        def variance(square):
-            return square / (runs - 1).reshape(*runs.shape, *(1,) * (square.ndim - 2))
-
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return Summary(
-                mean=jax.tree.map(np.add, moments.origin, moments.mean),
-                variance=jax.tree.map(variance, moments.square),
-                lost=moments.total,
-            )
+    @property
+    def merged(self) -> tuple[list[int], list[Moments]]:
+        """The moments of one ensemble so far, and how many batches of a device each holds."""
+        (merger,) = self._progress.mergers
+        return merger.sizes, merger.merged
 
     @property
     def _live(self) -> int:
@@ -383,7 +383,8 @@ class Job:
             like = jax.tree.map(lambda leaf: leaf[0], tree)
             for all_runs, saved in zip(jax.tree.leaves(tree), take(name, like, count), strict=True):
                 all_runs[:count] = saved
-        mergers = (Merger(sizes.tolist(), [moments("merged", self._times) for _ in sizes]),)
+        first = self._before // self._together
+        mergers = (Merger(sizes.tolist(), [moments("merged", self._times) for _ in sizes], first),)
         self._progress = Progress(done, mergers, None, ())
         if done == self._runs:
             return
@@ -394,6 +395,22 @@ class Job:
             reports = [moments("report", b.ends.sum(), groups) for b in self._blocks[:blocks]]
             found = jax.tree.structure(batch).unflatten(take("batch", batch))
             self._progress = Progress(done, mergers, self._spread(found), tuple(reports))
+
+
+def summarise(results: list[Moments]) -> Summary:
+    """Means and variances of ensembles, from the moments of each."""
+    moments = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
+    runs = moments.count
+
+    def variance(square):
+        return square / (runs - 1).reshape(*runs.shape, *(1,) * (square.ndim - 2))
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Summary(
+            mean=jax.tree.map(np.add, moments.origin, moments.mean),
+            variance=jax.tree.map(variance, moments.square),
+            lost=moments.total,
+        )
 
 
 def _saved_width(arrays: dict[str, np.ndarray], runs: int) -> int:

@@ -25,7 +25,7 @@ _MOST_SELECTIONS = 16
 # A product of tensors of so many terms is summed term by term, in the same order in any batch.
 _MOST_TERMS = 1024
 
-_CALLS = {
+CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -170,8 +170,8 @@ def _value(known, variable) -> Lanes:
 def _apply(equation, inputs: list[Lanes], ordered: bool) -> list[Lanes]:
     """One operation, for all lanes unless they share all its inputs."""
     primitive, params, name = equation.primitive, equation.params, equation.primitive.name
-    if name in _CALLS:
-        inner = params[_CALLS[name]]
+    if name in CALLS:
+        inner = params[CALLS[name]]
         constants = [Lanes(constant, None) for constant in getattr(inner, "consts", ())]
         return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs, ordered)
 

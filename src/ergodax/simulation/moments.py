@@ -108,20 +108,23 @@ class Merger:
     Attributes:
         sizes: how many of them each of `merged` holds.
         merged: moments that wait for neighbours of the same size.
+        first: how many there are before the first of them: those of other processes.
     """
 
-    def __init__(self, sizes: Sequence[int] = (), merged: Sequence[Moments] = ()):
+    def __init__(self, sizes: Sequence[int] = (), merged: Sequence[Moments] = (), first: int = 0):
         """Starts from what another merger holds, if any."""
-        self.sizes, self.merged = list(sizes), list(merged)
+        self.sizes, self.merged, self.first = list(sizes), list(merged), first
 
     def copy(self) -> "Merger":
         """Another merger that goes on from the same moments."""
-        return Merger(self.sizes, self.merged)
+        return Merger(self.sizes, self.merged, self.first)
 
-    def add(self, moments: Moments) -> None:
-        """Adds those of the next runs, in float64."""
-        size = 1
-        while self.sizes and self.sizes[-1] == size:
+    def add(self, moments: Moments, size: int = 1) -> None:
+        """Adds those of the next runs, in float64; `size` of them that are merged already."""
+        place = self.first + sum(self.sizes)
+        # Neighbours in the tree: of the same size, the left one at an even place.
+        while self.sizes and self.sizes[-1] == size and place // size % 2:
+            place -= size
             moments, size = merge(self.merged.pop(), moments), size + self.sizes.pop()
         self.sizes.append(size)
         self.merged.append(moments)

@@ -48,8 +48,8 @@ from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
 from .inputs import Inputs, check_inputs, check_rows, take
-from .job import Job
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
+from .shared import plan_job
 from .step import Ensemble
 from .streams import run_keys
 
@@ -196,7 +196,9 @@ def simulate(
     23 bits in either precision: an action of probability below 6e-8 may never be drawn.
 
     Runs are spread over all devices of JAX's default kind, unless `jax.default_device` names one;
-    see `use_all_cores` for those of a processor.
+    see `use_all_cores` for those of a processor. In a job of several processes that
+    `jax.distributed` connects, all of them call it and share the runs, unless `devices` or
+    `jax.default_device` name devices: each gets the result, bit for bit that of one process.
 
     A run is lost from the first report on after it drew an action from a policy that was negative,
     NaN or summed to something else than one, by more than 1e-4, or after its parameters became
@@ -226,7 +228,8 @@ def simulate(
         start: an earlier simulation with the same key, scale and number of runs that is to go on;
             `ts` then lies beyond its end.
         checkpoint: a file to which unfinished work is saved between blocks, and from which it goes
-            on if the file is there.
+            on if the file is there; several processes make a folder of files, with which any number
+            of processes can go on.
         batch_size: runs simulated together on one device, rounded up to 64 times a power of two; by
             default as many as suit the device's cache, on a GPU its memory.
         devices: JAX devices to use, of one kind; by default as above.
@@ -237,7 +240,8 @@ def simulate(
 
     Raises:
         ValueError: if an argument does not fit, a checkpoint is damaged or of other work, or the
-            result would not fit into memory.
+            result would not fit into memory; if the processes of a job do not agree.
+        RuntimeError: if a process of the job was lost.
         OSError: if the checkpoint's folder cannot be made or written.
 
     Warns:
@@ -281,13 +285,15 @@ def simulate(
         batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
+        shared=True,
     )
     others = {"key": key, "ts": steps, "scale": scale, "observe": observe, "recorder": recorder}
     others |= {"keep_runs": keep_runs, "start": begun}
     unfinished = Store(checkpoint, "simulation", inputs._asdict() | others)
 
     before = time.perf_counter()
-    job = Job(
+    job, save = plan_job(
+        unfinished,
         inputs,
         functools.partial(run_keys, key),
         intervals,
@@ -297,11 +303,10 @@ def simulate(
         recorders=(*recorders, Tally()),
         kept=kept,
         begun=begun,
-        saved=unfinished.load(),
     )
     compiled, steps_before = time.perf_counter(), job.steps_done
     with execution.bar(inputs.runs * int(steps[-1] - begun), steps_before) as bar:
-        complete = carry_out(job, unfinished.save, bar)
+        complete = carry_out(job, save, bar)
     finished, steps_taken = time.perf_counter(), job.steps_done - steps_before
 
     count = len(times) if complete else job.cut()

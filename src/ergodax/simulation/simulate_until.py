@@ -34,8 +34,9 @@ from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
 from .inputs import check_inputs, check_rows, take
-from .pool import Pool, is_lost
+from .pool import is_lost
 from .recorders import AbstractRecorder, check_recorder
+from .shared import plan_pool
 from .simulate import NO_DERIVATIVES, check_continued, describe_lost
 from .step import MISPLAYED, Ensemble, Run, lost_by
 from .streams import run_keys
@@ -176,7 +177,8 @@ def simulate_until(
     parameters are infinite or NaN where they stopped.
 
     Ctrl-C ends the simulation early and returns all runs as they stand: those that have met the
-    criterion, and those that have not yet; `start` goes on with them.
+    criterion, and those that have not yet; `start` goes on with them. The processes of a job share
+    the runs, as in `simulate`; Ctrl-C ends them.
 
     Args:
         wrapped: a game and its learners; or one for every run, as for `simulate`.
@@ -257,13 +259,15 @@ def simulate_until(
         batch_size=batch_size,
         checkpoint=checkpoint,
         progress=progress,
+        shared=True,
     )
     others = {"key": key, "scale": scale, "until": until, "max_steps": max_steps}
     others |= {"start": None if start is None else start.steps}
     unfinished = Store(checkpoint, "simulation until", inputs._asdict() | others)
 
     before = time.perf_counter()
-    pool = Pool(
+    pool, save = plan_pool(
+        unfinished,
         inputs,
         functools.partial(run_keys, key),
         execution,
@@ -271,11 +275,10 @@ def simulate_until(
         until=criterion,
         max_steps=max_steps,
         begun=None if start is None else _begun(start),
-        saved=unfinished.load(),
     )
-    compiled_by, steps_before = time.perf_counter(), int(pool.steps.sum())
+    compiled_by = time.perf_counter()
     with execution.bar(inputs.runs, int(pool.stopped.sum()), "run") as bar:
-        complete = carry_out(pool, unfinished.save, bar)
+        complete = carry_out(pool, save, bar)
     ended, faults = pool.finish()
     finished, lost = time.perf_counter(), is_lost(faults)
     reported, done = _reports(criterion, ended.recorded[0], inputs.own_game)
@@ -312,7 +315,7 @@ def simulate_until(
         key_data=np.asarray(jax.random.key_data(key)),
         compile_seconds=compiled_by - before,
         run_seconds=finished - compiled_by,
-        steps_taken=int(pool.steps.sum()) - steps_before,
+        steps_taken=int(pool.steps.sum()) - pool.steps_before,
         result=result,
         watching=ended.recorded[0],
         compiler=pool.compiler,

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..model.learner import At, Transition
+from ..model.private import drawn_by
 from .lanes import is_large, reused
 from .streams import uniforms
 
@@ -67,10 +68,12 @@ class Event(NamedTuple):
     """What happened in one step of one run.
 
     Attributes:
-        time: the time at the end of the step, in unscaled steps: k/N for step k = 1, 2, ..
+        time: the time at the end of the step, in unscaled steps: k/N for step k = 1, 2, .., rounded
+            to the precision of the simulation: to seven digits in float32, so that beyond 2^24
+            steps neighbours have the same time. Count steps in a recorder's integers.
         state: the state s the step started from.
         joint_action: the actions of all agents, `[n]`.
-        outcome: which stored outcome of (s, a) was drawn.
+        outcome: which stored outcome of (s, a) in `wrapped.game` was drawn.
         next_state: the state s' that followed.
         rewards: rewards of all agents, `[n]`.
         next_action: the joint action drawn for s', `[n]`; None unless a learner needs it.
@@ -149,6 +152,7 @@ def increments_of(wrapped, params, event: Event) -> tuple:
                 reward=event.rewards[agent],
                 next_state=event.next_state,
                 next_action=event.next_action[agent] if learner.needs_next_action else None,
+                lottery=drawn_by(wrapped.learners, agent, event.outcome),
             ),
             wrapped.game,
             agent,

@@ -50,6 +50,7 @@ from ..simulation.capacity import bytes_of_run
 from ..simulation.execution import Execution, carry_out, plan_execution
 from ..simulation.inputs import Inputs, check_inputs
 from ..simulation.job import Job
+from ..simulation.shared import SharedJob, is_shared, save_nothing
 from ..simulation.simulate import NO_DERIVATIVES, describe_lost
 from ..simulation.streams import run_keys
 from .control_variate import ControlVariate, control_variate
@@ -270,6 +271,7 @@ def convergence_study(
         inputs.runs,
         batch_size=batch_size,
         progress=progress,
+        shared=True,
     )
 
     begun = time.perf_counter()
@@ -340,7 +342,9 @@ def _simulate(
     unfinished: Store,
 ) -> tuple[Float[np.ndarray, "L 3"], Float[np.ndarray, "L 3"]]:
     """Mean and variance over runs of what the recorder reports at the end, for every scale."""
-    saved, moments = unfinished.load(), []
+    # Several processes save in a folder, in which every scale has one of its own.
+    several = is_shared(unfinished, execution)
+    saved, moments = None if several else unfinished.load(), []
     if saved is not None:
         done = saved.get("moments", np.zeros(0))
         if done.shape[1:] != (2, 3) or len(done) > len(scales):
@@ -353,20 +357,16 @@ def _simulate(
 
     with execution.bar(inputs.runs * sum(steps)) as bar:
         bar.update(inputs.runs * sum(steps[: len(moments)]))
-        for scale, last in list(zip(scales, steps, strict=True))[len(moments) :]:
-            job = Job(
-                inputs,
-                functools.partial(run_keys, key),
-                np.array([last]),
-                execution,
-                scale=scale,
-                observe=_nothing,
-                recorders=(dataclasses.replace(recorder, scale=jnp.asarray(scale)),),
-                saved=saved,
-            )
-            saved = None
+        for k, (scale, last) in list(enumerate(zip(scales, steps, strict=True)))[len(moments) :]:
+            work = inputs, functools.partial(run_keys, key), np.array([last]), execution
+            recorders = (dataclasses.replace(recorder, scale=jnp.asarray(scale)),)
+            options: Any = {"scale": scale, "observe": _nothing, "recorders": recorders}
+            if several:
+                job = SharedJob(unfinished.part(f"scale-{k}"), *work, **options)
+            else:
+                job, saved = Job(*work, saved=saved, **options), None
             bar.update(job.steps_done)
-            if not carry_out(job, save, bar):
+            if not carry_out(job, save_nothing if several else save, bar):
                 raise KeyboardInterrupt
             summary = job.summary()
             lost = summary.lost[0, -1]

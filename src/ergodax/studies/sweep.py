@@ -37,6 +37,7 @@ from ..base.checks import (
 from ..base.codes import RESULTS
 from ..base.compiling import compiled
 from ..base.devices import default_devices
+from ..base.processes import Team, agree, find_team, gather, in_step
 from ..base.times import check_times
 from ..io.store import Arrays, Folder
 from ..model.build import Build
@@ -46,6 +47,7 @@ from ..results.labels import TIMES, Label, decode, game_coordinates, make_variab
 from ..results.result import versions
 from ..simulation.side_by_side import Plan, plan_ensembles, simulate_ensembles
 from ..simulation.simulate import describe_lost
+from .parts import check_part, check_whole, part_lock, with_missing
 from .sets import batches_of, build_sets, check_sets, make_sets, named, survey
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def sweep(
     max_steps: int = 4096,
     batch_size: int | np.integer | None = None,
     folder: str | os.PathLike[str] | None = None,
+    part: tuple[int, int] | Literal["join"] | None = None,
     progress: bool = False,
 ) -> "xarray.Dataset":
     """Solves the averaged ODE, or simulates the learners, for many parameter sets.
@@ -79,6 +82,9 @@ def sweep(
 
     With `folder`, every finished batch is written there (whole or not at all), and a sweep that was
     interrupted goes on from what is there. The batches may then be of another size.
+
+    In a job of several processes that `jax.distributed` connects, all of them call it and share the
+    sets, unless `jax.default_device` names a device; each gets the whole data set.
 
     Args:
         build: turns one set, a dictionary of scalars named as in `thetas`, into a wrapped game and
@@ -97,6 +103,10 @@ def sweep(
         batch_size: sets solved or simulated together, rounded up to fill the devices; by default as
             many as suit them. Sets of so many runs that one fills the devices go one by one.
         folder: where to write batches, and to look for those of an earlier call.
+        part: `(k, n)`: only the k-th of n shares of the sets is done here, and written to `folder`;
+            the jobs of an array do one each, in any order, knowing nothing of each other. What the
+            folder then lacks holds NaN, the result -1 and the message "not done". `"join"`: nothing
+            is done, and the folder must hold every set once.
         progress: show a progress bar.
 
     Returns:
@@ -111,7 +121,9 @@ def sweep(
         ValueError: if an argument does not fit; if a set's hyper-parameter, probability or reward
             is not valid, naming the set; if the structure of what `build` returns depends on the
             values, naming the leaf; if a name is one of the data set's own; if `folder` holds
-            anything else, or a piece that is damaged, which is left untouched.
+            anything else, or a piece that is damaged, which is left untouched; if a part is being
+            done by another process, or of another number of parts; if a set is missing or stands
+            twice in what is to be joined.
         OSError: if `folder` cannot be made or written.
 
     Warns:
@@ -126,6 +138,8 @@ def sweep(
         check_path("folder", folder)
     names, sets, shape = make_sets(thetas, design)
     count = math.prod(shape)
+    if part is not None:
+        check_part(part, folder, count)
     if batch_size is not None:
         batch_size = check_count("batch_size", batch_size)
     if simulation is not None:
@@ -134,48 +148,70 @@ def sweep(
     theta = jax.ShapeDtypeStruct((len(names),), jnp.result_type(float))
     wrapped, params0 = eqx.filter_eval_shape(lambda values: build(named(names, values)), theta)
     mesh = Mesh(np.array(default_devices()), ("sets",))
-    size = _batch_size(batch_size, wrapped, params0, len(times), mesh, count)
+    team = find_team()
+    own = -(-count // team.count)
+    size = _batch_size(batch_size, wrapped, params0, len(times), mesh, own)
     if simulation is None:
         check_ergodic(*first)
         planned, options = None, {"rtol": rtol, "atol": atol, "max_steps": max_steps}
     else:
-        planned = plan_ensembles(*first, times, count, batch_size, **simulation)
+        planned = plan_ensembles(*first, times, own, batch_size, **simulation)
         options = _options(planned)
     pace = survey(build, wrapped, names, sets, size, simulation is None)
 
     inputs = {"names": names, "design": design, "sets": sets, "times": times, **options}
-    if folder is not None:
+    if folder is not None or team.count > 1:
         inputs["games, learners and initial parameters"] = _built(build, names, sets, size, first)
     store = Folder(folder, "sweep", inputs)
-    pieces = store.load()
-    rest = np.setdiff1d(np.arange(count), _joined(pieces, "sets") if pieces else [])
+    if team.count > 1:
+        agree(team, store.identity)
+    # One process looks what is there, before any of them adds to it.
+    pieces = gather(team, store.load() if team.index == 0 else [])[0]
+    found = _joined(pieces, "sets") if pieces else np.zeros(0, int)
+    if part == "join":
+        check_whole(found, count)
+    rest = np.setdiff1d(np.arange(count), found)
+    if isinstance(part, tuple):
+        rest = rest[rest % part[1] == part[0] - 1]
     rest = rest[np.argsort(pace[rest], kind="stable")]
     if len(rest):
         store.prepare()
     if planned is None:
-        batches = _solve_batches(build, names, sets, rest, size, (times, *options.values(), mesh))
+        own = _share(rest, size, team)
+        batches = _solve_batches(build, names, sets, own, size, (times, *options.values(), mesh))
     else:
-        batches = _simulate_batches(build, names, sets, np.sort(rest), planned)
+        own = _share(np.sort(rest), planned.together, team)
+        batches = _simulate_batches(build, names, sets, own, planned)
     structure = _outcome_structure(params0, wrapped, simulation is None)
-    with tqdm(
-        total=count, initial=count - len(rest), unit="set", disable=not progress
-    ) as progress_bar:
+    made: list[Arrays] = []
+
+    def work():
         for chosen, outcome in batches:
             leaves = enumerate(structure.flatten_up_to(outcome))
-            pieces.append({"sets": chosen} | {str(k): leaf for k, leaf in leaves})
-            store.add(int(chosen[0]), pieces[-1])
-            progress_bar.update(len(chosen))
+            made.append({"sets": chosen} | {str(k): leaf for k, leaf in leaves})
+            store.add(int(chosen[0]), made[-1])
+            yield len(chosen)
+
+    shown = progress and team.index == 0
+    total = len(rest) if part else count
+    lock = part_lock(store.path, part)
+    with lock, tqdm(total=total, initial=total - len(rest), unit="set", disable=not shown) as bar:
+        for number in in_step(team, work()):
+            bar.update(number * team.count)
+    pieces += [piece for own in gather(team, made) for piece in own]
 
     # Processes that shared the folder may have done a set twice: its first piece counts.
-    _, order = np.unique(_joined(pieces, "sets"), return_index=True)
+    done, order = np.unique(_joined(pieces, "sets"), return_index=True)
     leaves = [_joined(pieces, str(k))[order] for k in range(structure.num_leaves)]
-    leaves = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in leaves]
     outcome = jax.tree.unflatten(structure, leaves)
-    failed = int(np.sum(outcome["result"] != 0))
+    if len(done) < count:
+        outcome = with_missing(outcome, done, count)
+    outcome = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), outcome)
+    failed = int(np.sum(outcome["result"] > 0))
     if failed:
         warnings.warn(
             f"{failed} of {count} sets failed; `message` says why, for instance: "
-            f"{outcome['message'][outcome['result'] != 0][0]}",
+            f"{outcome['message'][outcome['result'] > 0][0]}",
             stacklevel=2,
         )
     return _label(wrapped.game, outcome, thetas, design, times, simulation, rtol, atol)
@@ -209,6 +245,11 @@ def _batch_size(batch_size, wrapped, params0, num_times: int, mesh: Mesh, count:
             most = min(most, _MOST_SETS, _CACHE_BYTES // work)
         batch_size = max(most, 1) * num_devices
     return num_devices * -(-min(batch_size, count) // num_devices)
+
+
+def _share(rest: np.ndarray, size: int, team: Team) -> np.ndarray:
+    """The sets of this process: every so many batches one, so that all have slow and quick ones."""
+    return rest[np.arange(len(rest)) // size % team.count == team.index]
 
 
 def _solve_batches(build: Build, names, sets, rest, size: int, options):

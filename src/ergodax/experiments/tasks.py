@@ -1,0 +1,255 @@
+"""What an experiment may do: one class per task, whose fields are its keys in the file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from .. import plot
+from ..averaged.flow import solve
+from ..model.build import Build
+from ..model.observable import PARAMETERS
+from ..model.wrapped import WrappedGame
+from ..simulation import until
+from ..simulation.simulate import simulate
+from ..simulation.simulate_until import simulate_until
+from ..studies.compare import compare
+from ..studies.convergence import convergence_study
+from ..studies.sweep import sweep
+
+Dtype = Literal["float64", "float32"]
+
+
+class Setup(NamedTuple):
+    """What all tasks of an experiment share.
+
+    Attributes:
+        wrapped: the game and its learners.
+        build: the same with other values, by their places in the file.
+        key: the random key.
+        initial_state: the first state; None to draw it.
+        progress: whether to show progress bars.
+        part: which part of a sweep is done, as `sweep` takes it.
+    """
+
+    wrapped: WrappedGame
+    build: Build
+    key: Any
+    initial_state: int | str | None
+    progress: bool
+    part: Any = None
+
+
+class Task(BaseModel):
+    """A task: its settings, how it is carried out, and the figure of what comes of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Returns the result; unfinished work may be kept at a path."""
+        raise NotImplementedError
+
+    def figure(self, setup: Setup, result: Any) -> Any:
+        """Draws the result; None if it has no picture."""
+        return None
+
+
+class _Timed(Task):
+    t1: float = Field(1000.0, gt=0, allow_inf_nan=False)
+    points: int = Field(101, ge=2)
+    times: list[float] | None = None
+
+    @property
+    def ts(self) -> np.ndarray:
+        """The report times."""
+        return (
+            np.linspace(0.0, self.t1, self.points) if self.times is None else np.array(self.times)
+        )
+
+
+class _Sampled(_Timed):
+    runs: int = Field(1000, ge=1)
+    scale: float = Field(10.0, gt=0, allow_inf_nan=False)
+    dtype: Dtype = "float64"
+
+
+class Simulate(_Sampled):
+    """An ensemble of runs."""
+
+    observe: Literal["parameters", "policies"] = "parameters"
+    keep_runs: bool = False
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Simulates."""
+        return simulate(
+            setup.wrapped,
+            setup.wrapped.init(),
+            self.ts,
+            scale=self.scale,
+            runs=self.runs,
+            key=setup.key,
+            initial_state=setup.initial_state,
+            observe=PARAMETERS if self.observe == "parameters" else setup.wrapped.policies,
+            keep_runs=self.keep_runs,
+            dtype=self.dtype,
+            checkpoint=unfinished,
+            progress=setup.progress,
+        )
+
+    def figure(self, setup: Setup, result: Any) -> Any:
+        """Draws agent 0 in the first state, where it has a table."""
+        return _of_agent(plot.policies if self.observe == "policies" else plot.parameters, result)
+
+
+class Until(Task):
+    """Runs that each stop when they meet a criterion."""
+
+    max_steps: int = Field(ge=1)
+    criterion: Literal["greedy_unchanged", "settled"] = "greedy_unchanged"
+    steps: int = Field(100_000, ge=1)
+    tolerance: float | None = Field(None, gt=0)
+    runs: int = Field(1000, ge=1)
+    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    dtype: Dtype = "float64"
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Simulates."""
+        if (self.criterion == "settled") != (self.tolerance is not None):
+            raise ValueError('tolerance is needed by the criterion "settled", and by it alone.')
+        criterion = until.greedy_unchanged(self.steps)
+        if self.tolerance is not None:
+            criterion = until.settled(self.tolerance, self.steps)
+        return simulate_until(
+            setup.wrapped,
+            setup.wrapped.init(),
+            criterion,
+            max_steps=self.max_steps,
+            key=setup.key,
+            runs=self.runs,
+            scale=self.scale,
+            initial_state=setup.initial_state,
+            dtype=self.dtype,
+            checkpoint=unfinished,
+            progress=setup.progress,
+        )
+
+
+class Solve(_Timed):
+    """The averaged ODE."""
+
+    rtol: float = Field(1e-8, gt=0)
+    atol: float = Field(1e-8, gt=0)
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Solves."""
+        params0 = setup.wrapped.init()
+        return solve(setup.wrapped, params0, self.ts, rtol=self.rtol, atol=self.atol)
+
+    def figure(self, setup: Setup, result: Any) -> Any:
+        """Draws agent 0 in the first state, where it has a table."""
+        return _of_agent(plot.parameters, result)
+
+
+class Compare(_Sampled):
+    """An ensemble of runs beside the averaged ODE."""
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Simulates, solves and measures the gap."""
+        return compare(
+            setup.wrapped,
+            setup.wrapped.init(),
+            self.ts,
+            scale=self.scale,
+            runs=self.runs,
+            key=setup.key,
+            initial_state=setup.initial_state,
+            dtype=self.dtype,
+            progress=setup.progress,
+        )
+
+    def figure(self, setup: Setup, result: Any) -> Any:
+        """Draws both."""
+        return plot.comparison(result)
+
+
+class Convergence(Task):
+    """How fast the gap closes as the scale grows."""
+
+    t1: float = Field(8.0, gt=0, allow_inf_nan=False)
+    runs: int = Field(16384, ge=2)
+    scales: list[float] = Field([64.0, 128.0, 256.0, 512.0, 1024.0], min_length=3)
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Measures the errors."""
+        return convergence_study(
+            setup.wrapped,
+            setup.wrapped.init(),
+            self.t1,
+            scales=self.scales,
+            runs=self.runs,
+            key=setup.key,
+            initial_state=cast(Any, setup.initial_state),
+            checkpoint=unfinished,
+            progress=setup.progress,
+        )
+
+    def figure(self, setup: Setup, result: Any) -> Any:
+        """Draws errors against scales."""
+        return plot.convergence(result).figure
+
+
+class Ensembles(BaseModel):
+    """How a sweep simulates instead of solving."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    runs: int = Field(1000, ge=1)
+    scale: float = Field(10.0, gt=0, allow_inf_nan=False)
+    dtype: Dtype = "float64"
+
+
+class Sweep(_Timed):
+    """Many parameter sets, solved or simulated."""
+
+    values: dict[str, list[float]] = Field(min_length=1)
+    design: Literal["grid", "paired"] = "grid"
+    simulation: Ensembles | None = None
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Solves or simulates all sets."""
+        simulation: Mapping[str, Any] | None = None
+        if self.simulation is not None:
+            simulation = dict(self.simulation) | {
+                "key": setup.key,
+                "initial_state": setup.initial_state,
+            }
+        return sweep(
+            setup.build,
+            cast(Any, self.values),
+            self.ts,
+            design=self.design,
+            simulation=simulation,
+            folder=unfinished,
+            part=setup.part,
+            progress=setup.progress,
+        )
+
+
+def _of_agent(draw: Any, result: Any) -> Any:
+    try:
+        return draw(result, 0, 0).figure
+    except ValueError:  # parameters that are no table of states and actions
+        return None
+
+
+class Tasks(BaseModel):
+    """All tasks, by their keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    simulate: Simulate | None = None
+    until: Until | None = None
+    solve: Solve | None = None
+    compare: Compare | None = None
+    convergence: Convergence | None = None
+    sweep: Sweep | None = None

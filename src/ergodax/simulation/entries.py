@@ -1,0 +1,404 @@
+"""Evaluates the code of one run entry by entry, so that a GPU's kernel keeps tables in registers.
+
+Like `lanes`, it traces the code once and does its operations again for many runs. Here every entry
+of an array is a value of its own: a number that all share, or an array `[B]` over the runs that a
+kernel works on. What is known when the kernel is made is computed then. All that is left in the
+kernel are operations on numbers, and loads and stores of tables too large for registers.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from .lanes import CALLS
+
+_ELEMENTWISE_ALIKE = frozenset(("optimization_barrier", "copy", "copy_p", "stop_gradient"))
+_SHAPED = frozenset(("reshape", "squeeze", "expand_dims"))
+_REDUCE: dict[str, Callable] = {
+    "reduce_sum": jnp.add,
+    "reduce_prod": jnp.multiply,
+    "reduce_max": jnp.maximum,
+    "reduce_min": jnp.minimum,
+    "reduce_and": jnp.logical_and,
+    "reduce_or": jnp.logical_or,
+}
+_CUMULATE: dict[str, Callable] = {
+    "cumsum": jnp.add,
+    "cumprod": jnp.multiply,
+    "cummax": jnp.maximum,
+    "cummin": jnp.minimum,
+}
+_EXTREME: dict[str, Callable] = {"argmax": jnp.greater, "argmin": jnp.less}
+# What tells an operation that is not done number by number: a program of its own, or axes.
+_OTHERS = frozenset(("jaxpr", "body_jaxpr", "branches", "dimension_numbers", "dimension", "axis"))
+
+
+class Refused(Exception):  # noqa: N818
+    """The code cannot be evaluated entry by entry, or not with a table in memory.
+
+    Attributes:
+        table: a table in memory that is used as a whole.
+    """
+
+    def __init__(self, reason: str, table: "Table | None" = None):
+        super().__init__(reason)
+        self.table = table
+
+
+class Table:
+    """A table in memory: it is read by index, and what is written waits until the step is over.
+
+    Attributes:
+        shape: its shape in one run.
+        dtype: its type.
+        load: returns the entry at a place; places count entries in C order.
+        origin: what the table was made of.
+        writes: places, values, and whether they are written, in order.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype, load: Callable, origin: Any, writes=()):
+        self.shape, self.dtype, self.load, self.origin = tuple(shape), dtype, load, origin
+        self.writes: tuple = writes
+        self.strides = [math.prod(self.shape[k + 1 :]) for k in range(len(self.shape))]
+
+    def read(self, place):
+        """The entry at a place, with what waits to be written."""
+        value = self.load(place)
+        for there, new, inside in self.writes:
+            value = jnp.where(_both(inside, there == place), new, value)
+        return value
+
+    def written(self, place, value, inside) -> "Table":
+        """The same table, with an entry that waits to be written if it lies inside."""
+        writes = (*self.writes, (place, value, inside))
+        return Table(self.shape, self.dtype, self.load, self.origin, writes)
+
+
+def entries(shape: Sequence[int], values: Iterable) -> np.ndarray:
+    """An array of entries, from those in C order."""
+    values = list(values)
+    found = np.empty(len(values), object)
+    for k, value in enumerate(values):
+        found[k] = value
+    return found.reshape(tuple(shape))
+
+
+def constant(array) -> np.ndarray:
+    """An array of known entries."""
+    array = np.asarray(array)
+    return entries(array.shape, (value for value in array.ravel()))
+
+
+def by_entries(function: Callable, *arguments: Any) -> Any:
+    """Calls `function`, written for one run, on arrays of entries and on tables.
+
+    Args:
+        function: a pure function of pytrees of arrays. It closes over none that are not known.
+        arguments: pytrees of arrays of entries, and tables.
+
+    Returns:
+        What `function` returns, in arrays of entries and tables.
+
+    Raises:
+        Refused: if it cannot be.
+    """
+    leaves, structure = jax.tree.flatten(arguments, is_leaf=is_value)
+
+    def like(value):
+        if isinstance(value, Table):
+            return jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return jax.ShapeDtypeStruct(value.shape, value.flat[0].dtype)
+
+    program, out = jax.make_jaxpr(function, return_shape=True)(
+        *jax.tree.unflatten(structure, [like(leaf) for leaf in leaves])
+    )
+    constants = [constant(c) for c in program.consts]
+    return jax.tree.unflatten(jax.tree.structure(out), _evaluate(program.jaxpr, constants, leaves))
+
+
+def is_value(leaf) -> bool:
+    """Whether a leaf is an array of entries or a table."""
+    return isinstance(leaf, np.ndarray | Table)
+
+
+def _evaluate(jaxpr, constants, arguments) -> list:
+    known = dict(zip(jaxpr.constvars, constants, strict=True))
+    known |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def value(variable):
+        return constant(variable.val) if isinstance(variable, Literal) else known[variable]
+
+    for equation in jaxpr.eqns:
+        results = _apply(equation, [value(variable) for variable in equation.invars])
+        known.update(zip(equation.outvars, results, strict=True))
+    return [value(variable) for variable in jaxpr.outvars]
+
+
+def _apply(equation, inputs: list) -> list:
+    params, name = equation.params, equation.primitive.name
+    aval = equation.outvars[0].aval
+    shape = aval.shape
+    if name in CALLS:
+        inner = params[CALLS[name]]
+        constants = [constant(c) for c in getattr(inner, "consts", ())]
+        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs)
+    if name in _ELEMENTWISE_ALIKE:
+        return inputs
+    if name == "iota":
+        return [constant(np.indices(shape)[params["dimension"]].astype(params["dtype"]))]
+    if name in ("dynamic_slice", "gather"):
+        return [_read(name, inputs, params, shape)]
+    if name in ("scatter", "scatter-add", "scatter_add"):
+        return [_write(name, inputs, params)]
+    if name == "slice":
+        return [_sliced(inputs[0], params)]
+    for value in inputs:
+        if isinstance(value, Table):
+            raise Refused(f"a table in memory is used as a whole, by {name}", value)
+
+    first = inputs[0]
+    if name == "broadcast_in_dim":
+        lengths = dict(zip(params["broadcast_dimensions"], first.shape, strict=True))
+        spread = first.reshape([lengths.get(axis, 1) for axis in range(len(shape))])
+        return [np.broadcast_to(spread, shape)]
+    if name in _SHAPED:
+        return [first.reshape(shape)]
+    if name == "transpose":
+        return [first.transpose(params["permutation"])]
+    if name == "concatenate":
+        return [np.concatenate(inputs, params["dimension"])]
+    if name == "stack":
+        return [np.stack(inputs, params["axis"])]
+    if name == "unstack":
+        moved = np.moveaxis(first, params["axis"], 0)
+        return [moved[k, ...] for k in range(len(moved))]
+    if name == "rev":
+        return [np.flip(first, params["dimensions"])]
+    if name in _REDUCE:
+        if name == "reduce_sum" and not first.size:
+            return [constant(np.zeros(shape, aval.dtype))]
+        return [_reduced(_REDUCE[name], first, params["axes"], shape)]
+    if name in _EXTREME and len(params["axes"]) == 1:
+        rows = np.moveaxis(first, params["axes"][0], -1).reshape(math.prod(shape), -1)
+        return [entries(shape, (_place(_EXTREME[name], row, aval.dtype) for row in rows))]
+    if name == "dot_general" and not any(params["dimension_numbers"][1]):
+        return [_product(inputs, params["dimension_numbers"][0], aval)]
+    if name in _CUMULATE and not params["reverse"]:
+        rows = np.moveaxis(first, params["axis"], -1)
+        along = rows.reshape(-1, rows.shape[-1])
+        made = [v for row in along for v in itertools.accumulate(row, _CUMULATE[name])]
+        return [np.moveaxis(entries(rows.shape, made), -1, params["axis"])]
+    if _OTHERS & params.keys() or np.broadcast_shapes(*map(np.shape, inputs)) != shape:
+        raise Refused(f"there is no rule for {name} of {[v.shape for v in inputs]}")
+    spread = [np.broadcast_to(value, shape) for value in inputs]
+    made = [
+        _bind(equation.primitive, params, [value[at] for value in spread])
+        for at in np.ndindex(*shape)
+    ]
+    columns = zip(*made, strict=True) if made else ([] for _ in equation.outvars)
+    return [entries(shape, column) for column in columns]
+
+
+# Operations that hold a program of their own, loops say.
+_JAXPRS = frozenset(
+    ("jaxpr", "body_jaxpr", "cond_jaxpr", "branches", "num_carry", "dimension_numbers")
+)
+
+
+def _is_known(value) -> bool:
+    return isinstance(value, np.generic | np.ndarray | bool | int | float)
+
+
+def _bind(primitive, params, values) -> list:
+    """An operation on numbers: done now if all are known."""
+    if all(map(_is_known, values)):
+        with jax.ensure_compile_time_eval():
+            found = primitive.bind(*map(jnp.asarray, values), **params)
+        found = found if primitive.multiple_results else [found]
+        return [np.asarray(value)[()] for value in found]
+    shape = np.broadcast_shapes(*map(np.shape, values))
+    values = [jnp.broadcast_to(jnp.asarray(value), shape) for value in values]
+    found = primitive.bind(*values, **params)
+    return found if primitive.multiple_results else [found]
+
+
+def _both(one, other):
+    if one is True:
+        return other
+    return one if other is True else jnp.logical_and(one, other)
+
+
+def _where(condition, one, other):
+    if _is_known(condition):
+        return one if bool(condition) else other
+    return jnp.where(condition, one, other)
+
+
+def _reduced(operation, array, axes, shape):
+    kept = [axis for axis in range(array.ndim) if axis not in axes]
+    rows = array.transpose(*kept, *axes).reshape(math.prod(shape), -1)
+    return entries(shape, (_fold(operation, list(row)) for row in rows))
+
+
+def _place(beyond, row, dtype):
+    """Where the largest or smallest is, the first of them, or the first NaN."""
+    best, place = row[0], dtype.type(0)
+    for k, value in enumerate(row[1:], 1):
+        better = beyond(value, best) | ((value != value) & (best == best))
+        best, place = jnp.where(better, value, best), jnp.where(better, dtype.type(k), place)
+    return place
+
+
+def _product(factors, contracted, aval):
+    """A product of two tensors, without axes in common that are kept."""
+    rows = []
+    for array, axes in zip(factors, contracted, strict=True):
+        free = [axis for axis in range(array.ndim) if axis not in axes]
+        terms = math.prod(array.shape[axis] for axis in axes)
+        rows.append(array.transpose(*free, *axes).reshape(-1, terms))
+    made = (
+        _fold(jnp.add, [jnp.multiply(a, b).astype(aval.dtype) for a, b in zip(x, y, strict=True)])
+        for x in rows[0]
+        for y in rows[1]
+    )
+    return entries(aval.shape, made)
+
+
+def _fold(operation, values: list):
+    """All values taken together, in pairs, then pairs of these."""
+    while len(values) > 1:
+        pairs = itertools.zip_longest(values[::2], values[1::2])
+        values = [a if b is None else _combined(operation, a, b) for a, b in pairs]
+    return values[0]
+
+
+def _combined(operation, a, b):
+    if _is_known(a) and _is_known(b):
+        with jax.ensure_compile_time_eval():
+            return np.asarray(operation(a, b))[()]
+    return operation(a, b)
+
+
+def _read(name: str, inputs: list, params, shape):
+    """One place of an array, or several one by one, cut to its range."""
+    array, sizes = inputs[0], params["slice_sizes"]
+    if name == "gather":
+        numbers, index = params["dimension_numbers"], inputs[1]
+        if isinstance(index, Table):
+            raise Refused("a table in memory is an index", index)
+        if numbers.operand_batching_dims:
+            raise Refused("a read is batched")
+        if index.ndim > 1:
+            lead = index.shape[:-1]
+            if tuple(numbers.offset_dims) not in ((), tuple(range(len(lead), len(shape)))):
+                raise Refused("reads are not laid out one by one")
+            rows = [
+                _read(name, [array, index[at]], params, shape[len(lead) :])
+                for at in np.ndindex(*lead)
+            ]
+            return entries(shape, (value for row in rows for value in row.ravel()))
+        starts: list[Any] = [np.int32(0)] * len(sizes)
+        for k, axis in enumerate(numbers.start_index_map):
+            starts[axis] = index[k]
+    else:
+        starts = [start[()] for start in inputs[1 : 1 + len(sizes)]]
+    if isinstance(array, Table):
+        base = np.int32(0)
+        for start, stride, size, length in zip(
+            starts, array.strides, sizes, array.shape, strict=True
+        ):
+            if size < length:
+                base = base + _clipped(start, length - size) * np.int32(stride)
+        inner = [np.int32(np.dot(at, array.strides)) for at in np.ndindex(*sizes)]
+        found = entries(sizes, (array.read(base + place) for place in inner))
+    else:
+        found = array
+        for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            if size < found.shape[axis]:
+                found = _slice(found, axis, start, size)
+    return found.reshape(shape)
+
+
+def _sliced(array, params):
+    """What a slice with fixed bounds takes of an array."""
+    bounds = params["start_indices"], params["limit_indices"]
+    steps = params["strides"] or (1,) * len(array.shape)
+    taken = tuple(itertools.starmap(slice, zip(*bounds, steps, strict=True)))
+    if not isinstance(array, Table):
+        return array[taken]
+    places = np.arange(math.prod(array.shape), dtype=np.int32).reshape(array.shape)[taken]
+    if places.size == math.prod(array.shape):
+        raise Refused("a table in memory is used as a whole, by slice", array)
+    return entries(places.shape, map(array.read, places.ravel()))
+
+
+def _clipped(start, most: int):
+    if _is_known(start):
+        return np.int32(min(max(int(start), 0), most))
+    return jnp.clip(start, 0, most).astype(jnp.int32)
+
+
+def _slice(array, axis: int, start, size: int):
+    """So many entries along an axis, from a start that is cut to the range."""
+    moved = np.moveaxis(array, axis, 0)
+    last = moved.shape[0] - size
+    if _is_known(start):
+        first = int(_clipped(start, last))
+        found = moved[first : first + size]
+    else:
+        found = moved[last:]
+        for k in range(last - 1, -1, -1):
+            pairs = zip(moved[k : k + size].ravel(), found.ravel(), strict=True)
+            hit = start <= k
+            found = entries(found.shape, (_where(hit, a, b) for a, b in pairs))
+    return np.moveaxis(found, 0, axis)
+
+
+def _write(name: str, inputs: list, params):
+    """An array with one place of it written or added to; nothing if that lies outside."""
+    array, index, update = inputs
+    numbers = params["dimension_numbers"]
+    for value in (index, update):
+        if isinstance(value, Table):
+            raise Refused("a table in memory is written to another one", value)
+    if index.ndim != 1 or numbers.operand_batching_dims:
+        raise Refused("several places are written at once")
+    starts: list[Any] = [None] * len(array.shape)
+    for k, axis in enumerate(numbers.scatter_dims_to_operand_dims):
+        starts[axis] = index[k]
+    window = [
+        1 if start is not None else length
+        for start, length in zip(starts, array.shape, strict=True)
+    ]
+    if update.size != math.prod(window):
+        raise Refused("more than one row is written at once")
+    update, adds = update.reshape(window), name != "scatter"
+
+    if isinstance(array, Table):
+        base, inside = np.int32(0), True
+        for start, stride, length in zip(starts, array.strides, array.shape, strict=True):
+            if start is not None:
+                base = base + jnp.asarray(start).astype(jnp.int32) * np.int32(stride)
+                inside = _both(inside, jnp.logical_and(start >= 0, start < length))
+        for at in np.ndindex(*window):
+            place = base + np.int32(np.dot(at, array.strides))
+            value = update[at]
+            if adds:
+                value = value + array.read(jnp.where(inside, place, 0))
+            array = array.written(place, value, inside)
+        return array
+
+    found = array.copy()
+    for at in np.ndindex(*array.shape):
+        hit: Any = True
+        for start, k in zip(starts, at, strict=True):
+            hit = hit if start is None else _both(hit, start == k)
+        value = update[tuple(0 if s is not None else k for s, k in zip(starts, at, strict=True))]
+        found[at] = _where(hit, array[at] + value if adds else value, array[at])
+    return found
