@@ -102,7 +102,6 @@ class Job:
     Attributes:
         final: where every run stands at the end, each leaf `[R, ...]`; valid up to `done`.
         values: what is kept of every run, each leaf `[R, K, ...]`.
-        compiler: what compiled the steps, "XLA" or "numba".
         steps_before: steps that were taken before it was gone on with.
     """
 
@@ -166,7 +165,6 @@ class Job:
         self._counting = np.ones(self._runs, bool) if counted is None else counted
         self._blocks = plan(intervals, execution.block_steps)
         self._is_quick = greedy_tables.fits(inputs, recorders, execution.devices)
-        self.compiler = "numba" if self._is_quick else "XLA"
         self._before = before
         merger = Merger(first=before // self._together)
         self._progress = Progress(0, (merger,) * ensembles, None, ())

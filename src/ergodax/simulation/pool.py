@@ -56,7 +56,6 @@ class Pool:
         runs: what is known of every run, each leaf `[R, ...]`; valid where `known`.
         steps: steps that it has taken, `[R]`.
         known: for which runs this is known, `[R]`; all others have not begun.
-        compiler: what compiled the steps, "XLA" or "numba".
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class Pool:
         self._inputs, self._keys_of, self._execution = inputs, keys, execution
         self._until, self._most = until, max_steps
         self._is_quick = greedy_tables.fits(inputs, (until,), execution.devices)
-        self.compiler = "numba" if self._is_quick else "XLA"
         self._setting = block.Setting(
             wrapped=inputs.wrapped,
             scale=jnp.asarray(scale, float),

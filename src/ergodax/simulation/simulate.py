@@ -47,6 +47,7 @@ from ..results.labels import (
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
+from .greedy_tables import compiler_of
 from .inputs import Inputs, check_inputs, check_rows, take
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .shared import plan_job
@@ -347,7 +348,7 @@ def simulate(
         steps_taken=steps_taken,
         result=result,
         recorded=recorded[0] if recorded else None,
-        compiler=job.compiler,
+        compiler=compiler_of(inputs, (*recorders, Tally()), execution.devices),
     )
 
 

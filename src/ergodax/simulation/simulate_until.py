@@ -33,6 +33,7 @@ from ..results.labels import OUTCOME, SETTING, Entries, Label, labelled, of_agen
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
+from .greedy_tables import compiler_of
 from .inputs import check_inputs, check_rows, take
 from .pool import is_lost
 from .recorders import AbstractRecorder, check_recorder
@@ -318,7 +319,7 @@ def simulate_until(
         steps_taken=int(pool.steps.sum()) - pool.steps_before,
         result=result,
         watching=ended.recorded[0],
-        compiler=pool.compiler,
+        compiler=compiler_of(inputs, (criterion,), execution.devices),
     )
 
 
