@@ -180,6 +180,8 @@ def test_lenient_learners_forgive_what_any_of_the_others_did():
 def test_lenient_learners_keep_their_contract_and_say_what_they_need(game):
     faq = ex.FrequencyAdjustedQLearning(0.1, 0.0)
     ex.check_learner(ex.Lenient(faq, 2), ex.games.stag_hunt())
+    with pytest.raises(ValueError, match="learner must learn from its reward"):
+        ex.Lenient(ex.CounterfactualQLearning())
     faq = ex.Lenient(faq, 3)
     lottery = ex.games.repeated_lottery(np.ones((2, 2, 2, 2)) * [[[[1.0]]], [[[2.0]]]], [0.5, 0.5])
     for other in (game[0], ex.games.stag_hunt(), lottery, ex.games.two_state_dilemma()):

@@ -11,6 +11,7 @@ from ..base.checks import check_count, check_type, is_concrete
 from ..model.game import MarkovGame
 from ..model.learner import AbstractLearner, Params, Transition
 from .observing import AbstractFilter, Observing
+from .q_learning import CounterfactualQLearning
 
 
 class Lenient(AbstractFilter):
@@ -21,8 +22,8 @@ class Lenient(AbstractFilter):
     the `draws - 1` before. Policies do not depend on what is remembered. Averaged, each action's
     reward is the expected maximum of so many independent draws of the others' actions: with `Cross`
     the lenient replicator equation (Panait, Tuyls and Luke 2008), with `FrequencyAdjustedQLearning`
-    lenient FAQ-learning (Bloembergen, Kaisers and Tuyls 2011), where the rewards are those of
-    rounds in which the agent itself took the action.
+    lenient FAQ-learning (Bloembergen, Kaisers and Tuyls 2011). In these papers agents collect the
+    rewards by taking the action several times; the averaged equation is the same.
 
     Attributes:
         learner: any learner; its tables have one row.
@@ -40,9 +41,14 @@ class Lenient(AbstractFilter):
         """Makes a learner lenient.
 
         Raises:
-            ValueError: unless `draws` is a whole number from 1 on.
+            ValueError: unless `draws` is a whole number from 1 on and the learner reads its reward.
         """
         self.learner = check_type("learner", learner, AbstractLearner, "a learner")
+        if isinstance(learner, CounterfactualQLearning):
+            raise ValueError(
+                "learner must learn from its reward; CounterfactualQLearning reads the game's "
+                "tables instead, so that it cannot be lenient."
+            )
         self.draws = check_count("draws", draws)
 
     def rows(self, game: MarkovGame) -> tuple[int, ...]:
