@@ -1,5 +1,6 @@
 """Experiments in files."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -233,7 +234,9 @@ def test_every_learner_has_a_name_and_schedules_and_initial_values():
     inner = {"name": "Sarsa", "learning_rate": {"name": "exponential", "start": 0.2, "rate": 0.1}}
     told = {name: {"name": name} for name in LEARNERS}
     told["Observing"] |= {"learner": inner, "observation": [0]}
-    told["FallingRate"] |= {"learner": {"name": "Sarsa"}}
+    for name, made in LEARNERS.items():
+        if name != "Observing" and "learner" in inspect.signature(made).parameters:
+            told[name] |= {"learner": {"name": "QLearning"}}
     told["QLearning"] |= {"initial": "optimistic", "discount": 0.5}
     builder = Builder(Source(Path("none"), b""))
     for name, table in told.items():
