@@ -149,8 +149,8 @@ def best(calls: dict[str, Any], runs: int, seconds: float) -> dict[str, float]:
     for name, call in calls.items():
         call(64)
         count = 640
-        while (taken := call(count)).steps_per_second * seconds > 4 * count * runs:
-            count *= 4
+        while (taken := call(count)).steps_per_second * seconds > 2 * count * runs:
+            count *= 2
         steps[name] = int(np.clip(taken.steps_per_second / runs * seconds, 640, 10**6))
     found = dict.fromkeys(calls, 0.0)
     for _ in range(3):

@@ -1,5 +1,6 @@
 """Programs are dropped before they are too many, and threads take their caller's settings."""
 
+import functools
 import threading
 import warnings
 
@@ -43,6 +44,25 @@ def test_programs_are_dropped_before_they_are_too_many(monkeypatch, tmp_path):
                 break
     assert start + made > limit + 200  # so many would have been too many
     assert [str(one.message)[:32] for one in caught] == ["this process has compiled nearly"]
+
+
+def test_compiler_options_hold_where_a_program_stands_alone():
+    function = functools.partial(compiled, compiler_options={"xla_backend_optimization_level": 0})(
+        lambda x: jnp.sum(x**2)
+    )
+    x, other = jnp.arange(3.0), jnp.arange(4.0)
+    assert function(x) == 5
+    assert jax.jit(lambda x: function(x) + function(other))(x) == 19
+    np.testing.assert_array_equal(jax.grad(function)(x), 2 * x)
+    assert jax.vmap(function)(x[:, None]).tolist() == [0, 1, 4]
+    assert jax.lax.scan(lambda carry, _: (carry + function(other), None), 0.0, length=2)[0] == 28
+
+
+def test_what_the_compiler_does_not_know_is_left_out():
+    function = functools.partial(compiled, compiler_options={"xla_of_another_day": True})(jnp.sin)
+    assert function(0.0) == 0
+    assert not compiling._takes("xla_of_another_day", True)
+    assert compiling._takes("xla_backend_optimization_level", 0)
 
 
 def test_few_programs_are_kept():

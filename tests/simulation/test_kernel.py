@@ -1,4 +1,4 @@
-"""A stretch of steps as one kernel gives what steps in a loop give, interpreted on the CPU."""
+"""The steps of an interval as one kernel give what steps in a loop give, interpreted on the CPU."""
 
 import functools
 import logging

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ..base.compiling import compiled, precise
+from ..base.compiling import lightly_compiled, precise
 from ..model.game import scatter_successors
 from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
@@ -113,7 +113,7 @@ def drift(wrapped: WrappedGame, params):
     return _drift(wrapped, params)
 
 
-@compiled
+@lightly_compiled
 def _drift(wrapped, params):
     return average(preserve_rows(wrapped), params).drift
 
@@ -138,7 +138,7 @@ def jacobian(wrapped: WrappedGame, params) -> Float[Array, "d d"]:
     return _jacobian(wrapped, params)
 
 
-@compiled
+@lightly_compiled
 def _jacobian(wrapped, params):
     x, _, field = flat_drift(params)
     return jax.jacfwd(field)(x, preserve_rows(wrapped))
@@ -161,7 +161,7 @@ def occupation_measure(wrapped: WrappedGame, params) -> Float[Array, "S *A S"]:
     return _occupation_measure(wrapped, params)
 
 
-@compiled
+@lightly_compiled
 def _occupation_measure(wrapped, params):
     wrapped = preserve_rows(wrapped)
     return scatter_successors(wrapped.game, average(wrapped, params).events)

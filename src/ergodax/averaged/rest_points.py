@@ -19,7 +19,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import compiled
+from ..base.compiling import lightly_compiled
 from ..base.text import describe_result
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
@@ -330,7 +330,7 @@ def _same(wrapped, params, other) -> bool:
     return bool(np.all(np.abs(flat[0] - flat[1]) <= _SAME * extents(wrapped, both)))
 
 
-@compiled
+@lightly_compiled
 def _search(wrapped, guesses, rtol, atol, max_steps):
     def search(guess):
         fixed, start = _frozen((wrapped, guess))
@@ -341,7 +341,7 @@ def _search(wrapped, guesses, rtol, atol, max_steps):
     return jax.lax.map(search, guesses)
 
 
-@compiled
+@lightly_compiled
 def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
     """All fields of a `RestPoint` but the first; what is learnt per visit there, in its unit."""
     unravel = flat_drift(guess)[1]
@@ -352,7 +352,7 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
     return fields, search.per_visit(x, search.wrapped).change / search.unit.size
 
 
-@compiled
+@lightly_compiled
 def _describe(wrapped, params, step) -> tuple:
     return _described(wrapped, params, step, RESULTS.successful)
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from ..base.checks import check_flag, check_function, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import compiled
+from ..base.compiling import lightly_compiled
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.build import check_build, check_theta
@@ -207,7 +207,7 @@ def sensitivities(
     return found
 
 
-@compiled
+@lightly_compiled
 def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
     flat, unravel_theta = ravel_pytree(theta)
     wrapped, params0 = build(theta)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..base.checks import is_concrete
-from ..base.compiling import compiled, precise
+from ..base.compiling import lightly_compiled, precise
 from ..model.game import row_preserving
 from ..model.learner import At
 from ..model.validity import check_probabilities
@@ -212,7 +212,7 @@ def stationary_distribution(wrapped: WrappedGame, params) -> Float[Array, " S"]:
     return _stationary_distribution(wrapped, params)
 
 
-@compiled
+@lightly_compiled
 def _stationary_distribution(wrapped, params):
     return stationary_law(preserve_rows(wrapped).frozen_chain(params))
 
@@ -222,7 +222,7 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
     return eqx.tree_at(lambda w: w.game, wrapped, row_preserving(wrapped.game))
 
 
-@compiled
+@lightly_compiled
 def _look(wrapped, params):
     """Policies, state chain, and for every agent the first event learnt outside its tables."""
     policies = wrapped.policies(params)
@@ -241,7 +241,7 @@ def _look(wrapped, params):
     return policies, chain, outside
 
 
-_mixing_time = compiled(mixing_time)
+_mixing_time = lightly_compiled(mixing_time)
 
 
 def check_ergodic(

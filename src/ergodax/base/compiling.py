@@ -17,7 +17,12 @@ from .checks import is_concrete
 Function = TypeVar("Function", bound=Callable)
 
 _MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
-_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# Fusions by way of MLIR take most of the time of compiling, and help large arrays only.
+_LIGHTLY = {"xla_cpu_use_fusion_emitters": False}
+_QUICKLY = _LIGHTLY | {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 # Settings of JAX that hold in one thread, and their values where a thread starts.
 _SETTINGS = (
     *("enable_x64", "default_device", "default_matmul_precision", "default_prng_impl"),
@@ -46,7 +51,7 @@ def precise(function: Function) -> Function:
     return cast(Function, traced)
 
 
-def compiled(function: Function, **options) -> Function:
+def compiled(function: Function, compiler_options: dict[str, Any] | None = None) -> Function:
     """Compiles a function on its first call for arguments of their shapes and types.
 
     Its products are made in the precision of their numbers. Afterwards it sees to it that the
@@ -54,19 +59,28 @@ def compiled(function: Function, **options) -> Function:
 
     Args:
         function: a function of pytrees; what in them is no array is fixed in the program.
-        **options: as for `jax.jit`.
+        compiler_options: as for `jax.jit`, where the program stands alone: is no part of another,
+            and neither differentiated nor batched. Those that XLA does not know are left out.
     """
+    options = compiler_options or {}
 
     @functools.wraps(function)
     def trace(*args, **given):
         _Watch.compiled = True
         return precise(function)(*args, **given)
 
-    jitted = cast(Any, eqx.filter_jit)(trace, **options)
+    jit = cast(Any, eqx.filter_jit)
+    jitted = jit(trace)
+
+    @functools.cache
+    def alone():
+        known = {name: value for name, value in options.items() if _takes(name, value)}
+        return jit(trace, compiler_options=known) if known else jitted
 
     @functools.wraps(function)
     def call(*args, **given):
-        found = jitted(*args, **given)
+        program = alone() if options and _is_alone((args, given)) else jitted
+        found = program(*args, **given)
         if _Watch.compiled and all(map(is_concrete, jax.tree.leaves(found))):
             _Watch.compiled = False
             if drop_programs() and not _Watch.warned:
@@ -84,7 +98,24 @@ def compiled(function: Function, **options) -> Function:
     return cast(Function, call)
 
 
-# With little optimisation, in half the time: for what runs for milliseconds.
+@functools.cache
+def _takes(option: str, value: Any) -> bool:
+    """Whether the installed XLA knows an option."""
+    try:
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def _is_alone(arguments: Any) -> bool:
+    """Whether a call is no part of a program that is being traced, differentiated or batched."""
+    return all(map(is_concrete, jax.tree.leaves(arguments))) and is_concrete(jnp.zeros(()))
+
+
+# In two thirds of the time: for what consists of small operations.
+lightly_compiled = functools.partial(compiled, compiler_options=_LIGHTLY)
+# With little optimisation too, in less than half: for what runs for milliseconds.
 quickly_compiled = functools.partial(compiled, compiler_options=_QUICKLY)
 
 

@@ -29,7 +29,7 @@ def add_to(commands) -> None:
 
 def _info(options: argparse.Namespace, command: str) -> int:
     import platform
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import jax
 
@@ -37,6 +37,10 @@ def _info(options: argparse.Namespace, command: str) -> int:
     cores = os.cpu_count() or 1
     lines = {"ergodax": __version__}
     lines |= {name: version(name) for name in ("jax", "jaxlib", "equinox", "diffrax", "numpy")}
+    try:
+        lines["numba"] = f"{version('numba')} (large greedy tables)"
+    except PackageNotFoundError:
+        lines["numba"] = "none (large greedy tables are simulated by XLA)"
     lines["Python"] = platform.python_version()
     lines["platform"] = platform.platform()
     problem = None

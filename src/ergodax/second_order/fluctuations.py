@@ -37,7 +37,7 @@ from ..averaged.maxima import name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import compiled, precise, quickly_compiled
+from ..base.compiling import lightly_compiled, precise, quickly_compiled
 from ..base.memory import check_room
 from ..base.times import check_scale, check_times
 from ..model.check import check_kinks
@@ -186,7 +186,7 @@ def _warn(solution: Fluctuations, near: Any, text: str) -> None:
         )
 
 
-@compiled
+@lightly_compiled
 def fluctuate(
     wrapped: WrappedGame,
     params0,

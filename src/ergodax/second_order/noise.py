@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Real
 
 from ..averaged.stationary import check_ergodic, preserve_rows
-from ..base.compiling import compiled
+from ..base.compiling import lightly_compiled
 from ..model.validity import check_table
 from ..model.wrapped import WrappedGame
 from .poisson import Poisson, check_covariance, inflow, poisson
@@ -162,13 +162,13 @@ def noise_covariance(
     return _noise_product(wrapped, params, jnp.asarray(direction, dtype=float))
 
 
-@compiled
+@lightly_compiled
 def _noise_covariance(wrapped, params):
     wrapped = preserve_rows(wrapped)
     return covariance(wrapped, poisson(wrapped, params))
 
 
-@compiled
+@lightly_compiled
 def _noise_product(wrapped, params, vector):
     wrapped = preserve_rows(wrapped)
     return covariance_product(wrapped, poisson(wrapped, params), vector)

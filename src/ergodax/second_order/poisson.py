@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..averaged.room import check_slopes, size_of
 from ..averaged.stationary import check_ergodic, deviation_matrix, preserve_rows
-from ..base.compiling import compiled
+from ..base.compiling import lightly_compiled
 from ..model.learner import At
 from ..model.wrapped import WrappedGame
 
@@ -215,7 +215,7 @@ def poisson_values(wrapped: WrappedGame, params: Any) -> Float[Array, "*C d"]:
     return _poisson_values(wrapped, params)
 
 
-@compiled
+@lightly_compiled
 def _poisson_values(wrapped, params):
     solved = poisson(preserve_rows(wrapped), params)
     if not wrapped.needs_next_action:

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..base.checks import check_function, describe, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import compiled
+from ..base.compiling import lightly_compiled
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale
 from ..model.game import check_agent
@@ -207,7 +207,7 @@ class Fluctuations(Result):
         return jnp.where(product > 0, self.covariance[:, rows, columns] / product, jnp.nan)
 
 
-@compiled
+@lightly_compiled
 def _band(observe, params, covariance, shift, scale) -> Band:
     unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], params))[1]
 
@@ -230,7 +230,7 @@ def _band(observe, params, covariance, shift, scale) -> Band:
     return jax.lax.map(at, (params, covariance, shift))
 
 
-@compiled
+@lightly_compiled
 def _shifted(params, shift):
     def move(params, shift):
         flat, unravel = ravel_pytree(params)
@@ -239,7 +239,7 @@ def _shifted(params, shift):
     return jax.vmap(move)(params, shift)
 
 
-@compiled
+@lightly_compiled
 def _layers(wrapped, params, initial, steps):
     return jax.lax.map(lambda a: _layer(wrapped, a[0], initial, a[1]), (params, steps))
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Real
 
 from ..averaged.stationary import preserve_rows
 from ..base.checks import check_concrete, check_count, check_number
-from ..base.compiling import compiled
+from ..base.compiling import lightly_compiled
 from ..model.wrapped import WrappedGame
 from .fluctuations import fluctuations
 from .limit_process import LimitProcess
@@ -55,7 +55,7 @@ def linearise(predicted: Fluctuations) -> tuple[np.ndarray, Linearised]:
     return velocity, Linearised(half @ half, vectors * np.sqrt(np.maximum(values, 0))[:, None, :])
 
 
-@compiled
+@lightly_compiled
 def _linearised(wrapped, params):
     """F, DF and Sigma along a solution."""
 
@@ -208,7 +208,7 @@ def _lag(predicted: Fluctuations, generator: np.random.Generator, paths: int) ->
     return Lag(bias - high, bias - low, values[first] - bias[0])
 
 
-@compiled
+@lightly_compiled
 def _values(wrapped, params, law):
     """Least and largest lag over the states visited, at all times; v at time 0, and its law."""
     wrapped = preserve_rows(wrapped)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..averaged.units import units
 from ..base.checks import is_concrete
-from ..base.compiling import compiled
+from ..base.compiling import lightly_compiled
 from ..model.check import check_kinks
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame
@@ -50,7 +50,7 @@ def stationary_covariance(wrapped: WrappedGame, rest_point: Any) -> Float[Array,
     return lyapunov(slope, noise)
 
 
-@compiled
+@lightly_compiled
 def _at_rest(wrapped, params):
     """F, DF, Sigma and the margins of all maxima."""
     process = LimitProcess(preserve_rows(wrapped), params)
@@ -82,7 +82,7 @@ def _check_stable(drift, slope, gaps, unit) -> None:
         )
 
 
-@compiled
+@lightly_compiled
 def lyapunov(slope: Float[Array, "d d"], noise: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """Solves `A C + C A^T = -Sigma` for C; NaN where A is not stable.
 

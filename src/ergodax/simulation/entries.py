@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from .lanes import CALLS
+from .lanes import CALLS, ELEMENTWISE
 
-_ELEMENTWISE_ALIKE = frozenset(("optimization_barrier", "copy", "copy_p", "stop_gradient"))
+_UNCHANGED = frozenset(("optimization_barrier", "copy", "copy_p", "stop_gradient"))
 _SHAPED = frozenset(("reshape", "squeeze", "expand_dims"))
 _REDUCE: dict[str, Callable] = {
     "reduce_sum": jnp.add,
@@ -35,8 +35,8 @@ _CUMULATE: dict[str, Callable] = {
     "cummin": jnp.minimum,
 }
 _EXTREME: dict[str, Callable] = {"argmax": jnp.greater, "argmin": jnp.less}
-# What tells an operation that is not done number by number: a program of its own, or axes.
-_OTHERS = frozenset(("jaxpr", "body_jaxpr", "branches", "dimension_numbers", "dimension", "axis"))
+# Done number by number, by a GPU's kernel too.
+_ELEMENTWISE = ELEMENTWISE - {"erf", "round"} | {"bitcast_convert_type", "population_count"}
 
 
 class Refused(Exception):  # noqa: N818
@@ -148,7 +148,7 @@ def _apply(equation, inputs: list) -> list:
         inner = params[CALLS[name]]
         constants = [constant(c) for c in getattr(inner, "consts", ())]
         return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs)
-    if name in _ELEMENTWISE_ALIKE:
+    if name in _UNCHANGED:
         return inputs
     if name == "iota":
         return [constant(np.indices(shape)[params["dimension"]].astype(params["dtype"]))]
@@ -194,7 +194,7 @@ def _apply(equation, inputs: list) -> list:
         along = rows.reshape(-1, rows.shape[-1])
         made = [v for row in along for v in itertools.accumulate(row, _CUMULATE[name])]
         return [np.moveaxis(entries(rows.shape, made), -1, params["axis"])]
-    if _OTHERS & params.keys() or np.broadcast_shapes(*map(np.shape, inputs)) != shape:
+    if name not in _ELEMENTWISE or np.broadcast_shapes(*map(np.shape, inputs)) != shape:
         raise Refused(f"there is no rule for {name} of {[v.shape for v in inputs]}")
     spread = [np.broadcast_to(value, shape) for value in inputs]
     made = [

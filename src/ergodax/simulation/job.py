@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from . import block
+from . import block, greedy_tables
 from .execution import Execution
 from .inputs import Inputs
 from .moments import GROUP, Merger, Moments, merge_tree
@@ -164,6 +164,7 @@ class Job:
         self._together = min(execution.width, self._size) if ensembles > 1 else execution.width
         self._counting = np.ones(self._runs, bool) if counted is None else counted
         self._blocks = plan(intervals, execution.block_steps)
+        self._is_quick = greedy_tables.fits(inputs, recorders, execution.devices)
         self._before = before
         merger = Merger(first=before // self._together)
         self._progress = Progress(0, (merger,) * ensembles, None, ())
@@ -263,15 +264,26 @@ class Job:
         return jax.device_put(tree, NamedSharding(self._setting.mesh, PartitionSpec(block.AXIS)))
 
     def _advance(self, b: Block):
-        return block.advance(
-            self._setting,
-            self._keys,
-            self._progress.batch,
-            self._counted,
-            words_of(self._begun + _steps(self._blocks_done)),
-            jnp.asarray(b.lengths, np.int32),
-            jnp.asarray(b.ends),
-        )
+        batch, begun = self._progress.batch, self._begun + _steps(self._blocks_done)
+        if not self._is_quick:
+            return self._advance_all(batch, begun, b)
+        reports = []
+        for length, end in zip(b.lengths.tolist(), b.ends, strict=True):
+            taken = greedy_tables.advance(
+                *(self._setting, self._keys, batch, np.full(self._batch, begun), length),
+                np.ones(self._batch, bool),
+            )
+            interval = Block(np.array([0 if taken else length]), np.array([end]))
+            batch = self._spread(taken.runs) if taken else batch
+            batch, report = self._advance_all(batch, begun, interval)
+            reports.append(report)
+            begun += length
+        return batch, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports)
+
+    def _advance_all(self, batch, begun: int, b: Block):
+        lengths, ends = jnp.asarray(b.lengths, np.int32), jnp.asarray(b.ends)
+        words = words_of(begun)
+        return block.advance(self._setting, self._keys, batch, self._counted, words, lengths, ends)
 
     def _merge_groups(self, moments: Moments, ends: np.ndarray) -> Moments:
         """Merges groups, in float64: from `[B, groups]` to `[report times, merged]`."""

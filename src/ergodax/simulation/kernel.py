@@ -1,4 +1,4 @@
-"""A stretch of steps as one kernel of a GPU: no launch, no wait, no memory between the steps.
+"""The steps of an interval as one kernel of a GPU: no launch, no wait, no memory between the steps.
 
 The code of a step is that of `step`, evaluated entry by entry (`entries`). A kernel works on some
 runs from its first step to its last: their small tables stay in registers, large ones stay where

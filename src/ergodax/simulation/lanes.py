@@ -34,7 +34,7 @@ CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "checkpoint": "jaxpr",
 }
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     """
     abs add and atan2 cbrt ceil clamp convert_element_type cos div eq erf exp exp2 expm1 floor ge gt
     integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem round
@@ -192,7 +192,7 @@ def _apply(equation, inputs: list[Lanes], ordered: bool) -> list[Lanes]:
     # All that is left is done with the lanes last.
     inputs = [value if value.axis is None else _move(value, -1) for value in inputs]
     array = inputs[0].array
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE:
         shape = jnp.broadcast_shapes(*(value.shape for value in inputs))
         results = bind(*(_spread(value, count, shape).array for value in inputs))
     elif ordered and name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ..base.compiling import compiled
-from . import block
+from . import block, greedy_tables
 from .execution import Execution
 from .inputs import Inputs, rows_of
 from .moments import GROUP
@@ -84,6 +84,7 @@ class Pool:
         """
         self._inputs, self._keys_of, self._execution = inputs, keys, execution
         self._until, self._most = until, max_steps
+        self._is_quick = greedy_tables.fits(inputs, (until,), execution.devices)
         self._setting = block.Setting(
             wrapped=inputs.wrapped,
             scale=jnp.asarray(scale, float),
@@ -201,6 +202,14 @@ class Pool:
         self._lots = Lots(numbers, lots.steps + taken, lots.setting, lots.keys, runs, stopped)
 
     def _advance(self, lots: Lots, length: int, fewest: int):
+        if self._is_quick:
+            taken = greedy_tables.advance(
+                *(lots.setting, lots.keys, lots.runs, lots.steps, length),
+                *(lots.numbers >= 0, self._most - lots.steps),
+            )
+            if taken is not None:
+                idle: Any = (lots.numbers < 0) | taken.stopped
+                return taken.runs, block.Stops(idle, taken.at, taken.runs), length
         left = np.clip(self._most - lots.steps, 0, 2**31 - 1).astype(np.int32)
         words = (lots.steps % 2**32).astype(np.uint32), (lots.steps // 2**32).astype(np.uint32)
         idle, left, words = self._spread((lots.numbers < 0, left, words))

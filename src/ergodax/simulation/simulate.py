@@ -47,6 +47,7 @@ from ..results.labels import (
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
+from .greedy_tables import compiler_of
 from .inputs import Inputs, check_inputs, check_rows, take
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .shared import plan_job
@@ -90,6 +91,7 @@ class Simulation(Result):
         result: one of `RESULTS`.
         recorded: what `recorder` reported: mean and variance over runs, each leaf `[K, ...]`, and
             with `keep_runs` the values of every run, `[R, K, ...]`; None without a recorder.
+        compiler: what compiled the steps, "XLA" or "numba".
     """
 
     wrapped: WrappedGame
@@ -127,6 +129,7 @@ class Simulation(Result):
     steps_taken: int
     result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
     recorded: Recorded | None = None
+    compiler: str = eqx.field(default="XLA", metadata=labelled(SETTING))
 
     @property
     def standard_error(self) -> Any:
@@ -345,6 +348,7 @@ def simulate(
         steps_taken=steps_taken,
         result=result,
         recorded=recorded[0] if recorded else None,
+        compiler=compiler_of(inputs, (*recorders, Tally()), execution.devices),
     )
 
 

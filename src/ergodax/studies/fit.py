@@ -213,10 +213,11 @@ def _evaluate(objective, free):
 
 @compiled
 def _advance(objective, optimizer, free, state, value, slope):
-    updates, state = optax.with_extra_args_support(optimizer).update(
-        slope, state, free, value=value, grad=slope, value_fn=objective
-    )
-    return optax.apply_updates(free, updates), state
+    with jax.numpy_dtype_promotion("standard"):  # optax counts in integers of several sizes
+        updates, state = optax.with_extra_args_support(optimizer).update(
+            slope, state, free, value=value, grad=slope, value_fn=objective
+        )
+        return optax.apply_updates(free, updates), state
 
 
 def standard_errors(
