@@ -38,6 +38,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ergodax")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """All notebooks but the first are slow; what takes minutes begins first, lest it end last."""
+    for item in items:
+        if item.path.suffix == ".ipynb" and not item.path.name.startswith("01"):
+            item.add_marker("slow")
+    long = ("test_public_results", "test_docs")
+    items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.stem not in long)
+
+
 @pytest.fixture(autouse=True)
 def bounded_mappings():
     """Forgets compiled programs long before they are too many: 10000 mappings hold some 2 GiB."""
