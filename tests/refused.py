@@ -96,6 +96,11 @@ def comparison():
     return blank(ex.Comparison, wrapped=wrapped(), solution=solution(), simulation=simulation())
 
 
+def response():
+    strategies = [np.zeros(1, int)] * 2
+    return ex.outcomes.deviation_response(wrapped().game, strategies, 0, 1, state=0)
+
+
 def grid():
     return xarray.Dataset({"policy": ("x", [0.1, 0.2])}, {"x": [1.0, 2.0]})
 
@@ -328,6 +333,11 @@ CALLS = {
         lambda: {"result": solution(), "state": 0},
         **TIMED,
         state="None 0",
+    ),
+    "plot.deviation_response": call(
+        ex.plot.deviation_response,
+        lambda: {"response": response()},
+        **{"response": "", "values": "None", "deviating": "None 0", "ax": "None"},
     ),
     "plot.comparison": call(
         ex.plot.comparison, lambda: {"comparison": comparison()}, comparison="", states="None"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import ArrayLike, Real
 
-from ..base.checks import check_array, check_type
+from ..base.checks import check_array, check_count, check_type
 from ..outcomes.deviations import DeviationResponse
 from .style import GREY, axes_or_new, legend, look
 
@@ -41,6 +41,8 @@ def deviation_response(
     actions = actions.reshape(-1, *actions.shape[-2:])  # run, time, agent
     time = np.asarray(response.time).reshape(-1, actions.shape[1])[0]
     count = actions.shape[-1]
+    if deviating is not None and check_count("deviating", deviating, 0) >= count:
+        raise ValueError(f"deviating must be an agent, 0 to {count - 1}; found {deviating}.")
     drawn = actions.astype(float)
     if values is not None:
         table = np.asarray(check_array("values", values))
