@@ -145,6 +145,31 @@ def test_logit_prices_are_best_replies():
     np.testing.assert_allclose(slope, (higher - lower) / 2e-5, rtol=1e-7)
 
 
+def test_prices_are_found_for_every_set_of_a_sweep():
+    def build(theta):
+        market = games.LogitMarket(cost=theta["cost"])
+        learner = ex.QLearning(0.1, 0.5, ex.EpsilonSoftmax(0.3))
+        wrapped = ex.WrappedGame(games.bertrand(market, num_prices=2, memory=0), [learner, learner])
+        return wrapped, wrapped.init()
+
+    swept = ex.sweep(build, {"cost": [0.9, 1.1]}, [0.0, 5.0])
+    for k, cost in enumerate((0.9, 1.1)):
+        alone = ex.solve(*build({"cost": cost}), [0.0, 5.0])
+        np.testing.assert_allclose(swept.rewards.values[k], alone.rewards, rtol=1e-10)
+
+
+def test_prices_that_do_not_exist_are_refused():
+    class Insatiable(games.AbstractMarket):
+        num_firms: int = 1
+        cost: float = 1.0
+
+        def demand(self, prices):
+            return 1 / prices  # profit rises with any price
+
+    with pytest.raises(ValueError, match="no monopoly prices"):
+        Insatiable().monopoly_prices()
+
+
 def test_the_baseline_of_algorithmic_pricing():
     game = games.bertrand()
     assert (game.num_states, game.num_actions) == (225, (15, 15))

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_array, check_count, check_number, is_concrete
@@ -59,18 +58,16 @@ class AbstractMarket(HyperModule):
             markups: the best markups at a demand `[n]` with slopes `[n, n]`, by firm and price.
         """
 
-        def excess(prices, market):
-            demand, slopes = market.demand(prices), jax.jacobian(market.demand)(prices)
-            return prices - market.cost - markups(demand, slopes)
+        def excess(prices):
+            demand, slopes = self.demand(prices), jax.jacobian(self.demand)(prices)
+            return prices - self.cost - markups(demand, slopes)
 
         first = jnp.broadcast_to(self.cost, (self.num_firms,))
-        tolerance = float(100 * jnp.finfo(first.dtype).eps)
-        newton = optimistix.Newton(tolerance, tolerance)
-        solved = optimistix.root_find(excess, newton, first, self, max_steps=100, throw=False)
-        found = solved.result == optimistix.RESULTS.successful
-        if is_concrete(found) and not found:
+        # Newton's method by JAX alone: that of optimistix cannot be mapped over devices.
+        prices = jax.lax.custom_root(excess, first, _newton, _solve_linear)
+        if is_concrete(prices) and not jnp.isfinite(prices).all():
             raise ValueError(f"{self} has no {name} prices that its first-order conditions find.")
-        return jnp.where(found, solved.value, jnp.nan)
+        return prices
 
     def price_grid(
         self, num_prices: int = 15, extension: Real[ArrayLike, ""] = 0.1
@@ -143,6 +140,29 @@ def price_names(prices: Real[ArrayLike, "n m"]) -> list[list[str]] | None:
         if all(len(set(own)) == len(own) for own in names):
             return names
     return None
+
+
+def _newton(function: Callable, first: Float[Array, " n"]) -> Float[Array, " n"]:
+    """A root by Newton's method, in at most 100 steps; NaN where it is not found."""
+    tolerance = 100 * jnp.finfo(first.dtype).eps
+
+    def is_off(x, step):
+        return jnp.any(~(jnp.abs(step) <= tolerance * (1 + jnp.abs(x))))
+
+    def improve(carry):
+        x, _, count = carry
+        step = -jnp.linalg.solve(jax.jacobian(function)(x), function(x))
+        return x + step, step, count + 1
+
+    x, step, _ = jax.lax.while_loop(
+        lambda carry: is_off(*carry[:2]) & (carry[2] < 100), improve, (first, first + jnp.inf, 0)
+    )
+    return jnp.where(is_off(x, step), jnp.nan, x)
+
+
+def _solve_linear(function: Callable, value: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Where a linear function takes a value."""
+    return jnp.linalg.solve(jax.jacobian(function)(value), value)
 
 
 class LogitMarket(AbstractMarket):
