@@ -470,3 +470,69 @@ CALLS |= {
     ),
     "from_optax": Call(ex.schedules.from_optax, lambda: {"function": abs}, {"function": "result"}),
 }
+
+PLAYED = {"game": "", "policies": ""}
+STRATEGIES = {"game": "", "strategies": ""}
+
+
+def played(**options):
+    policies = tuple(np.full((1, 2), 0.5) for _ in range(2))
+    return lambda: {"game": wrapped().game, "policies": policies} | options
+
+
+def chosen(**options):
+    return lambda: {"game": wrapped().game, "strategies": [np.zeros(1, int)] * 2} | options
+
+
+CALLS |= {
+    "outcomes.values": call(ex.outcomes.values, played(discount=0.5), **PLAYED | {"discount": "0"}),
+    "outcomes.action_values": call(
+        ex.outcomes.action_values,
+        played(discount=0.5, agent=0),
+        **PLAYED | {"discount": "0", "agent": "0"},
+    ),
+    "outcomes.best_response": call(
+        ex.outcomes.best_response,
+        played(discount=0.5, agent=0),
+        **PLAYED | {"discount": "0", "agent": "0"},
+    ),
+    "outcomes.exploitability": call(
+        ex.outcomes.exploitability, played(discount=0.5), **PLAYED | {"discount": "0"}
+    ),
+    "outcomes.is_equilibrium": call(
+        ex.outcomes.is_equilibrium,
+        played(discount=0.5),
+        **PLAYED | {"discount": "0", "states": "None bool", "against": "", "tolerance": "0"},
+    ),
+    "outcomes.q_loss": call(
+        ex.outcomes.q_loss, played(discount=0.5), **PLAYED | {"discount": "0", "against": ""}
+    ),
+    "outcomes.mean_rewards": call(ex.outcomes.mean_rewards, played(), **PLAYED),
+    "outcomes.cross_pair": call(
+        ex.outcomes.cross_pair,
+        lambda: {"policies": tuple(np.full((3, 1, 2), 0.5) for _ in range(2))},
+        **{"policies": "", "agent": "0", "shift": "-1 0"},
+    ),
+    "outcomes.greedy": call(ex.outcomes.greedy, played(), **PLAYED),
+    "outcomes.play": call(ex.outcomes.play, chosen(), **STRATEGIES | {"initial_state": "None 0"}),
+    "outcomes.deviation_response": call(
+        ex.outcomes.deviation_response,
+        chosen(agent=0, action=1, state=0),
+        **STRATEGIES | {"agent": "0", "action": "0", "state": "0"},
+        **{"periods": "", "before": "0", "after": ""},
+    ),
+    "outcomes.profit_gain": call(
+        ex.outcomes.profit_gain,
+        lambda: {"profits": 1.0, "competitive": 0.5, "collusive": 2.0},
+        **{"profits": "nan inf 0 -1 empty shape", "competitive": "-1 0 empty shape"},
+        collusive="-1 0 empty shape",
+    ),
+    "outcomes.strategy_class": call(
+        ex.outcomes.strategy_class,
+        lambda: {
+            "game": ex.games.prisoners_dilemma(1.0),
+            "strategies": [np.zeros(4, int)] * 2,
+        },
+        **STRATEGIES,
+    ),
+}

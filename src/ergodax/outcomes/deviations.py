@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ..base.checks import check_count
+from ..base.checks import check_array, check_count
 from ..model.game import MarkovGame, check_agent
 from .play import check_deterministic, outcome
 from .tables import check_strategies, over_runs
@@ -73,7 +73,7 @@ def deviation_response(
     if isinstance(action, str):
         action = _named(action, game.action_names[agent])
     played = _broadcast("action", action, runs, game.num_states, game.num_actions[agent])
-    start = np.asarray(state)
+    start = np.asarray(check_array("state", state, "a state, or one per run"))
     if not np.issubdtype(start.dtype, np.integer) or start.shape not in ((), runs):
         raise ValueError(f"state must be a state, or one per run; found {state}.")
     if start.min() < 0 or start.max() >= game.num_states:
@@ -107,7 +107,7 @@ def _named(action: str, names: Sequence[str]) -> int:
 
 def _broadcast(name, action, runs, num_states: int, count: int):
     """The action played in every state, `[*R, S]`."""
-    found = np.asarray(action)
+    found = np.asarray(check_array(name, action, "an action, or one per run or state"))
     if not np.issubdtype(found.dtype, np.integer) or found.min() < 0 or found.max() >= count:
         raise ValueError(f"{name} must be an action, 0 to {count - 1}; found {action}.")
     if found.shape == runs and runs != ():

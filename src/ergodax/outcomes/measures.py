@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from ..base.checks import check_array
+from ..base.checks import check_array, describe, is_concrete
 from ..model.game import MarkovGame
 from .tables import check_strategies
 
@@ -25,11 +25,17 @@ def profit_gain(
         profits: pi, profits per step.
         competitive: pi_N, those of the one-shot equilibrium.
         collusive: pi_M, those of joint profit maximisation.
+
+    Raises:
+        ValueError: if one is no array of numbers, or pi_N or pi_M is not finite.
     """
     named = {"profits": profits, "competitive": competitive, "collusive": collusive}
     own, low, high = (
         jnp.asarray(check_array(name, value), dtype=float) for name, value in named.items()
     )
+    for name, value in (("competitive", low), ("collusive", high)):
+        if is_concrete(value) and not jnp.isfinite(value).all():
+            raise ValueError(f"{name} must be finite; found {describe(named[name])}.")
     return (own - low) / (high - low)
 
 

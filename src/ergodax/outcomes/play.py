@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..base.checks import is_concrete
 from ..model.game import MarkovGame, first_state_law
-from .tables import check_strategies, over_runs
+from .tables import check_strategies, check_tables, over_runs
 
 
 def greedy(game: MarkovGame, policies: tuple) -> tuple[tuple, Bool[Array, "*R S n"]]:
@@ -25,10 +25,9 @@ def greedy(game: MarkovGame, policies: tuple) -> tuple[tuple, Bool[Array, "*R S 
         `[S, n]`: what is played there is a choice of this function and not of the agent. Of a
         cycle that `play` finds, `tied & on_cycle[..., None]` says where it rests on such a choice.
     """
-    tables = tuple(jnp.asarray(table) for table in policies)
+    tables = check_tables(game, policies, "policies", "[S, A_i] of probabilities or values")
     best = tuple(jnp.argmax(table, axis=-1) for table in tables)
     tied = [(table == table.max(axis=-1, keepdims=True)).sum(axis=-1) > 1 for table in tables]
-    check_strategies(game, best)
     return best, jnp.stack(tied, axis=-1)
 
 

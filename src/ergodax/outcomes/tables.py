@@ -20,9 +20,7 @@ def check_policies(game: MarkovGame, policies: Any, name: str = "policies") -> t
         ValueError: unless there is a table `[S, A_i]`, or `[R, S, A_i]`, of probabilities for every
             agent.
     """
-    tables = _check_tables(game, policies, name)
-    shapes = [(game.num_states, count) for count in game.num_actions]
-    _check_shapes(name, tables, shapes, "[S, A_i] of probabilities")
+    tables = check_tables(game, policies, name, "[S, A_i] of probabilities")
     for agent, table in enumerate(tables):
         if is_concrete(table):
             sums = np.asarray(table).sum(axis=-1)
@@ -33,13 +31,20 @@ def check_policies(game: MarkovGame, policies: Any, name: str = "policies") -> t
     return tables
 
 
+def check_tables(game: MarkovGame, tables: Any, name: str, what: str) -> tuple:
+    """Returns tables `[S, A_i]` or `[R, S, A_i]` as arrays; raises ValueError for other shapes."""
+    found = _check_arrays(game, tables, name)
+    _check_shapes(name, found, [(game.num_states, count) for count in game.num_actions], what)
+    return found
+
+
 def check_strategies(game: MarkovGame, strategies: Any, name: str = "strategies") -> tuple:
     """Returns strategies, or one per run, as arrays of whole numbers.
 
     Raises:
         ValueError: unless there is a table `[S]`, or `[R, S]`, of actions for every agent.
     """
-    tables = _check_tables(game, strategies, name)
+    tables = _check_arrays(game, strategies, name)
     _check_shapes(name, tables, [(game.num_states,)] * game.num_agents, "[S] of actions")
     for agent, (table, count) in enumerate(zip(tables, game.num_actions, strict=True)):
         if not jnp.issubdtype(table.dtype, jnp.integer):
@@ -49,7 +54,7 @@ def check_strategies(game: MarkovGame, strategies: Any, name: str = "strategies"
     return tables
 
 
-def _check_tables(game, tables, name) -> tuple:
+def _check_arrays(game, tables, name) -> tuple:
     check_type("game", game, MarkovGame, "a MarkovGame")
     check_type(name, tables, (tuple, list), f"a tuple of {game.num_agents} tables, one per agent")
     if len(tables) != game.num_agents:

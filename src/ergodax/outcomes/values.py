@@ -13,7 +13,9 @@ from ..averaged.stationary import stationary_law
 from ..base.checks import (
     check_array,
     check_choice,
+    check_count,
     check_number,
+    check_type,
     describe,
     is_concrete,
     is_within,
@@ -164,6 +166,9 @@ def is_equilibrium(
     tables = check_policies(game, policies)
     tolerance = check_number("tolerance", tolerance, "[0, 1)")
     shape = tables[0].shape[:-1]
+    if states is not None:
+        what = f"truth values {shape}, as on_cycle of play"
+        check_type("states", states, (np.ndarray, jax.Array), what)
     looked = jnp.asarray(np.ones(shape, bool) if states is None else states)
     if looked.dtype != bool or looked.shape not in {(game.num_states,), shape}:
         raise ValueError(
@@ -253,15 +258,30 @@ def cross_pair(policies: tuple, agent: int = 0, shift: int = 1) -> tuple:
 
     Returns:
         Tables of the same shapes.
+
+    Raises:
+        ValueError: unless all tables have the same number of runs and the agent has one.
     """
+    check_type("policies", policies, (tuple, list), "a tuple of tables, one per agent")
+    tables = [jnp.asarray(check_array("policies", table)) for table in policies]
+    if not tables or len({table.shape[:1] for table in tables}) > 1 or tables[0].ndim == 0:
+        raise ValueError(
+            "policies must be tables of every agent with a leading axis of runs; found "
+            f"{', '.join(str(table.shape) for table in tables) or 'none'}."
+        )
+    if check_count("agent", agent, 0) >= len(tables):
+        raise ValueError(f"agent must be 0 to {len(tables) - 1}; found {agent}.")
+    if not isinstance(shift, int | np.integer) or isinstance(shift, bool):
+        raise ValueError(f"shift must be a whole number; found {describe(shift)}.")
     return tuple(
-        jnp.asarray(table) if own == agent else jnp.roll(jnp.asarray(table), -shift, axis=0)
-        for own, table in enumerate(policies)
+        table if own == agent else jnp.roll(table, -shift, axis=0)
+        for own, table in enumerate(tables)
     )
 
 
 def _check_discount(game: MarkovGame, discount: Any) -> tuple[Any, int]:
     """The discount of every agent, and after how many doublings of the horizon nothing is left."""
+    check_type("game", game, MarkovGame, "a MarkovGame")
     found = check_array("discount", discount, "one number in [0, 1), or one per agent")
     if np.shape(found) not in ((), (game.num_agents,)):
         raise ValueError(
