@@ -103,6 +103,22 @@ def test_a_rerun_is_the_same_bit_for_bit(done, tmp_path, capsys):
     assert capsys.readouterr().out.count("is done already") == 4
 
 
+def test_a_paper_is_replicated_without_a_game(tmp_path, capsys):
+    path = write(tmp_path, '[replicate]\nname = "den-boer"\n')
+    assert main(["run", str(path), "--cache", "off"]) == 0
+    assert "All " in capsys.readouterr().out
+    data = ex.io.load(tmp_path / "experiment" / "replicate.nc")
+    np.testing.assert_allclose(data.here, data.published, atol=1e-4)
+    path = write(tmp_path, '[replicate]\nname = "den-bor"\n', "wrong.toml")
+    assert main(["run", str(path), "--cache", "off"]) == 2
+    assert "line 1: replicate: 'den-bor' is not replicated: did you mean den-boer?" in (
+        capsys.readouterr().err
+    )
+    path = write(tmp_path, '[replicate]\nname = "den-boer"\n[solve]\n', "missing.toml")
+    assert main(["run", str(path), "--cache", "off"]) == 2
+    assert "game: is missing" in capsys.readouterr().err
+
+
 def test_another_experiment_is_not_overwritten(done, tmp_path, capsys):
     folder, path = done
     before = {p.name: p.read_bytes() for p in folder.iterdir()}

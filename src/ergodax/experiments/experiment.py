@@ -2,9 +2,8 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import jax
 from pydantic import BaseModel, Field, ValidationError
 
 from .build import Builder
@@ -19,15 +18,15 @@ class Keys(Tasks):
         title: what it is about.
         seed: of all random numbers.
         initial_state: the first state, by name or number; drawn if not given.
-        game: the name of a game with its settings, or a file.
-        learners: one for all agents, or one for each.
+        game: the name of a game with its settings, or a file; not needed to replicate a paper.
+        learners: one for all agents, or one for each; likewise.
     """
 
     title: str = ""
     seed: int = Field(0, ge=0)
     initial_state: int | str | None = None
-    game: dict[str, Any]
-    learners: list[dict[str, Any]] = Field(min_length=1)
+    game: dict[str, Any] | None = None
+    learners: list[dict[str, Any]] | None = Field(None, min_length=1)
 
 
 class Experiment:
@@ -51,8 +50,13 @@ class Experiment:
             self.keys = Keys.model_validate(self.source.table)
         except ValidationError as error:
             raise _first(error, self.source) from None
+        if set(self.tasks) != {"replicate"}:
+            for name in ("game", "learners"):
+                if getattr(self.keys, name) is None:
+                    raise self.source.error((name,), "is missing.")
         self._builder = Builder(self.source)
-        self.game_file = self._builder.file_of(self.keys.game)
+        game = self.keys.game
+        self.game_file = None if game is None else self._builder.file_of(game)
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -66,7 +70,8 @@ class Experiment:
     def setup(self, progress: bool, part: Any = None) -> Setup:
         """What tasks are carried out with; raises ValueError if games or learners do not fit."""
         table = {"game": self.keys.game, "learners": self.keys.learners}
-        wrapped = self._builder.wrapped(table)
+        played = None not in table.values()
+        wrapped = self._builder.wrapped(table) if played else cast(Any, None)
         places: dict[str, list[Place]] = {}
         if self.keys.sweep is not None:
             places = {name: self._places(table, name) for name in self.keys.sweep.values}
@@ -82,7 +87,7 @@ class Experiment:
         return Setup(
             wrapped=wrapped,
             build=build,
-            key=jax.random.key(self.keys.seed),
+            seed=self.keys.seed,
             initial_state=self.keys.initial_state,
             progress=progress,
             part=part,

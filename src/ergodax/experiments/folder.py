@@ -14,6 +14,7 @@ import jax
 from .. import io
 from ..base.files import prepare_folder, replacing, write
 from ..base.version import __version__
+from ..replications import Replication
 from .experiment import Experiment, Keys
 from .source import Source
 from .tasks import Tasks
@@ -91,6 +92,7 @@ class Folder:
                 figure.savefig(temporary, format="png", dpi=150)
             files.append(image)
         # Last: a task whose result is there is done.
+        result = result.to_xarray() if isinstance(result, Replication) else result
         io.save(result, data, attributes={"experiment": self._experiment.source.content.decode()})
         return files
 

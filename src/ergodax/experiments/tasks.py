@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import jax
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from .. import plot
+from .. import plot, replications
 from ..averaged.flow import solve
 from ..model.build import Build
 from ..model.observable import PARAMETERS
@@ -26,9 +27,9 @@ class Setup(NamedTuple):
     """What all tasks of an experiment share.
 
     Attributes:
-        wrapped: the game and its learners.
+        wrapped: the game and its learners; None where the only task is to replicate a paper.
         build: the same with other values, by their places in the file.
-        key: the random key.
+        seed: of all random numbers.
         initial_state: the first state; None to draw it.
         progress: whether to show progress bars.
         part: which part of a sweep is done, as `sweep` takes it.
@@ -36,10 +37,15 @@ class Setup(NamedTuple):
 
     wrapped: WrappedGame
     build: Build
-    key: Any
+    seed: int
     initial_state: int | str | None
     progress: bool
     part: Any = None
+
+    @property
+    def key(self) -> Any:
+        """The random key."""
+        return jax.random.key(self.seed)
 
 
 class Task(BaseModel):
@@ -236,6 +242,25 @@ class Sweep(_Timed):
         )
 
 
+class Replicate(Task):
+    """The numbers of a published study, with its own game and learners."""
+
+    name: str
+    sessions: int | None = Field(None, ge=2)
+    grid: tuple[list[float], list[float]] | None = None
+
+    def carry_out(self, setup: Setup, unfinished: Path) -> Any:
+        """Finds them anew."""
+        given = {key: value for key, value in self if key != "name" and value is not None}
+        offered = {"seed": setup.seed, "checkpoint": unfinished, "progress": setup.progress}
+        given |= {k: v for k, v in offered.items() if replications.takes(self.name, k)}
+        return replications.replicate(self.name, **given)
+
+    def figure(self, setup: Setup, result: Any) -> Any:
+        """Draws what was found, if there is anything to draw."""
+        return None if result.draw is None else result.draw()
+
+
 def _of_agent(draw: Any, result: Any) -> Any:
     try:
         return draw(result, 0, 0).figure
@@ -253,3 +278,4 @@ class Tasks(BaseModel):
     compare: Compare | None = None
     convergence: Convergence | None = None
     sweep: Sweep | None = None
+    replicate: Replicate | None = None
