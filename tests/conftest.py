@@ -1,5 +1,6 @@
 """Set-up of all tests: float64, run-time checks of every annotation, reproducible examples."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ if os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _kept.name) == _kept.name:
 
 import jax
 
+# Tracing makes many objects, few of them garbage.
+gc.set_threshold(100_000, 20, 20)
 jax.config.update("jax_enable_x64", True)
 # Most tests run many small programs once each, and spend their time compiling.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -190,11 +190,12 @@ def flatten_times(params):
 @contextlib.contextmanager
 def annotations_off():
     """Switches the checks of annotations off, to see what users see who get a shape wrong."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def assert_close(found, expected, tolerance):
