@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray
 
 from ..base.text import in_columns
 from ..results.labels import attributes
+
+if TYPE_CHECKING:
+    import xarray
 
 MOST_ERRORS = 5.0
 
@@ -77,14 +79,14 @@ class Replication:
     Attributes:
         source: the paper.
         quantities: its numbers beside those found here.
-        data: what was found, labelled, beyond these numbers.
+        data: what was found, labelled, beyond these numbers, if there is more.
         notes: what else a reader must know: speed, what was not reached, what differs.
         draw: makes the figure, if there is one.
     """
 
     source: str
     quantities: tuple[Quantity, ...]
-    data: xarray.Dataset = dataclasses.field(default_factory=xarray.Dataset)
+    data: "xarray.Dataset | None" = None
     notes: tuple[str, ...] = ()
     draw: Callable[[], Any] | None = None
 
@@ -93,8 +95,10 @@ class Replication:
         """Whether every published number agrees."""
         return all(quantity.agrees for quantity in self.quantities)
 
-    def to_xarray(self) -> xarray.Dataset:
+    def to_xarray(self) -> "xarray.Dataset":
         """Numbers and data as one labelled data set."""
+        import xarray
+
         columns = {
             "published": [float(quantity.published or "nan") for quantity in self.quantities],
             "here": [quantity.here for quantity in self.quantities],
@@ -110,7 +114,7 @@ class Replication:
             {"quantity": ("quantity", names, attributes("quantity"))},
             attrs={"source": self.source, "notes": " ".join(self.notes)},
         )
-        return table.merge(self.data)
+        return table if self.data is None else table.merge(self.data)
 
     def __str__(self) -> str:
         rows = in_columns([_HEADS, *(quantity.row for quantity in self.quantities)])
