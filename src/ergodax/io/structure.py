@@ -24,7 +24,9 @@ Fetch = Callable[[Any], np.ndarray]
 _RESULT = type(RESULTS.successful)
 
 
-def take_apart(value: Any, store: Store, path: str = "") -> Any:
+def take_apart(
+    value: Any, store: Store, path: str = "", known: Mapping[str, type] | None = None
+) -> Any:
     """The structure of an object, as JSON has it.
 
     Args:
@@ -32,6 +34,7 @@ def take_apart(value: Any, store: Store, path: str = "") -> Any:
             dictionaries, arrays, numbers, texts and None.
         store: stores an array and returns its place.
         path: where in the whole object the value stands, for messages.
+        known: what `known_classes` returns, by default.
 
     Raises:
         ValueError: if it holds anything else, such as a function, or an object whose class cannot
@@ -39,7 +42,8 @@ def take_apart(value: Any, store: Store, path: str = "") -> Any:
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
-    go_on = functools.partial(take_apart, store=store)
+    known = known_classes() if known is None else known
+    go_on = functools.partial(take_apart, store=store, known=known)
     if isinstance(value, _RESULT):
         leaf = jax.tree.leaves(value)[0]
         messages = {int(code): RESULTS[_result(np.asarray(code))] for code in np.unique(leaf)}
@@ -72,7 +76,7 @@ def take_apart(value: Any, store: Store, path: str = "") -> Any:
     else:
         raise ValueError(f"{path or 'this'} cannot be saved: {_kind(value)}.")
     return {
-        "class": _checked_name(type(value), path),
+        "class": _checked_name(type(value), path, known),
         "fields": {name: go_on(item, path=f"{path}.{name}") for name, item in fields.items()},
     }
 
@@ -213,10 +217,10 @@ def _name(kind: type) -> str:
     return f"{module}:{kind.__qualname__}"
 
 
-def _checked_name(kind: type, path: str) -> str:
+def _checked_name(kind: type, path: str, known: Mapping[str, type]) -> str:
     """The name of a class, after a check that it can be found by it."""
     own = is_own(kind.__module__)
-    if not (known_classes().get(_name(kind)) is kind if own else _is_at_its_name(kind)):
+    if not (known.get(_name(kind)) is kind if own else _is_at_its_name(kind)):
         raise ValueError(
             f"{path or 'this'} cannot be saved: {kind.__qualname__} cannot be found by its name; "
             "define it at the top level of a module."
