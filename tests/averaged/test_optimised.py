@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 CASES = ("pd", "random", "mixed")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["mixed"])  # the others with little optimisation
 def test_derivatives_through_kinks_equal_golden(golden, case):
     build, theta = golden_build(golden, case)
     ts = golden[case]["times"][-1:]

@@ -53,7 +53,7 @@ def test_gradients_of_a_projection_jump(learner, bandit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", [ex.Sarsa, ex.QLearning])
+@pytest.mark.parametrize("learner", [ex.QLearning])
 def test_bias_knows_the_kinks_of_the_policy(learner, bandit):
     """An action that was not played comes to be: the jump of b is ten times the standard error."""
     wrapped = ex.WrappedGame(bandit, [learner(1.0, 0.0, EXPLORE, [[0.0, -1.6]])])
