@@ -53,10 +53,9 @@ def test_gradients_of_a_projection_jump(learner, bandit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", [ex.QLearning])
-def test_bias_knows_the_kinks_of_the_policy(learner, bandit):
+def test_bias_knows_the_kinks_of_the_policy(bandit):
     """An action that was not played comes to be: the jump of b is ten times the standard error."""
-    wrapped = ex.WrappedGame(bandit, [learner(1.0, 0.0, EXPLORE, [[0.0, -1.6]])])
+    wrapped = ex.WrappedGame(bandit, [ex.QLearning(1.0, 0.0, EXPLORE, [[0.0, -1.6]])])
     found = ex.fluctuations(wrapped, wrapped.init(), [3.0], bias=True)
     assert found.bias is not None
     jumps = found.kinks.jump[found.kinks.time < 3]

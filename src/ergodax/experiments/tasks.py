@@ -1,5 +1,6 @@
 """What an experiment may do: one class per task, whose fields are its keys in the file."""
 
+import abc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -48,14 +49,14 @@ class Setup(NamedTuple):
         return jax.random.key(self.seed)
 
 
-class Task(BaseModel):
+class Task(BaseModel, abc.ABC):
     """A task: its settings, how it is carried out, and the figure of what comes of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @abc.abstractmethod
     def carry_out(self, setup: Setup, unfinished: Path) -> Any:
         """Returns the result; unfinished work may be kept at a path."""
-        raise NotImplementedError
 
     def figure(self, setup: Setup, result: Any) -> Any:
         """Draws the result; None if it has no picture."""
@@ -80,6 +81,17 @@ class _Sampled(_Timed):
     scale: float = Field(10.0, gt=0, allow_inf_nan=False)
     dtype: Dtype = "float64"
 
+    def ensemble(self, setup: Setup) -> dict[str, Any]:
+        """What `simulate` and `compare` are told of the runs."""
+        return {
+            "scale": self.scale,
+            "runs": self.runs,
+            "dtype": self.dtype,
+            "key": setup.key,
+            "initial_state": setup.initial_state,
+            "progress": setup.progress,
+        }
+
 
 class Simulate(_Sampled):
     """An ensemble of runs."""
@@ -93,15 +105,10 @@ class Simulate(_Sampled):
             setup.wrapped,
             setup.wrapped.init(),
             self.ts,
-            scale=self.scale,
-            runs=self.runs,
-            key=setup.key,
-            initial_state=setup.initial_state,
             observe=PARAMETERS if self.observe == "parameters" else setup.wrapped.policies,
             keep_runs=self.keep_runs,
-            dtype=self.dtype,
             checkpoint=unfinished,
-            progress=setup.progress,
+            **self.ensemble(setup),
         )
 
     def figure(self, setup: Setup, result: Any) -> Any:
@@ -163,17 +170,7 @@ class Compare(_Sampled):
 
     def carry_out(self, setup: Setup, unfinished: Path) -> Any:
         """Simulates, solves and measures the gap."""
-        return compare(
-            setup.wrapped,
-            setup.wrapped.init(),
-            self.ts,
-            scale=self.scale,
-            runs=self.runs,
-            key=setup.key,
-            initial_state=setup.initial_state,
-            dtype=self.dtype,
-            progress=setup.progress,
-        )
+        return compare(setup.wrapped, setup.wrapped.init(), self.ts, **self.ensemble(setup))
 
     def figure(self, setup: Setup, result: Any) -> Any:
         """Draws both."""

@@ -246,7 +246,10 @@ def _table(wrapped: WrappedGame, agent: int, named: list) -> int:
 
 def _rows_changed(wrapped: WrappedGame, agent: int, own: Any) -> list[tuple[int, ...] | None]:
     """The row of every array that a step from each state changes; None if it may be any."""
-    is_at = lambda leaf: isinstance(leaf, At)  # noqa: E731
+
+    def is_at(leaf):
+        return isinstance(leaf, At)
+
     shapes = jax.tree.leaves(shapes_of(_increments, wrapped, agent, own), is_leaf=is_at)
     rows: list[tuple[int, ...] | None] = [None] * len(shapes)
     sparse = [k for k, leaf in enumerate(shapes) if is_at(leaf) and leaf.index]
