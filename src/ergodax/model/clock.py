@@ -34,6 +34,17 @@ class ClockedParams(NamedTuple):
     time: Any
 
 
+def times_of(params: Any) -> list[Any]:
+    """What the clocks in a pytree of parameters show."""
+    parts = jax.tree.leaves(params, is_leaf=is_clocked)
+    return [part.time for part in parts if is_clocked(part)]
+
+
+def is_clocked(part: Any) -> bool:
+    """Whether a part of parameters has a clock: a leaf where trees are mapped over agents."""
+    return isinstance(part, ClockedParams)
+
+
 def is_schedule(leaf: Any) -> bool:
     """Whether it is a schedule: a leaf where trees are mapped over hyper-parameters."""
     return isinstance(leaf, AbstractSchedule)
