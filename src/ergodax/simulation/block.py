@@ -188,7 +188,7 @@ def _in_lanes(setting: Setting, runs: Run) -> Run:
     def of_agent(own):
         if not (in_step and is_clocked(own)):
             return to_lanes(own)
-        # That of a lost run may be NaN, as all else that it holds.
+        # That of a lost run is NaN, as all else that it holds.
         return ClockedParams(to_lanes(own.params), Lanes(jnp.nanmax(own.time), None))
 
     params, compensation = jax.tree.map(
@@ -197,6 +197,18 @@ def _in_lanes(setting: Setting, runs: Run) -> Run:
     lanes = to_lanes(runs)
     standing = lanes.standing._replace(params=params, compensation=compensation)
     return lanes._replace(standing=standing)
+
+
+def _from_lanes(runs: Run) -> Run:
+    """What `_in_lanes` was given; clocks that were NaN are so again."""
+    runs = from_lanes(runs)
+    lost = runs.faults & MISPLAYED > 0
+
+    def of_agent(own):
+        return own._replace(time=jnp.where(lost, jnp.nan, own.time)) if is_clocked(own) else own
+
+    params = jax.tree.map(of_agent, runs.standing.params, is_leaf=is_clocked)
+    return runs._replace(standing=runs.standing._replace(params=params))
 
 
 def _is_gpu(mesh: Mesh) -> bool:
@@ -267,7 +279,7 @@ def advance(
             run = _take_steps(of_run, length, shared, (keys, own[:3]), run, setting.mesh)
             words = later(words, length)
             report, after = report_of(run)
-            run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, from_lanes(run))
+            run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, _from_lanes(run))
             return (words, _in_lanes(setting, run)), report
 
         def report_of(run):
@@ -302,7 +314,7 @@ def advance(
             return Report(moments, values[: setting.kept]), run
 
         (_, runs), reports = jax.lax.scan(interval, (counter, runs), (lengths, due))
-        return from_lanes(runs), reports
+        return _from_lanes(runs), reports
 
     return jax.shard_map(
         of_device,
