@@ -134,13 +134,18 @@ def _check_modules(agent: int, module: Any, times: np.ndarray, by_run: bool) -> 
         if not is_concrete(values):
             continue
         within, name = field.metadata["within"], f"{type(module).__name__}.{field.name}"
-        for t, numbers in zip(times, np.asarray(values).T, strict=True):
-            if not is_within(numbers, within):
-                number = next(n for n in numbers if not is_within(n, within))
-                raise ValueError(
-                    f"agent {agent}: {name} must be finite and in {within}; its schedule is "
-                    f"{number:.6g} at t = {t:.6g}."
-                )
+        if is_within(np.asarray(values), within):
+            continue
+        t, number = next(
+            (t, number)
+            for t, numbers in zip(times, np.asarray(values).T, strict=True)
+            for number in numbers
+            if not is_within(number, within)
+        )
+        raise ValueError(
+            f"agent {agent}: {name} must be finite and in {within}; its schedule is "
+            f"{number:.6g} at t = {t:.6g}."
+        )
 
 
 def check_autonomous(learners: tuple, what: str) -> None:

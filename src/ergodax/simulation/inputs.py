@@ -55,9 +55,8 @@ class Inputs(NamedTuple):
         params: Any = (self.params0,) if self.own_params else ()
         if self.standing is not None:
             params = self.standing.params, self.standing.compensation
-        clocks = [np.asarray(time) for time in times_of(params)]
-        known = [clock[~np.isnan(clock)] for clock in clocks]  # lost runs may have none
-        return not self.own_game and all((clock == clock[:1]).all() for clock in known)
+        clocks = map(np.asarray, times_of(params))
+        return not self.own_game and all((clock == clock[0]).all() for clock in clocks)
 
     def part(self, first: int, count: int, observed: Any) -> "tuple[Inputs, Any]":
         """The inputs of some runs, and what is observed of them; as `rows` has it."""
