@@ -347,9 +347,9 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
     unravel = flat_drift(guess)[1]
     fixed, start = _frozen((wrapped, guess))
     search = RootSearch(fixed, start, rtol, atol, max_steps)
-    x, step, result = first_found(search((1.0,), False))
-    fields = _described(wrapped, unravel(x), step, result)
-    return fields, search.per_visit(x, search.wrapped).change / search.unit.size
+    found = first_found(search((1.0,), False))
+    fields = _described(wrapped, unravel(found.x), found.step, found.result)
+    return fields, found.change / search.unit.size
 
 
 @lightly_compiled
@@ -376,8 +376,8 @@ def _described(wrapped, params, step, result) -> tuple:
     reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
     found = result == RESULTS.successful
     result = RESULTS.where(found & reducible, RESULTS.reducible, result)
-    jacobian = jax.jacfwd(lambda x: field(x, wrapped))(x)
-    return params, jnp.max(jnp.abs(field(x, wrapped))), step, jacobian, result
+    jacobian, velocity = jax.jacfwd(lambda x: (field(x, wrapped),) * 2, has_aux=True)(x)
+    return params, jnp.max(jnp.abs(velocity)), step, jacobian, result
 
 
 def _frozen(tree) -> Any:
