@@ -122,7 +122,9 @@ def test_drift_equals_the_oracle(case):
 
 
 def test_expected_rewards_equal_the_oracle(case):
-    found = jax.jit(lambda w, p: expected_rewards(w, average(w, p).events))(case.wrapped, case.params)
+    found = jax.jit(lambda w, p: expected_rewards(w, average(w, p).events))(
+        case.wrapped, case.params
+    )
     assert_close(found, oracle.expected_rewards(case.game, case.learners, case.flat), 1e-11)
 
 

@@ -102,8 +102,10 @@ class RootSearch:
             return found | success, (jnp.where(success | ~last, root, x), *end, result)
 
         # The flow comes last; one loop, so that Newton's method stands once in the program.
-        shares = jnp.asarray((*drawn, 1.0), self.start.dtype), np.arange(len(drawn) + 1) == len(drawn)
-        return Search(*jax.lax.scan(attempt, jnp.asarray(False), shares)[1])
+        last = np.arange(len(drawn) + 1) == len(drawn)
+        shares = jnp.asarray((*drawn, 1.0), self.start.dtype), last
+        _, (x, step, change, result) = jax.lax.scan(attempt, jnp.asarray(False), shares)
+        return Search(x, step, change, result)
 
     def newton(self, x, wanted):
         """Newton's method; the steps are of minimal norm where the Jacobian is singular.
