@@ -39,7 +39,7 @@ class Search(NamedTuple):
     Attributes:
         x: the last points, `[m, d]`; of the last attempt, if it failed, the flow's end.
         step: the largest entry of the Newton step that would come next there, `[m]`.
-        change: what is learnt per visit where Newton's method began or, for a root, ended, `[m, d]`.
+        change: what is learnt per visit where Newton's method began or, at a root, ended, `[m, d]`.
         result: whether they are roots, `[m]`.
     """
 
