@@ -230,7 +230,7 @@ def test_deviations_run_by_run_and_by_state():
         game, strategies, 0, best.strategy, start, periods=15, before=0
     )
     assert again.actions[0, 0, 0] == best.strategy[0, 0]
-    with pytest.raises(ValueError, match="action must be an action, 0 to 1; found 2"):
+    with pytest.raises(ValueError, match=r"0 to 1; found 2\. Their names serve as well: C, D\."):
         outcomes.deviation_response(game, strategies, 0, 2, start)
     with pytest.raises(ValueError, match="state must be 0 to 3"):
         outcomes.deviation_response(game, strategies, 0, 1, 7)

@@ -36,7 +36,7 @@ def add_to(commands) -> None:
     group.add_argument(
         "--sessions",
         type=count(2),
-        help="number of sessions (default: 40 for calvano2020, else 100 or 200)",
+        help="number of sessions (default: 100, of calvano2020 40, of klein2021 200)",
         metavar="R",
     )
     group.add_argument("--seed", type=count(0), help="random seed (default: 0)", metavar="SEED")

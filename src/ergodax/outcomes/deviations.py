@@ -72,7 +72,7 @@ def deviation_response(
     runs = tables[0].shape[:-1]
     if isinstance(action, str):
         action = _named(action, game.action_names[agent])
-    played = _broadcast("action", action, runs, game.num_states, game.num_actions[agent])
+    played = _broadcast("action", action, runs, game.num_states, game.action_names[agent])
     start = np.asarray(check_array("state", state, "a state, or one per run"))
     if not np.issubdtype(start.dtype, np.integer) or start.shape not in ((), runs):
         raise ValueError(f"state must be a state, or one per run; found {state}.")
@@ -105,11 +105,15 @@ def _named(action: str, names: Sequence[str]) -> int:
     return list(names).index(action)
 
 
-def _broadcast(name, action, runs, num_states: int, count: int):
+def _broadcast(name, action, runs, num_states: int, names: Sequence[str]):
     """The action played in every state, `[*R, S]`."""
+    count = len(names)
     found = np.asarray(check_array(name, action, "an action, or one per run or state"))
     if not np.issubdtype(found.dtype, np.integer) or found.min() < 0 or found.max() >= count:
-        raise ValueError(f"{name} must be an action, 0 to {count - 1}; found {action}.")
+        raise ValueError(
+            f"{name} must be an action, 0 to {count - 1}; found {action}. "
+            f"Their names serve as well: {', '.join(names)}."
+        )
     if found.shape == runs and runs != ():
         if runs == (num_states,):
             raise ValueError(
