@@ -16,6 +16,8 @@ import jax
 # Tracing makes many objects, few of them garbage.
 gc.set_threshold(100_000, 20, 20)
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most tests run many small programs once each, and spend their time compiling.
 jax.config.update("jax_disable_most_optimizations", True)
 # The threads that compile would each keep memory of their own; read when worker processes start.

@@ -31,7 +31,7 @@ def in_entries(function, large: bool):
         shape = array.shape[1:]
         flat = array.reshape(len(array), -1)
         if large and len(shape) == 2:
-            first = jnp.arange(len(array)) * flat.shape[1]
+            first = jnp.arange(len(array), dtype=jnp.int32) * flat.shape[1]
             return Table(shape, array.dtype, lambda place: array.ravel()[first + place], None)
         return entries(shape, flat.T)
 

@@ -214,7 +214,8 @@ class Pool:
         words = (lots.steps % 2**32).astype(np.uint32), (lots.steps // 2**32).astype(np.uint32)
         idle, left, words = self._spread((lots.numbers < 0, left, words))
         look = max(_LOOK // self._execution.width, 1)
-        limits = [jnp.asarray(count, jnp.int32) for count in (length, look, fewest)]
+        limits = [jnp.asarray(count, jnp.int32) for count in (length, look)]
+        limits.append(jnp.asarray(fewest))
         return block.advance_until(lots.setting, lots.keys, lots.runs, idle, words, left, *limits)
 
     def _keep(self, numbers: np.ndarray, runs: Run, places: np.ndarray) -> None:

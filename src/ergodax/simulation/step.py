@@ -273,7 +273,9 @@ def _is_at(table, index):
     """Which entries of a table stand at an index of leading axes, `[...]`."""
     axes = [jax.lax.broadcasted_iota(jnp.int32, table.shape, k) for k in range(len(index))]
     return functools.reduce(
-        jnp.logical_and, [axis == k for axis, k in zip(axes, index, strict=True)], True
+        jnp.logical_and,
+        [axis == k.astype(axis.dtype) for axis, k in zip(axes, index, strict=True)],
+        True,
     )
 
 
