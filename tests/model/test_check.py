@@ -299,7 +299,7 @@ def test_kinks_are_looked_for_once_for_each_class(monkeypatch):
     for phi in (0.01, 0.02):
         check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), RothErev(phi)]))
     assert len(looked) == 2  # at the policy and at the update
-    for own in (ex.QLearning(1.0, 0.5, Ramp()), ex.Lenient(HandWritten())):
+    for own in (ex.QLearning(1.0, 0.5, Ramp()), ex.Observing(HandWritten(), [0])):
         with pytest.raises(ValueError, match="has a kink"):
             check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), own]))
     check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), Discounting(discount=0.0)]))

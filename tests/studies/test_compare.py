@@ -187,7 +187,7 @@ def test_the_largest_gap_is_named(make, rates, agent, leaf, entry):
 def test_a_lost_ensemble_shows():
     """Rewards of 1e39 overflow in float32, in which runs are simulated; the ODE is in float64."""
     wrapped = comparisons.dilemma_game()
-    of_second = wrapped.game.rewards * jax.numpy.array([1.0, 1e39])
+    of_second = wrapped.game.rewards.at[..., 1].multiply(1e39)
     wrapped = eqx.tree_at(lambda w: w.game.rewards, wrapped, of_second)
     options = {"scale": 10.0, "runs": 64, "key": jax.random.key(0), "dtype": "float32"}
     with pytest.warns(UserWarning, match="64 of 64 runs became infinite or NaN"):
