@@ -73,7 +73,8 @@ def test_solution_and_simulation_are_those_of_solve_and_simulate():
     np.testing.assert_array_equal(c.simulation.final.state, simulation.final.state)
     for found, expected in zip(c.simulation.mean[0], simulation.mean, strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-6)
-    policies = jax.vmap(jax.vmap(wrapped.policies))(simulation.values)
+    with jax.numpy_dtype_promotion("standard"):  # of float32 values, by float64 learners
+        policies = jax.vmap(jax.vmap(wrapped.policies))(simulation.values)
     for k, all_runs in enumerate(policies):
         runs = np.asarray(all_runs, dtype=float)
         np.testing.assert_allclose(c.simulation.mean[1][k], runs.mean(axis=0), rtol=2e-6)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base.checks import check_path, check_type
+from ..base.checks import check_count, check_path, check_type
 from ..base.files import target, write
 from ..model.game import MarkovGame
 from .matrix import repeated
@@ -110,6 +110,7 @@ def read_nfg(path: str | Path, *, memory: int = 1) -> MarkovGame:
         ValueError: if it cannot read the file.
     """
     check_path("path", path)
+    memory = check_count("memory", memory, least=0)
     gambit = _gambit()
     try:
         game = gambit.read_nfg(target(path))

@@ -112,7 +112,7 @@ def check_schedules(learners: tuple, ts: Any, by_run: bool = False) -> None:
 def _check_modules(agent: int, module: Any, times: np.ndarray, by_run: bool) -> None:
     def along(schedule):
         parts = jax.tree.leaves(eqx.filter(schedule, eqx.is_inexact_array))
-        return jax.vmap(schedule)(jnp.asarray(times, jnp.result_type(*parts, jnp.bfloat16)))
+        return jax.vmap(schedule)(jnp.asarray(times, jnp.result_type(*parts or [float])))
 
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)
