@@ -230,7 +230,7 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
 
 @lightly_compiled
 def _look(wrapped, params):
-    """Policies, state chain, and for every agent the first event learnt outside its tables."""
+    """What `check_ergodic` checks: policies, state chain, mixing, events learnt outside tables."""
     policies = wrapped.policies(params)
     chain = wrapped.state_chain(wrapped.event_probabilities(wrapped.joint_policy(policies)))
     outside = []
@@ -244,10 +244,8 @@ def _look(wrapped, params):
                     bad |= (index < 0) | (index >= size)
         event = jnp.argmax(bad)
         outside.append((bad[event], transitions.state[event], transitions.joint_action[event]))
-    return policies, chain, outside
-
-
-_mixing_time = lightly_compiled(mixing_time)
+    mixing = mixing_time(chain)
+    return policies, chain, (is_reducible(mixing), mixing), outside
 
 
 def check_ergodic(
@@ -283,29 +281,30 @@ def check_ergodic(
             )
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
         return wrapped, params
-    policies, chain, outside = _look(wrapped, params)
-    if not is_concrete(chain):  # under an outer trace that closes over concrete values
+    found = _look(wrapped, params)
+    if not is_concrete(found[1]):  # under an outer trace that closes over concrete values
         return wrapped, params
+    # On the host from here on: every other operation would be a program to compile.
+    policies, chain, (reducible, mixing), outside = jax.device_get(found)
     names = wrapped.game.state_names
     for agent, learner in enumerate(wrapped.learners):
         who = f"agent {agent}: {type(learner).__name__}"
-        for state, policy in enumerate(np.asarray(policies[agent])):
+        for state, policy in enumerate(policies[agent]):
             check_probabilities(f"{who}.policy in state {state} ({names[state]})", policy)
-        bad, state, actions = jax.device_get(outside[agent])
+        bad, state, actions = outside[agent]
         if bad:
             raise ValueError(
                 f"{who}.update returns an At outside its table in state {state} ({names[state]}), "
                 f"joint action {tuple(actions.tolist())}."
             )
-    closed, transient = closed_classes(np.asarray(chain))
+    closed, transient = closed_classes(chain)
     if len(closed) > 1:
         listed = "; ".join("{" + ", ".join(names[s] for s in c) + "}" for c in closed)
         raise ValueError(
             f"the state chain has {len(closed)} closed classes, {listed}: where it ends depends on "
             "where it starts, so there is no unique stationary distribution to average over."
         )
-    mixing = _mixing_time(chain)
-    if is_reducible(mixing):
+    if reducible:
         raise ValueError(
             f"the state chain is numerically reducible: it forgets its state in {mixing:.1e} "
             "steps. Use a higher temperature or a positive epsilon."
