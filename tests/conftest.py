@@ -22,8 +22,6 @@ import jax
 # Tracing makes many objects, few of them garbage.
 gc.set_threshold(100_000, 20, 20)
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most tests run many small programs once each, and spend their time compiling.
 jax.config.update("jax_disable_most_optimizations", True)
 # The threads that compile would each keep memory of their own; read when worker processes start.
@@ -57,6 +55,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
     long = ("test_public_results", "test_docs")
     items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.stem not in long)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Neither types nor ranks are mixed unawares, but in pages and in slow tests, as users may."""
+    strict = item.path.parent != Path(__file__).parent and not item.get_closest_marker("slow")
+    jax.config.update("jax_numpy_dtype_promotion", "strict" if strict else "standard")
+    jax.config.update("jax_numpy_rank_promotion", "raise" if strict else "allow")
 
 
 @pytest.fixture(autouse=True)

@@ -247,7 +247,7 @@ CALLS = {
         ex.fluctuations,
         lambda: start() | {"ts": TS},
         **FLOW | SOLVER,
-        **{"initial_state": "None 0", "bias": "bool", "scale": "None", "max_kinks": "0"},
+        **{"initial_state": "None 0", "bias": "bool", "scale": "None", "max_kinks": "0 None"},
         **{"adjoint": "None", "throw": "bool"},
     ),
     "near_kink": call(fluctuations().near_kink, scale=""),

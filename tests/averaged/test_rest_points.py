@@ -38,7 +38,7 @@ class Share(ex.AbstractLearner):
         return jnp.stack([params, 1 - params])
 
     def update(self, params, transition, game, agent):
-        return transition.reward * ((transition.action == 0) - params)
+        return transition.reward * (jnp.where(transition.action == 0, 1.0, 0.0) - params)
 
 
 # Golden values

@@ -72,19 +72,24 @@ class Clocked(AbstractOuterLearner):
 
     def policy(self, params: ClockedParams, state: Int[Array, ""]) -> Float[Array, " A"]:
         """Returns the learner's policy at the time of its clock."""
-        return self.at(params.time).policy(params.params, state)
+        with _mixed():
+            return self.at(params.time).policy(params.params, state)
 
     def update(
         self, params: ClockedParams, transition: Transition, game: MarkovGame, agent: int
     ) -> ClockedParams:
         """Returns the learner's increment at the time of its clock, and one step for that."""
-        own = self.at(params.time)
-        return ClockedParams(
-            own.update(params.params, transition, game, agent), jnp.ones_like(params.time)
-        )
+        with _mixed():
+            own = self.at(params.time).update(params.params, transition, game, agent)
+        return ClockedParams(own, jnp.ones_like(params.time))
 
     def __repr__(self) -> str:
         return repr(self.learner)
+
+
+def _mixed():
+    """Values of schedules may be of a higher precision than what is simulated."""
+    return jax.numpy_dtype_promotion("standard")
 
 
 _LOOKS = 257  # times at which schedules are looked at, evenly and in proportion
