@@ -6,7 +6,7 @@ handles any game, as ergodax does; its "lanes" kernel is written by hand for gam
 and 4 states, with one vector register per table entry. Numba does not compensate for rounding;
 ergodax does in float32.
 
-Usage: python benchmarks/simulate.py [--quick]
+Usage: python benchmarks/simulate.py [--quick] [--only greedy]
 """
 
 import argparse
@@ -20,6 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import ergodax as ex
 from _common import golden, machine, q_learners, table
@@ -65,6 +66,25 @@ def random_game(states: int, actions: int, agents: int, kernel: str, greedy: boo
     hyper = [0.1, 0.9, 0.0 if greedy else 0.5, 0.1]
     name = f"{states} states x {actions} actions, {agents} agents, {kernel}"
     return Case(name + (", greedy" if greedy else ""), wrapped, rewards, hyper, tables, following)
+
+
+def with_schedules(case: Case) -> dict[str, Any]:
+    """The case's game with learners whose hyper-parameters change with time, and with its own."""
+    schedules, softmax = ex.schedules, ex.EpsilonSoftmax(0.5, 0.1)
+    if case.wrapped.learners[0].exploration.continuous:
+        falling, cooling = schedules.power(0.01, 0.6), schedules.exponential(0.5, 1e-4)
+        piecewise = schedules.piecewise([0, 50, 200], [0.01, 0.02, 0.005])
+        cosine = schedules.from_optax(optax.cosine_decay_schedule(0.01, 1000))
+        learners = {
+            "power and exponential": ex.QLearning(falling, 0.9, ex.EpsilonSoftmax(cooling, 0.1)),
+            "piecewise": ex.QLearning(piecewise, 0.9, softmax),
+            "from optax": ex.QLearning(cosine, 0.9, softmax),
+        }
+    else:  # so slow that it explores as much as the number
+        fading = ex.EpsilonGreedy(schedules.exponential(0.1, 1e-9))
+        learners = {"exponential epsilon": ex.QLearning(0.1, 0.9, fading)}
+    games = {name: ex.WrappedGame(case.wrapped.game, [own] * 2) for name, own in learners.items()}
+    return {"numbers": case.wrapped} | games
 
 
 class RothErev(ex.AbstractLearner):
@@ -159,8 +179,8 @@ def best(calls: dict[str, Any], runs: int, seconds: float) -> dict[str, float]:
     return found
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """All rates of one process, by table and row."""
+def measure(quick: bool, only: str) -> dict[str, Any]:
+    """All rates of one process, by table and row; or those of the games so named."""
     seconds = 0.3 if quick else 1.0
     cores = jax.device_count()
     example = papers_example()
@@ -172,7 +192,7 @@ def measure(quick: bool) -> dict[str, Any]:
     if not quick:
         cases[2:2] = [random_game(64, 8, 2, "deterministic"), random_game(4, 2, 3, "dense")]
     games: dict[str, Any] = {}
-    for case in cases:
+    for case in (case for case in cases if only in case.name):
         runs = (1024 if case.wrapped.game.num_states < 100 else 128) * cores
         for dtype in ("float32", "float64"):
             calls: dict[str, Any] = {
@@ -184,9 +204,10 @@ def measure(quick: bool) -> dict[str, Any]:
                 if cores == 1:
                     calls["NumPy"] = numpy(case)
             compiling = calls["ergodax"](64).compile_seconds
-            rates = best(calls, runs, seconds)
+            # Longer where whole tables are prepared before the first step.
+            rates = best(calls, runs, 10 * seconds if "greedy" in case.name else seconds)
             games[f"{case.name}|{dtype}"] = rates | {"compile": compiling}
-    if cores > 1:
+    if cores > 1 or only:
         return {"games": games}
 
     runs = 1024
@@ -202,6 +223,13 @@ def measure(quick: bool) -> dict[str, Any]:
         "numba": numba(example, "float32", runs),
     }
     ways = best(calls, runs, seconds)
+    over_time = {}
+    for case, count in ((example, runs), (cases[-1], 128)):
+        for dtype in ("float32", "float64"):
+            calls = {
+                name: ergodax(case, dtype, count, own) for name, own in with_schedules(case).items()
+            }
+            over_time[f"{case.name}|{dtype}"] = best(calls, count, seconds)
 
     def growth(sizes: dict[int, tuple[Case, int]]) -> dict[int, float]:
         return {
@@ -218,7 +246,7 @@ def measure(quick: bool) -> dict[str, Any]:
         grown["agents (4 states, 2 actions)"] = growth(
             {n: (random_game(4, 2, n, "deterministic"), 512) for n in (1, 2, 3, 4)}
         )
-    return {"games": games, "ways": ways, "growth": grown}
+    return {"games": games, "ways": ways, "schedules": over_time, "growth": grown}
 
 
 def _with_temperature(wrapped: ex.WrappedGame, tau: jax.Array) -> ex.WrappedGame:
@@ -241,9 +269,18 @@ def report(one: dict[str, Any], several: dict[str, Any], cores: int) -> None:
     head = ["game", "precision", "ergodax", "numba", "ratio", f"ergodax, {cores} cores"]
     head += ["ratio to numba", "share of perfect scaling", "ratio to numba by hand"]
     print(table([*head, "ratio to NumPy loop", "compile s"], rows), "\n")
+    if "ways" not in one:
+        return
     ways = one["ways"]
     rows = [[name, f"{r:.3g}", f"{r / ways['numba']:.2f}"] for name, r in ways.items()]
     head = ["paper's example, float32, one core", "million steps/s", "ratio to numba"]
+    print(table(head, rows), "\n")
+    rows = [
+        [*key.split("|"), name, f"{rate:.3g}", f"{rate / rates['numbers']:.2f}"]
+        for key, rates in one["schedules"].items()
+        for name, rate in rates.items()
+    ]
+    head = ["game", "precision", "hyper-parameters", "million steps/s", "ratio to numbers"]
     print(table(head, rows), "\n")
     for name, rates in one["growth"].items():
         rows = [[str(size), f"{r:.3g}", f"{1e3 / r:.3g}"] for size, r in rates.items()]
@@ -254,18 +291,19 @@ def main() -> None:
     """Runs this script once per number of cores, and prints what they measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer games, shorter runs")
+    parser.add_argument("--only", default="", help="games whose names contain this, and no more")
     parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cores:
         ex.use_all_cores(options.cores)
         jax.config.update("jax_enable_x64", True)
-        print(json.dumps(measure(options.quick)))
+        print(json.dumps(measure(options.quick, options.only)))
         return
     cores = os.cpu_count() or 1
     found = []
     for count in (1, cores):
         command = [sys.executable, __file__, "--cores", str(count)]
-        command += ["--quick"] * options.quick
+        command += ["--quick"] * options.quick + ["--only", options.only]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     print(f"Million steps per second, best of 3 calls.\n{machine()}\n")

@@ -134,6 +134,25 @@ def test_ordered_sums_do_not_depend_on_the_number_of_lanes(lanes_):
         np.testing.assert_array_equal(found[:64], expected)
 
 
+def test_what_depends_on_shared_numbers_alone_is_computed_once():
+    def one(shared, own):
+        return shared + 1, own * jnp.exp(shared)
+
+    def batched(shared, own):
+        carry = lanes.Lanes(shared, None), lanes.to_lanes(own)
+        found = lanes.over_lanes(one, *carry, like=carry)
+        assert [value.axis for value in found] == [None, -1]
+        return lanes.from_lanes(found)
+
+    own = jnp.arange(3.0)
+    later, found = batched(jnp.asarray(0.5), own)
+    np.testing.assert_array_equal(later, np.full(3, 1.5))
+    np.testing.assert_allclose(found, own * np.exp(0.5), rtol=1e-15)
+    program = jax.make_jaxpr(batched)(0.5, own)
+    (powers,) = [e for e in program.eqns if e.primitive.name == "exp"]
+    assert powers.outvars[0].aval.shape == ()
+
+
 def test_large_arrays_stand_with_their_lanes_first():
     small, large = jnp.zeros((LANES, 2, 3)), jnp.zeros((LANES, 5, 7))
     found = lanes.to_lanes((small, large))

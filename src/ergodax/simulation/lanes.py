@@ -89,8 +89,10 @@ def to_lanes(tree: Any) -> Any:
 
 
 def from_lanes(tree: Any) -> Any:
-    """`Lanes` as arrays with a leading axis of runs."""
-    return jax.tree.map(lambda lanes: _move(lanes, 0).array, tree, is_leaf=_is_lanes)
+    """`Lanes`, not all of them shared, as arrays with a leading axis of runs."""
+    values, structure = jax.tree.flatten(tree, is_leaf=_is_lanes)
+    own = [_spread(v, _count(values)) if v.axis is None else v for v in values]
+    return structure.unflatten(_move(value, 0).array for value in own)
 
 
 def choose(which: Any, chosen: Any, others: Any) -> Any:
@@ -104,13 +106,18 @@ def choose(which: Any, chosen: Any, others: Any) -> Any:
     return jax.tree.map(of_lanes, chosen, others, is_leaf=_is_lanes)
 
 
-def over_lanes(function: Callable[..., Any], *arguments: Any, ordered: bool = False) -> Any:
+def over_lanes(
+    function: Callable[..., Any], *arguments: Any, ordered: bool = False, like: Any = None
+) -> Any:
     """Calls `function`, written for one run, for every lane.
+
+    What depends only on what all lanes share is computed once for all.
 
     Args:
         function: a pure function of pytrees of arrays. What it closes over is shared by all lanes.
         arguments: pytrees of `Lanes`.
         ordered: whether terms are added in the same order whatever the number of lanes; slower.
+        like: a pytree of `Lanes` like the result: which of it all lanes share. Nothing by default.
 
     Returns:
         What `function` returns, as `Lanes`.
@@ -122,15 +129,21 @@ def over_lanes(function: Callable[..., Any], *arguments: Any, ordered: bool = Fa
     )
     constants = [Lanes(c, None) for c in program.consts]
     results = _evaluate(program.jaxpr, constants, values, ordered)
-    count = values[0].array.shape[values[0].axis]
-    results = [
-        _stand(value if value.axis is not None else _spread(value, count)) for value in results
-    ]
-    return jax.tree.unflatten(jax.tree.structure(out), results)
+    count, structure = _count(values), jax.tree.structure(out)
+    forms = [None] * len(results) if like is None else structure.flatten_up_to(like)
+    for k, (value, form) in enumerate(zip(results, forms, strict=True)):
+        if form is None or form.axis is not None:
+            results[k] = _stand(value if value.axis is not None else _spread(value, count))
+    return jax.tree.unflatten(structure, results)
 
 
 def _is_lanes(leaf) -> bool:
     return isinstance(leaf, Lanes)
+
+
+def _count(values: list[Lanes]) -> int:
+    """The number of lanes."""
+    return next(value.array.shape[value.axis] for value in values if value.axis is not None)
 
 
 def _stand(value: Lanes) -> Lanes:
