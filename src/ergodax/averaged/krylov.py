@@ -64,15 +64,20 @@ def leading_eigenvalues(wrapped: WrappedGame, params: Any) -> Complex[np.ndarray
     def product(v):
         return np.asarray(_product(wrapped, params, jnp.asarray(v.ravel())))
 
-    operator: Any = LinearOperator((size, size), matvec=product, dtype=product(np.ones(size)).dtype)
+    kind: Any = LinearOperator  # a class that makes one of its subclasses
+    once = product(np.ones(size))
+    if not np.isfinite(once).all():
+        return np.zeros(0, complex)
+    operator = kind((size, size), matvec=product, dtype=once.dtype)
     options: dict[str, Any] = dict(
         which="LR", tol=_ACCURACY, maxiter=_ROUNDS, ncv=min(_VECTORS, size)
     )
-    start = np.random.default_rng(0).normal(size=size).astype(operator.dtype)
+    start = np.random.default_rng(0).normal(size=size).astype(once.dtype)
     try:
-        return eigs(operator, _LEADING, v0=start, return_eigenvectors=False, **options)
+        found: Any = eigs(operator, _LEADING, v0=start, return_eigenvectors=False, **options)
     except ArpackNoConvergence as error:
-        return error.eigenvalues
+        found = error.eigenvalues
+    return found
 
 
 def frobenius_norm(wrapped: WrappedGame, params: Any) -> float:
