@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.simulation.block import UNWATCHED
+from ergodax.simulation.steps import UNWATCHED
 from helpers import assert_close
 from test_gpu import TS, large
 

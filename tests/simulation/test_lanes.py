@@ -93,11 +93,11 @@ def test_lanes_give_what_vmap_gives(function, shape):
     key = jnp.asarray(rng.integers(2**32, size=(LANES, 2)), jnp.uint32)
 
     expected = jax.vmap(function)(table, state, key)
-    for ordered in (False, True):
+    for manner in ({}, {"ordered": True}, {"in_entries": True}):
 
         @jax.jit
-        def batched(*arguments, ordered=ordered):
-            found = lanes.over_lanes(function, *lanes.to_lanes(arguments), ordered=ordered)
+        def batched(*arguments, manner=manner):
+            found = lanes.over_lanes(function, *lanes.to_lanes(arguments), **manner)
             return lanes.from_lanes(found)
 
         found = batched(table, state, key)
