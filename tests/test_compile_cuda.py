@@ -21,8 +21,8 @@ from helpers import assert_close
 from test_gpu import TS, large
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_model.py"
-SIMULATIONS = ("paper's example", "225 states x 15 actions")
-STEP_BY_STEP = "paper's example, step by step"
+SIMULATIONS = ("paper's example", "225 states x 15 actions, until at rest")
+STEP_BY_STEP = "225 states x 15 actions, step by step"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,9 @@ def test_a_simulations_steps_are_one_kernel_without_spills(name, programs):
     (kernel,) = programs[name]["steps"]
     assert kernel["spilled"] == 0
     assert 100 < kernel["looped"] < 2000
-    assert [loop["waits"] for loop in programs[name]["loops"]] == [0]
+    # The host waits where `simulate_until` looks how many runs go on, after many steps.
+    waits = [loop["waits"] for loop in programs[name]["loops"]]
+    assert waits == ([0, 1] if "until" in name else [0])
     assert programs[name]["temporaries"] < 2000
 
 

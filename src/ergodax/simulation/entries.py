@@ -35,6 +35,8 @@ _CUMULATE: dict[str, Callable] = {
     "cummax": jnp.maximum,
     "cummin": jnp.minimum,
 }
+# Entries among which one is chosen by as many comparisons, at most.
+_MOST_CHOSEN = 2**10
 # Entries that are put in order, at most.
 _MOST_SORTED = 32
 _EXTREME: dict[str, Callable] = {"argmax": jnp.greater, "argmin": jnp.less}
@@ -335,6 +337,8 @@ def _slice(array, axis: int, start, size: int):
     if _is_known(start):
         first = int(_clipped(start, last))
         found = moved[first : first + size]
+    elif moved.size > _MOST_CHOSEN:
+        raise Refused(f"an array of {moved.size} numbers is read by index outside of memory")
     else:
         found = moved[last:]
         for k in range(last - 1, -1, -1):

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Steps that a GPU takes without asking the host.
 UNWATCHED = 64
+# Of these, in one round of the loop: what numbers of no run take, a launch each, is shared.
+_UNROLLED = 8
 
 
 def advanced(step: Callable, count: Any, shared: Any, own: Any, run: Any, setting: Any) -> Any:
@@ -50,7 +52,9 @@ def advanced(step: Callable, count: Any, shared: Any, own: Any, run: Any, settin
 
     def several(k, run):
         first = k * UNWATCHED
-        return jax.lax.fori_loop(0, UNWATCHED, lambda i, run: one(first + i, run), run, unroll=2)
+        return jax.lax.fori_loop(
+            0, UNWATCHED, lambda i, run: one(first + i, run), run, unroll=_UNROLLED
+        )
 
     # The host waits for the condition of every loop that it cannot count.
     run = jax.lax.fori_loop(0, count // UNWATCHED, several, run)
