@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 # What one test has compiled another need not: a cache on disk, which worker processes share, and
@@ -10,6 +11,11 @@ from pathlib import Path
 _kept = tempfile.TemporaryDirectory(prefix="ergodax-programs-")
 if os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _kept.name) == _kept.name:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+# A third of the time of compiling goes to a switch that later versions have no more.
+if version("jaxlib").startswith("0.10."):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}".strip()
 
 import jax
 

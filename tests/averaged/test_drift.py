@@ -122,7 +122,9 @@ def test_drift_equals_the_oracle(case):
 
 
 def test_expected_rewards_equal_the_oracle(case):
-    found = jax.jit(lambda w, p: expected_rewards(w, average(w, p)))(case.wrapped, case.params)
+    found = jax.jit(lambda w, p: expected_rewards(w, average(w, p).events))(
+        case.wrapped, case.params
+    )
     assert_close(found, oracle.expected_rewards(case.game, case.learners, case.flat), 1e-11)
 
 
@@ -179,7 +181,7 @@ def test_averages_of_any_game_equal_the_oracle(description):
 
     def averages(wrapped, params):
         found = average(wrapped, params)
-        return found, expected_rewards(wrapped, found)
+        return found, expected_rewards(wrapped, found.events)
 
     found, rewards = jax.jit(averages)(case.wrapped, case.params)
     joint = oracle.joint_policy(case.game, case.learners, case.flat)

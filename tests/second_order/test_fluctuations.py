@@ -251,6 +251,19 @@ def test_kinks_beyond_those_tracked_are_an_error(golden, random):
         ex.fluctuations(random, start, values["times"], bias=True, max_kinks=4)
 
 
+@pytest.mark.slow
+def test_many_kinks_are_tracked_without_being_asked_for():
+    """Values that begin in the wrong order change places in every one of eight states."""
+    game = ex.games.random_ergodic(jax.random.key(0), 8, (3,))
+    wrapped = ex.WrappedGame(game, [ex.QLearning(0.2, 0.1, ex.EpsilonSoftmax(1.0, 0.1))])
+    paid = np.sum(game.probabilities * game.rewards[..., 0], axis=-1)
+    start = (jnp.asarray(4 * (paid.mean(axis=1, keepdims=True) - paid)),)
+    crossings = sorted(tie.time for tie in ex.kinks(wrapped, start, [0.0, 400.0]).ties)
+    assert len(crossings) == 12
+    found = ex.fluctuations(wrapped, start, [400.0]).kinks
+    np.testing.assert_allclose(found.time[found.agent >= 0], crossings, rtol=1e-5)
+
+
 def test_two_crossings_within_a_short_time_are_found():
     """Both lie in the same of 2048 equal parts of the time."""
     theta = {"alpha": jnp.asarray(0.5), "lead": jnp.asarray(-2e-5)}

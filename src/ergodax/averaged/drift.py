@@ -36,28 +36,38 @@ class Averages(NamedTuple):
     events: Float[Array, "S *A K"]
 
 
+class EventWeights(NamedTuple):
+    """Probabilities of all events at frozen policies.
+
+    Attributes:
+        of_agents: for every agent those of the events of `wrapped.transitions`, `[E]`.
+        state_distribution: the stationary law of the states, `[S]`.
+        events: those of the stored outcomes, `[S, A_1, .., A_n, K]`.
+        chain: transition matrix of the states, `[S, S]`.
+    """
+
+    of_agents: list[Float[Array, " E"]]
+    state_distribution: Float[Array, " S"]
+    events: Float[Array, "S *A K"]
+    chain: Float[Array, "S S"]
+
+
 def average(wrapped: WrappedGame, params) -> Averages:
     """Averages over the stationary law; pure, unchecked, for use inside compiled code."""
-    weights, law, events = event_weights(wrapped, wrapped.policies(params))
+    weights = event_weights(wrapped, wrapped.policies(params))
     drifts = []
     for agent in range(wrapped.game.num_agents):
-        mean = functools.partial(expectation, weights[agent])
+        mean = functools.partial(expectation, weights.of_agents[agent])
         increments = wrapped.increments(agent, params[agent])
         drifts.append(jax.tree.map(mean, params[agent], increments))
-    return Averages(tuple(drifts), law, events)
+    return Averages(tuple(drifts), weights.state_distribution, weights.events)
 
 
-def event_weights(
-    wrapped: WrappedGame, policies
-) -> tuple[list[Float[Array, " E"]], Float[Array, " S"], Float[Array, "S *A K"]]:
-    """Probabilities of all events for given policies.
-
-    Returns:
-        For every agent those of the events of `wrapped.transitions`, `[E]`; the stationary law of
-        the states, `[S]`; and those of the stored outcomes, `[S, A_1, .., A_n, K]`.
-    """
+def event_weights(wrapped: WrappedGame, policies) -> EventWeights:
+    """Probabilities of all events for given policies."""
     given_state = wrapped.event_probabilities(wrapped.joint_policy(policies))
-    law = stationary_law(wrapped.state_chain(given_state))
+    chain = wrapped.state_chain(given_state)
+    law = stationary_law(chain)
     events = law.reshape(-1, *(1,) * (given_state.ndim - 1)) * given_state
     weights = []
     for agent, learner in enumerate(wrapped.learners):
@@ -65,7 +75,7 @@ def event_weights(
         if learner.needs_next_action:
             own = own[..., None] * policies[agent][wrapped.game.successors]
         weights.append(own.ravel())
-    return weights, law, events
+    return EventWeights(weights, law, events, chain)
 
 
 def expectation(weights, like, increments):
@@ -167,7 +177,7 @@ def _occupation_measure(wrapped, params):
     return scatter_successors(wrapped.game, average(wrapped, params).events)
 
 
-def expected_rewards(wrapped: WrappedGame, averages: Averages) -> Float[Array, " n"]:
-    """Expected reward per step of every agent, `[n]`, under the stationary law."""
+def expected_rewards(wrapped: WrappedGame, events: Float[Array, "S *A K"]) -> Float[Array, " n"]:
+    """Expected reward per step of every agent, `[n]`, by probabilities of the stored outcomes."""
     rewards = wrapped.game.rewards.reshape(-1, wrapped.game.num_agents)
-    return averages.events.ravel() @ rewards
+    return events.ravel() @ rewards

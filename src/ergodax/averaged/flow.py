@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -31,7 +31,7 @@ from ..results.labels import (
     of_agents,
 )
 from ..results.result import Result, policies
-from .drift import average, expected_rewards, flat_drift
+from .drift import event_weights, expected_rewards, flat_drift
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .units import unit_of
 
@@ -204,18 +204,13 @@ def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict
         if not all(learner.smooth for learner in wrapped.learners):
             values = differentiable_once(values)
 
-    def describe(x):
-        params = unravel(x)
-        averages = average(wrapped, params)
-        return params, averages.state_distribution, expected_rewards(wrapped, averages)
-
-    params, distribution, rewards = jax.vmap(describe)(values)
-    result, end_time = how_ended(wrapped, unravel, (start, end), ts, values, saved, ended)
+    met = along(wrapped, unravel, values, end)
+    result, end_time = how_ended((start, end), ts, met, saved, ended)
     return dict(
         ts=ts,
-        params=params,
-        state_distribution=distribution,
-        rewards=rewards,
+        params=jax.vmap(unravel)(values),
+        state_distribution=met.state_distribution,
+        rewards=met.rewards,
         stats=stats,
         result=result,
         end_time=end_time,
@@ -233,29 +228,56 @@ def no_play(unravel: Callable) -> Callable:
     return stop
 
 
-def how_ended(
-    wrapped: WrappedGame, unravel: Callable, ends: tuple, ts, values, saved, ended
-) -> tuple[RESULTS, Float[Array, ""]]:
-    """How a solve ended, and the last report time that is to be trusted.
+class Met(NamedTuple):
+    """Policies and state chains along a solution.
+
+    Attributes:
+        state_distribution: stationary law of the states at the report times, `[K, S]`.
+        rewards: expected reward per step of every agent there, `[K, n]`.
+        reducible: whether the state chain is reducible, there and at the last point, `[K + 1]`.
+        impossible: whether a policy is none, there and at the last point, `[K + 1]`.
+    """
+
+    state_distribution: Array
+    rewards: Array
+    reducible: Array
+    impossible: Array
+
+
+def along(wrapped: WrappedGame, unravel: Callable, values, end) -> Met:
+    """What is met along a solution.
 
     Args:
         wrapped: a game and its learners.
         unravel: makes parameters of a flat vector.
+        values: the solution at the report times, `[K, d]`.
+        end: where it came to, `[d]`.
+    """
+
+    def look(x):
+        policies = wrapped.policies(unravel(x))
+        weights = event_weights(wrapped, policies)
+        rewards = expected_rewards(wrapped, weights.events)
+        reducible = is_reducible(mixing_time(jax.lax.stop_gradient(weights.chain)))
+        return weights.state_distribution, rewards, reducible, ~wrapped.are_policies(policies)
+
+    law, rewards, *rest = jax.vmap(look)(jnp.append(values, jax.lax.stop_gradient(end[None]), 0))
+    return Met(law[:-1], rewards[:-1], *rest)
+
+
+def how_ended(ends: tuple, ts, met: Met, saved, ended) -> tuple[RESULTS, Float[Array, ""]]:
+    """How a solve ended, and the last report time that is to be trusted.
+
+    Args:
         ends: where the solve began and came to, `[d]` each.
         ts: report times, `[K]`.
-        values: the solution at these, `[K, d]`.
+        met: what it met.
         saved: the times as the solver returns them, infinite where it did not get, `[K]`.
         ended: the solver's result.
     """
     begin, end = ends
-
-    def look(x):
-        policies = wrapped.policies(unravel(x))
-        chain = wrapped.state_chain(wrapped.event_probabilities(wrapped.joint_policy(policies)))
-        return is_reducible(mixing_time(chain)), ~wrapped.are_policies(policies)
-
     reached = jnp.isfinite(saved)
-    (reducible, impossible), last = jax.vmap(look)(values), look(end)[1]
+    reducible, impossible, last = met.reducible[:-1], met.impossible[:-1], met.impossible[-1]
     grown = ~jnp.all(jnp.isfinite(end))
     # A solver that is stuck so much further from zero than it began is stuck for that reason.
     much = jnp.finfo(end.dtype).eps ** -0.5

@@ -47,7 +47,7 @@ def flat_per_visit(params) -> Callable[..., PerVisit]:
         # No action is impossible: a chance of eps^2 leaves all other sums what they are.
         policies = tuple(jnp.maximum(p, jnp.finfo(p.dtype).eps ** 2) for p in policies)
         parts: tuple[list, ...] = ([], [], [])
-        for agent, weights in enumerate(event_weights(wrapped, policies)[0]):
+        for agent, weights in enumerate(event_weights(wrapped, policies).of_agents):
             increments = wrapped.increments(agent, params[agent])
             mean = functools.partial(expectation, weights)
             for part, function in zip(parts, (lambda v: v, jnp.abs, None), strict=True):

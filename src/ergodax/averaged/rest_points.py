@@ -19,7 +19,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import lightly_compiled
+from ..base.compiling import lightly_compiled, precise
 from ..base.text import describe_result
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
@@ -347,9 +347,9 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
     unravel = flat_drift(guess)[1]
     fixed, start = _frozen((wrapped, guess))
     search = RootSearch(fixed, start, rtol, atol, max_steps)
-    x, step, result = first_found(search((1.0,), False))
-    fields = _described(wrapped, unravel(x), step, result)
-    return fields, search.per_visit(x, search.wrapped).change / search.unit.size
+    found = first_found(search((1.0,), False))
+    fields = _described(wrapped, unravel(found.x), found.step, found.result)
+    return fields, found.change / search.unit.size
 
 
 @lightly_compiled
@@ -361,23 +361,31 @@ def _described(wrapped, params, step, result) -> tuple:
     """All fields of a `RestPoint` but the first, for a root that was found."""
     wrapped = preserve_rows(wrapped)
     start, unravel, field = flat_drift(params)
-    per_visit = flat_per_visit(params)
-
-    def learnt(x):
-        return per_visit(x, wrapped).change
-
-    def solve(linear, y):
-        matrix = lineax.MatrixLinearOperator(jax.jacfwd(linear)(jnp.zeros_like(y)))
-        # Of minimal norm where the Jacobian is singular.
-        return lineax.linear_solve(matrix, y, lineax.SVD(), throw=False).value
-
-    x = jax.lax.custom_root(learnt, jax.lax.stop_gradient(start), lambda _, x: x, solve)
+    x = _root(jax.lax.stop_gradient(start), wrapped, per_visit=flat_per_visit(params))
     params = unravel(x)
     reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
     found = result == RESULTS.successful
     result = RESULTS.where(found & reducible, RESULTS.reducible, result)
-    jacobian = jax.jacfwd(lambda x: field(x, wrapped))(x)
-    return params, jnp.max(jnp.abs(field(x, wrapped))), step, jacobian, result
+    jacobian, velocity = jax.jacfwd(lambda x: (field(x, wrapped),) * 2, has_aux=True)(x)
+    return params, jnp.max(jnp.abs(velocity)), step, jacobian, result
+
+
+@eqx.filter_custom_jvp
+def _root(x, wrapped, *, per_visit):
+    """A root of what is learnt per visit, differentiable by the game and the learners."""
+    return x
+
+
+@_root.def_jvp
+@precise
+def _root_jvp(primals, tangents, *, per_visit):
+    x, wrapped = _root(*primals, per_visit=per_visit), primals[1]
+    if not jax.tree.leaves(tangents[1]):
+        return x, jnp.zeros_like(x)
+    pushed = eqx.filter_jvp(lambda w: per_visit(x, w).change, (wrapped,), (tangents[1],))[1]
+    slope = lineax.MatrixLinearOperator(jax.jacfwd(lambda x: per_visit(x, wrapped).change)(x))
+    # Of minimal norm where the Jacobian is singular.
+    return x, -lineax.linear_solve(slope, pushed, lineax.SVD(), throw=False).value
 
 
 def _frozen(tree) -> Any:

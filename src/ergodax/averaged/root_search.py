@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ..base.codes import RESULTS
 from ..model.wrapped import WrappedGame
+from ..ode.batching import select
 from ..ode.integrate import integrate
 from .drift import flat_drift
 from .per_visit import flat_per_visit
@@ -38,17 +39,20 @@ class Search(NamedTuple):
     Attributes:
         x: the last points, `[m, d]`; of the last attempt, if it failed, the flow's end.
         step: the largest entry of the Newton step that would come next there, `[m]`.
+        change: what is learnt per visit where Newton's method began or, at a root, ended, `[m, d]`.
         result: whether they are roots, `[m]`.
     """
 
     x: Float[Array, "m d"]
     step: Float[Array, " m"]
+    change: Float[Array, "m d"]
     result: RESULTS
 
 
 class _Newton(NamedTuple):
     x: Any
     step: Any
+    change: Any
     first: Any
     count: Any
     settled: Any
@@ -87,19 +91,21 @@ class RootSearch:
             mean = leaf.mean(axis=-1, keepdims=True) if leaf.ndim else leaf
             return mean + share * (leaf - mean)
 
-        def attempt(found, share):
+        def attempt(found, which):
+            share, last = which
             params = self.unravel(self.start)
             x = ravel_pytree(jax.tree.map(lambda leaf: draw(leaf, share), params))[0]
             x = jnp.where(share == 1, self.start, x)
-            *end, result = self.newton(x, every | ~found)
-            return found | (result == RESULTS.successful), (*end, result)
+            x = jnp.where(last, self.follow(last & ~found), x)
+            root, *end, result = self.newton(x, (every & ~last) | ~found)
+            success = result == RESULTS.successful
+            return found | success, (jnp.where(success | ~last, root, x), *end, result)
 
-        shares = jnp.asarray(drawn, self.start.dtype)
-        found, ends = jax.lax.scan(attempt, jnp.asarray(False), shares)
-        flow = self.follow(~found)
-        x, step, result = self.newton(flow, ~found)
-        last = jnp.where(result == RESULTS.successful, x, flow), step, result
-        return Search(*jax.tree.map(lambda a, b: jnp.append(a, b[None], axis=0), ends, last))
+        # The flow comes last; one loop, so that Newton's method stands once in the program.
+        last = np.arange(len(drawn) + 1) == len(drawn)
+        shares = jnp.asarray((*drawn, 1.0), self.start.dtype), last
+        _, (x, step, change, result) = jax.lax.scan(attempt, jnp.asarray(False), shares)
+        return Search(x, step, change, result)
 
     def newton(self, x, wanted):
         """Newton's method; the steps are of minimal norm where the Jacobian is singular.
@@ -109,8 +115,8 @@ class RootSearch:
             wanted: whether to do anything.
 
         Returns:
-            The last point; the largest entry of the step that would come next there, or, if it
-            failed, of the first step; and the result.
+            The last point; the largest entry of the step that would come next there, and what is
+            learnt per visit there, or, if it failed, of the first step; and the result.
         """
 
         def learnt(x):
@@ -132,10 +138,12 @@ class RootSearch:
             balanced = jnp.abs(found.change) <= self.rtol * found.size + rounding
             sound = jnp.all(jnp.isfinite(moved))
             largest = jnp.max(jnp.abs(step))
+            first = largest, found.change
             return _Newton(
                 x=jnp.where(s.done, s.x, moved),
                 step=largest,
-                first=jnp.where(s.count == 0, largest, s.first),
+                change=found.change,
+                first=select(s.count == 0, first, s.first),
                 count=s.count + 1,
                 settled=settled,
                 done=s.done | (settled & jnp.all(balanced)),
@@ -144,7 +152,7 @@ class RootSearch:
 
         no, zero = jnp.asarray(False), jnp.asarray(0)
         none = jnp.asarray(jnp.inf, x.dtype)
-        start = _Newton(x, none, none, zero, no, no, ~wanted)
+        start = _Newton(x, none, x, (none, x), zero, no, no, ~wanted)
         s = jax.lax.while_loop(
             lambda s: ~s.stop & (s.done | (s.count < self.max_steps)), advance, start
         )
@@ -153,8 +161,8 @@ class RootSearch:
         finite = jnp.all(jnp.isfinite(s.x))
         missed = codes.where(finite, short, codes.nonlinear_divergence)
         found = s.done & finite
-        step = jnp.where(found, s.step, s.first)
-        return s.x, step, codes.where(found, codes.successful, missed)
+        step, change = select(found, (s.step, s.change), s.first)
+        return s.x, step, change, codes.where(found, codes.successful, missed)
 
     def follow(self, wanted):
         """Where the flow from the guess comes to rest, or is after many steps."""
@@ -178,8 +186,8 @@ class RootSearch:
         return solved.end[1]
 
 
-def first_found(search: Search) -> tuple[Any, Any, Any]:
-    """Point, step and result of the first successful attempt, or of the last of all."""
+def first_found(search: Search) -> Search:
+    """The first successful attempt, or the last of all."""
     found = search.result == RESULTS.successful
     best = jnp.where(jnp.any(found), jnp.argmax(found), len(search.step) - 1)
-    return jax.tree.map(lambda leaf: leaf[best], tuple(search))
+    return jax.tree.map(lambda leaf: leaf[best], search)

@@ -37,7 +37,7 @@ from ..results.labels import (
 )
 from ..results.result import Result
 from .drift import flat_drift
-from .flow import check_reached, how_ended, no_play, warn_single_precision
+from .flow import along, check_reached, how_ended, no_play, warn_single_precision
 from .kinks import TOLERANCE, KinkReport, kinks
 from .room import check_slopes, size_of
 from .stationary import check_ergodic, preserve_rows
@@ -239,7 +239,8 @@ def _sensitivities(build, theta, ts, solver, rtol, atol, max_steps, stops):
         lambda leaf: _map_last(unravel_theta, jnp.moveaxis(leaf, 1, -1)), by_entry
     )
 
-    result, end_time = how_ended(wrapped, unravel, (x0, end), ts, values, saved, ended)
+    met = along(wrapped, unravel, values, end)
+    result, end_time = how_ended((x0, end), ts, met, saved, ended)
     return ts, jax.vmap(unravel)(values), derivatives, stats, result, end_time
 
 

@@ -43,7 +43,7 @@ class _Censored(NamedTuple):
     leave: Float[Array, " S"]
 
 
-def _censor(chain: Float[Array, "S S"]) -> _Censored:
+def _censor(chain: Float[Array, "S S"], written_out: bool = True) -> _Censored:
     states = jnp.arange(chain.shape[0])
 
     def remove(k, censored):
@@ -51,25 +51,26 @@ def _censor(chain: Float[Array, "S S"]) -> _Censored:
         row = jnp.where(states < k, matrix[k], 0)
         total = row.sum()
         column = jnp.where(states < k, matrix[:, k], 0) / jnp.where(total > 0, total, 1)
-        matrix = matrix + column[:, None] * row[None]
-        matrix = matrix.at[:, k].set(jnp.where(states < k, column, matrix[:, k]))
-        return _Censored(matrix, leave.at[k].set(total))
+        kept = (states < k)[:, None] & (states == k)
+        matrix = jnp.where(kept, column[:, None], matrix + column[:, None] * row[None])
+        return _Censored(matrix, jnp.where(states == k, total, leave))
 
-    return _downwards(chain.shape[0], remove, _Censored(chain, jnp.zeros_like(chain[0])))
+    start = _Censored(chain, jnp.zeros_like(chain[0]))
+    return _downwards(chain.shape[0], remove, start, written_out)
 
 
-def _downwards(size: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """Runs `body(k, carry)` for k = size - 1, .., 1; short loops are written out."""
-    if size <= _UNROLLED:
+def _downwards(size: int, body: Callable[[Any, Any], Any], carry: Any, written_out: bool) -> Any:
+    """Runs `body(k, carry)` for k = size - 1, .., 1; short loops can be written out."""
+    if written_out and size <= _UNROLLED:
         for k in range(size - 1, 0, -1):
             carry = body(k, carry)
         return carry
     return jax.lax.fori_loop(1, size, lambda k, carry: body(size - k, carry), carry)
 
 
-def _upwards(size: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """Runs `body(k, carry)` for k = 1, .., size - 1; short loops are written out."""
-    if size <= _UNROLLED:
+def _upwards(size: int, body: Callable[[Any, Any], Any], carry: Any, written_out: bool) -> Any:
+    """Runs `body(k, carry)` for k = 1, .., size - 1; short loops can be written out."""
+    if written_out and size <= _UNROLLED:
         for k in range(1, size):
             carry = body(k, carry)
         return carry
@@ -91,14 +92,16 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
     if len(chain) == 1:  # a law that JAX sees depend on the chain, as its derivative does
         return chain[0] / chain[0].sum()
     matrix, leave = _censor(chain)
+    states = jnp.arange(chain.shape[0])
 
     def restore(k, law):
         # A state that cannot leave downwards closes a class: all states below it are transient.
         closes = leave[k] == 0
         here = jnp.where(closes, 1, jnp.dot(law, matrix[:, k]))
-        return jnp.where(closes, 0, law).at[k].set(here)
+        return jnp.where(states == k, here, jnp.where(closes, 0, law))
 
-    law = _upwards(chain.shape[0], restore, jnp.zeros_like(chain[0]).at[0].set(1))
+    start = (states == 0).astype(chain.dtype)
+    law = _upwards(chain.shape[0], restore, start, written_out=True)
     return law / law.sum()
 
 
@@ -111,13 +114,14 @@ def _stationary_law_jvp(primals, tangents):
 
 
 def poisson_solver(
-    chain: Float[Array, "S S"], law: Float[Array, " S"]
+    chain: Float[Array, "S S"], law: Float[Array, " S"], written_out: bool = True
 ) -> Callable[[Float[Array, " S"]], Float[Array, " S"]]:
     """Solver of `x (I - P) = b`, `sum x = 0`, for right-hand sides with `sum b = 0`.
 
     Args:
         chain: the transition matrix P, `[S, S]`, with one closed class.
         law: its stationary law, `[S]`.
+        written_out: write out loops over few states: quick to run, slow to compile.
 
     Returns:
         A linear function from b to x, both `[S]`; the chain is factorised once.
@@ -127,17 +131,18 @@ def poisson_solver(
     # The state that is not censored must be recurrent: the most visited one comes first.
     first = jnp.argmax(law)
     order = states.at[0].set(first).at[first].set(0)
-    matrix, leave = _censor(chain[order][:, order])
+    matrix, leave = _censor(chain[order][:, order], written_out)
 
     def solve(b):
         def remove(k, b):
             return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
 
         def restore(k, x):
-            return x.at[k].set(censored[k] / leave[k] + jnp.dot(x, matrix[:, k]))
+            here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
+            return jnp.where(states == k, here, x)
 
-        censored = _downwards(size, remove, b[order])
-        x = _upwards(size, restore, jnp.zeros_like(b))[order]
+        censored = _downwards(size, remove, b[order], written_out)
+        x = _upwards(size, restore, jnp.zeros_like(b), written_out)[order]
         return x - law * x.sum()
 
     return solve
@@ -157,7 +162,8 @@ def deviation_matrix(
         chain: the transition matrix P, `[S, S]`, with one closed class.
     """
     law = stationary_law(chain)
-    deviation = jax.vmap(poisson_solver(chain, law))(jnp.eye(len(law), dtype=law.dtype) - law[None])
+    solver = poisson_solver(chain, law, written_out=False)
+    deviation = jax.vmap(solver)(jnp.eye(len(law), dtype=law.dtype) - law[None])
     return law, deviation
 
 
@@ -224,7 +230,7 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
 
 @lightly_compiled
 def _look(wrapped, params):
-    """Policies, state chain, and for every agent the first event learnt outside its tables."""
+    """What `check_ergodic` checks: policies, state chain, mixing, events learnt outside tables."""
     policies = wrapped.policies(params)
     chain = wrapped.state_chain(wrapped.event_probabilities(wrapped.joint_policy(policies)))
     outside = []
@@ -238,10 +244,8 @@ def _look(wrapped, params):
                     bad |= (index < 0) | (index >= size)
         event = jnp.argmax(bad)
         outside.append((bad[event], transitions.state[event], transitions.joint_action[event]))
-    return policies, chain, outside
-
-
-_mixing_time = lightly_compiled(mixing_time)
+    mixing = mixing_time(chain)
+    return policies, chain, (is_reducible(mixing), mixing), outside
 
 
 def check_ergodic(
@@ -277,29 +281,30 @@ def check_ergodic(
             )
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
         return wrapped, params
-    policies, chain, outside = _look(wrapped, params)
-    if not is_concrete(chain):  # under an outer trace that closes over concrete values
+    found = _look(wrapped, params)
+    if not is_concrete(found[1]):  # under an outer trace that closes over concrete values
         return wrapped, params
+    # On the host from here on: every other operation would be a program to compile.
+    policies, chain, (reducible, mixing), outside = jax.device_get(found)
     names = wrapped.game.state_names
     for agent, learner in enumerate(wrapped.learners):
         who = f"agent {agent}: {type(learner).__name__}"
-        for state, policy in enumerate(np.asarray(policies[agent])):
+        for state, policy in enumerate(policies[agent]):
             check_probabilities(f"{who}.policy in state {state} ({names[state]})", policy)
-        bad, state, actions = jax.device_get(outside[agent])
+        bad, state, actions = outside[agent]
         if bad:
             raise ValueError(
                 f"{who}.update returns an At outside its table in state {state} ({names[state]}), "
                 f"joint action {tuple(actions.tolist())}."
             )
-    closed, transient = closed_classes(np.asarray(chain))
+    closed, transient = closed_classes(chain)
     if len(closed) > 1:
         listed = "; ".join("{" + ", ".join(names[s] for s in c) + "}" for c in closed)
         raise ValueError(
             f"the state chain has {len(closed)} closed classes, {listed}: where it ends depends on "
             "where it starts, so there is no unique stationary distribution to average over."
         )
-    mixing = _mixing_time(chain)
-    if is_reducible(mixing):
+    if reducible:
         raise ValueError(
             f"the state chain is numerically reducible: it forgets its state in {mixing:.1e} "
             "steps. Use a higher temperature or a positive epsilon."

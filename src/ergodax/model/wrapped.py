@@ -174,17 +174,19 @@ class WrappedGame(eqx.Module):
             that needs its next action, E is A_agent times larger, the next action varying fastest.
         """
         game, learner = self.game, self.learners[check_agent(self.game, agent)]
-        shape = game.successors.shape
-        if learner.needs_next_action:
-            shape = (*shape, game.num_actions[agent])
+        following = game.num_actions[agent] if learner.needs_next_action else 1
+        shape = (*game.successors.shape, following)
         index = [jnp.asarray(axis.ravel()) for axis in np.indices(shape, dtype=np.int32)]
-        event = tuple(index[: game.num_agents + 2])
+
+        def of_events(table):
+            return jnp.broadcast_to(table[..., None], shape).ravel()
+
         return Transition(
             state=index[0],
             action=index[1 + agent],
             joint_action=jnp.stack(index[1 : 1 + game.num_agents], axis=-1),
-            reward=game.rewards[event][:, agent],
-            next_state=game.successors[event],
+            reward=of_events(game.rewards[..., agent]),
+            next_state=of_events(game.successors),
             next_action=index[-1] if learner.needs_next_action else None,
             lottery=drawn_by(self.learners, agent, index[1 + game.num_agents]),
         )

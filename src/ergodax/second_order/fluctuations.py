@@ -49,6 +49,7 @@ from .limit_process import NEAR, LimitProcess, State, reach
 from .poisson import check_covariance
 from .prediction import Fluctuations, Kinks
 
+_TRACKED = 8, 64  # kinks, by default: at first, and if these do not suffice
 _CHECKPOINTS = 32  # in reverse mode, from one report time to the next
 
 
@@ -60,7 +61,7 @@ def fluctuations(
     initial_state: int | np.integer | str | None = None,
     bias: bool = False,
     scale: Real[ArrayLike, ""] | None = None,
-    max_kinks: int = 8,
+    max_kinks: int | None = None,
     rtol: float = 1e-10,
     atol: float = 1e-10,
     adjoint: diffrax.AbstractAdjoint | None = None,
@@ -82,7 +83,8 @@ def fluctuations(
         scale: N. If given, kinks are smoothed as they are at that scale, and times within three
             standard deviations of a kink are warned of. The limit of large N by default, where b
             jumps at a kink.
-        max_kinks: how many kinks are tracked; more are an error.
+        max_kinks: how many kinks are tracked; more are an error. By default 8, and where these do
+            not suffice 64 (8 under `vmap`, `jit` or `grad`).
         rtol: relative tolerance.
         atol: absolute tolerance, of x, C and b alike.
         adjoint: how to differentiate; as for `solve`.
@@ -103,7 +105,7 @@ def fluctuations(
     """
     ts = check_times(ts)
     rtol, atol = check_solver(rtol, atol, max_steps, None, adjoint)
-    max_kinks = check_count("max_kinks", max_kinks, least=0)
+    tracked = _TRACKED if max_kinks is None else (check_count("max_kinks", max_kinks, least=0),)
     bias, throw = check_flag("bias", bias), check_flag("throw", throw)
     scale = None if scale is None else check_scale(scale)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
@@ -111,20 +113,27 @@ def fluctuations(
     check_schedules(wrapped.learners, ts)
     check_covariance("fluctuations", wrapped, params0, times=np.shape(ts)[0], bias=bias)
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
-    check_room(64 * max_kinks * size**2, f"to track {max_kinks} kinks", "lower max_kinks")
-    solution = fluctuate(
-        wrapped,
-        params0,
-        jnp.asarray(ts, dtype=float),
-        jnp.asarray(first_state_law(wrapped.game, initial_state)),
-        scale=None if scale is None else jnp.asarray(scale, dtype=float),
-        bias=bias,
-        max_kinks=max_kinks,
-        rtol=jnp.asarray(rtol, dtype=float),
-        atol=jnp.asarray(atol, dtype=float),
-        adjoint=adjoint,
-        max_steps=max_steps,
-    )
+
+    def solve(most: int) -> Fluctuations:
+        check_room(64 * most * size**2, f"to track {most} kinks", "lower max_kinks")
+        return fluctuate(
+            wrapped,
+            params0,
+            jnp.asarray(ts, dtype=float),
+            jnp.asarray(first_state_law(wrapped.game, initial_state)),
+            scale=None if scale is None else jnp.asarray(scale, dtype=float),
+            bias=bias,
+            max_kinks=most,
+            rtol=jnp.asarray(rtol, dtype=float),
+            atol=jnp.asarray(atol, dtype=float),
+            adjoint=adjoint,
+            max_steps=max_steps,
+        )
+
+    solution = solve(tracked[0])
+    for most in tracked[1:]:
+        if is_concrete(solution.covariance) and solution.result == RESULTS.kinks:
+            solution = solve(most)
     if is_concrete(solution.covariance):
         resting = None
         if solution.result == RESULTS.resting:
