@@ -41,7 +41,7 @@ def programs():
 @pytest.mark.slow
 def test_kernels_keep_their_numbers_in_registers(programs):
     for told in programs.values():
-        assert told["kernels"] > 10
+        assert told["kernels"] > 5
         assert told["spilled"] <= 64
 
 

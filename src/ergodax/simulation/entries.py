@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from .lanes import CALLS, ELEMENTWISE
+from .primitives import CALLS, ELEMENTWISE
 from .tables import Refused, Table, both, identity
 
 _UNCHANGED = frozenset(("optimization_barrier", "copy", "copy_p", "stop_gradient"))
@@ -116,6 +116,15 @@ def _apply(equation, inputs: list, done: dict) -> list:
         return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs, done)
     if name in _UNCHANGED:
         return inputs
+    if inputs and all(map(_is_all_known, inputs)):
+        types = [variable.aval.dtype for variable in equation.invars]
+        arrays = [
+            np.array(v.tolist(), dtype).reshape(v.shape)
+            for v, dtype in zip(inputs, types, strict=True)
+        ]
+        with jax.ensure_compile_time_eval():
+            found = equation.primitive.bind(*map(jnp.asarray, arrays), **params)
+        return [constant(v) for v in (found if equation.primitive.multiple_results else [found])]
     if name == "iota":
         return [constant(np.indices(shape)[params["dimension"]].astype(params["dtype"]))]
     if name in ("dynamic_slice", "gather"):
@@ -178,6 +187,10 @@ def _apply(equation, inputs: list, done: dict) -> list:
 
 def _is_known(value) -> bool:
     return isinstance(value, np.generic | np.ndarray | bool | int | float)
+
+
+def _is_all_known(value) -> bool:
+    return isinstance(value, np.ndarray) and all(map(_is_known, value.flat))
 
 
 def _bind(primitive, params, values, done: dict) -> list:

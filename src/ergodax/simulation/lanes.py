@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from .primitives import ALONG_OTHER_AXES, CALLS, ELEMENTWISE, FOLDS, READS, SCATTERS
+
 # A table of more entries than this is large.
 _MOST_SELECTIONS = 16
 # Rows of at most so many entries are worked on entry by entry for a GPU.
@@ -28,39 +30,6 @@ _MOST_ENTRIES = 32
 _MOST_TERMS = 1024
 # Places in a table are counted by 32-bit integers.
 MOST_PLACES = 2**31
-
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-}
-ELEMENTWISE = frozenset(
-    """
-    abs add and atan2 cbrt ceil clamp convert_element_type cos div eq erf exp exp2 expm1 floor ge gt
-    integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sqrt square
-    stop_gradient sub tan tanh xor
-    """.split()  # noqa: SIM905
-)
-_ALONG_OTHER_AXES = frozenset(
-    """
-    argmax argmin copy cumlogsumexp cummax cummin cumprod cumsum reduce_and reduce_max reduce_min
-    reduce_or reduce_prod reduce_sum squeeze
-    """.split()  # noqa: SIM905
-)
-_FOLDS: dict[str, Callable] = {
-    "reduce_and": jnp.logical_and,
-    "reduce_max": jnp.maximum,
-    "reduce_min": jnp.minimum,
-    "reduce_or": jnp.logical_or,
-    "reduce_sum": jnp.add,
-}
-_READS = frozenset(("dynamic_slice", "gather"))
-_SCATTERS = frozenset(("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul"))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["axis"])
@@ -140,18 +109,61 @@ def over_lanes(
     Returns:
         What `function` returns, as `Lanes`.
     """
-    values, structure = jax.tree.flatten(arguments, is_leaf=_is_lanes)
-    single = [jax.ShapeDtypeStruct(v.shape, v.array.dtype) for v in values]
-    program, out = jax.make_jaxpr(function, return_shape=True)(
-        *jax.tree.unflatten(structure, single)
-    )
-    constants = [Lanes(c, None) for c in program.consts]
-    results = _evaluate(program.jaxpr, constants, values, _Manner(ordered, in_entries))
-    count = values[0].array.shape[values[0].axis]
-    results = [
-        _stand(value if value.axis is not None else _spread(value, count)) for value in results
-    ]
-    return jax.tree.unflatten(jax.tree.structure(out), results)
+    how = _Manner(ordered, in_entries)
+    return _prepared(lambda _, *given: function(*given), (), arguments, how)(*arguments)
+
+
+def in_loop(function: Callable[..., Any], shared: Any, *arguments: Any) -> Callable[..., Any]:
+    """`over_lanes` in entries for a loop on a GPU: numbers that all steps share are computed now.
+
+    The compiler would make a kernel of each, launched at every step.
+
+    Args:
+        function: a pure function of `shared` and of pytrees of arrays.
+        shared: a pytree of arrays, the same in all steps and lanes.
+        arguments: pytrees of `Lanes`, of which only the forms are used.
+
+    Returns:
+        A function of such arguments.
+    """
+    return _prepared(function, shared, arguments, _Manner(False, True))
+
+
+def _prepared(function, shared, arguments, how: "_Manner") -> Callable[..., Any]:
+    """The function over lanes, with those of its numbers that need only what all lanes share."""
+    fixed, of_fixed = jax.tree.flatten(shared)
+    like, structure = jax.tree.flatten(arguments, is_leaf=_is_lanes)
+    single = [jax.ShapeDtypeStruct(v.shape, v.array.dtype) for v in like]
+
+    def of_leaves(fixed, single):
+        return function(of_fixed.unflatten(fixed), *structure.unflatten(single))
+
+    program, out = jax.make_jaxpr(of_leaves, return_shape=True)(fixed, single)
+    jaxpr, count = program.jaxpr, len(fixed)
+    known = dict(zip(jaxpr.constvars, (Lanes(c, None) for c in program.consts), strict=True))
+    numbers = set(jaxpr.invars[:count])
+    known |= {v: Lanes(array, None) for v, array in zip(jaxpr.invars, fixed, strict=False)}
+    equations = []
+    for equation in jaxpr.eqns:
+        given = [v for v in equation.invars if not isinstance(v, Literal)]
+        if given and numbers.issuperset(given) and equation.outvars[0].aval.shape == ():
+            _carry_out([equation], known, how)
+            numbers.update(equation.outvars)
+        else:
+            equations.append(equation)
+
+    def call(*arguments):
+        values = jax.tree.leaves(arguments, is_leaf=_is_lanes)
+        now = known | dict(zip(jaxpr.invars[count:], values, strict=True))
+        _carry_out(equations, now, how)
+        results = [_value(now, variable) for variable in jaxpr.outvars]
+        width = next(v.array.shape[v.axis] for v in values if v.axis is not None)
+        results = [
+            _stand(value if value.axis is not None else _spread(value, width)) for value in results
+        ]
+        return jax.tree.unflatten(jax.tree.structure(out), results)
+
+    return call
 
 
 def _is_lanes(leaf) -> bool:
@@ -180,12 +192,14 @@ def _spread(value: Lanes, count: int, shape: tuple[int, ...] | None = None) -> L
 def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes], how: _Manner) -> list[Lanes]:
     known = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
-
-    for equation in jaxpr.eqns:
-        inputs = [_value(known, variable) for variable in equation.invars]
-        results = _apply(equation, inputs, how)
-        known.update(zip(equation.outvars, results, strict=True))
+    _carry_out(jaxpr.eqns, known, how)
     return [_value(known, variable) for variable in jaxpr.outvars]
+
+
+def _carry_out(equations, known: dict, how: _Manner) -> None:
+    for equation in equations:
+        inputs = [_value(known, variable) for variable in equation.invars]
+        known.update(zip(equation.outvars, _apply(equation, inputs, how), strict=True))
 
 
 def _value(known, variable) -> Lanes:
@@ -209,14 +223,14 @@ def _apply(equation, inputs: list[Lanes], how: _Manner) -> list[Lanes]:
 
     count = batched[0].array.shape[batched[0].axis]
     first = inputs[0]
-    if name in _READS and first.axis != 0 and _reads_few(name, inputs, params):
+    if name in READS and first.axis != 0 and _reads_few(name, inputs, params):
         return [_spread(_read(name, inputs, params), count)]
     if how.in_entries and first.axis == 0:
         found = _at_row(name, inputs, params, count)
         if found is not None:
             return [found]
-    if name in _SCATTERS or name in _READS:
-        return _vmapped(bind, inputs, first.axis if name in _SCATTERS else -1)
+    if name in SCATTERS or name in READS:
+        return _vmapped(bind, inputs, first.axis if name in SCATTERS else -1)
 
     # All that is left is done with the lanes last.
     inputs = [value if value.axis is None else _move(value, -1) for value in inputs]
@@ -227,13 +241,13 @@ def _apply(equation, inputs: list[Lanes], how: _Manner) -> list[Lanes]:
         whole = [_spread(value, count, shape).array for value in inputs]
         rows = [bind(*(array[k : k + 1] for array in whole)) for k in range(shape[0])]
         results = [jnp.concatenate(column) for column in zip(*rows, strict=True)]
-    elif few and name in _FOLDS:
-        results = [functools.reduce(_FOLDS[name], array)]
+    elif few and name in FOLDS:
+        results = [functools.reduce(FOLDS[name], array)]
     elif name in ELEMENTWISE:
         results = bind(*(_spread(value, count, shape).array for value in inputs))
     elif how.ordered and name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):
         results = [_sum(array, params["axes"])]
-    elif name in _ALONG_OTHER_AXES and not params.get("reverse"):
+    elif name in ALONG_OTHER_AXES and not params.get("reverse"):
         results = bind(array)
     elif how.ordered and name == "dot_general" and _terms(inputs, params) <= _MOST_TERMS:
         results = [_dot(inputs, params, count)]

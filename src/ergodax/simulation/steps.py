@@ -11,18 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from .kernel import take_steps
-from .lanes import from_lanes, over_lanes, to_lanes
+from .lanes import Lanes, from_lanes, in_loop, over_lanes, to_lanes
 from .tables import Refused
 
 logger = logging.getLogger(__name__)
 
 # Steps that a GPU takes without asking the host.
 UNWATCHED = 64
-# Of these, in one round of the loop: what numbers of no run take, a launch each, is shared.
-_UNROLLED = 8
 
 
 def advanced(step: Callable, count: Any, shared: Any, own: Any, run: Any, setting: Any) -> Any:
@@ -42,19 +41,22 @@ def advanced(step: Callable, count: Any, shared: Any, own: Any, run: Any, settin
     if setting.in_kernel:
         return to_lanes(take_steps(step, count, shared, *from_lanes((own, run))))
 
-    on_gpu = is_gpu(setting.mesh)
+    if not is_gpu(setting.mesh):
+
+        def one_of_all(taken, run):
+            return over_lanes(functools.partial(step, taken, shared), own, run)
+
+        return jax.lax.fori_loop(0, count, one_of_all, run)
+
+    first = Lanes(jnp.asarray(count, jnp.int32), None)
+    prepared = in_loop(lambda shared, taken, *a: step(taken, shared, *a), shared, first, own, run)
 
     def one(taken, run):
-        return over_lanes(functools.partial(step, taken, shared), own, run, in_entries=on_gpu)
-
-    if not on_gpu:
-        return jax.lax.fori_loop(0, count, one, run)
+        return prepared(Lanes(jnp.asarray(taken, jnp.int32), None), own, run)
 
     def several(k, run):
         first = k * UNWATCHED
-        return jax.lax.fori_loop(
-            0, UNWATCHED, lambda i, run: one(first + i, run), run, unroll=_UNROLLED
-        )
+        return jax.lax.fori_loop(0, UNWATCHED, lambda i, run: one(first + i, run), run, unroll=2)
 
     # The host waits for the condition of every loop that it cannot count.
     run = jax.lax.fori_loop(0, count // UNWATCHED, several, run)
