@@ -35,8 +35,8 @@ _CUMULATE: dict[str, Callable] = {
     "cummax": jnp.maximum,
     "cummin": jnp.minimum,
 }
-# Entries among which one is chosen by as many comparisons, at most.
-_MOST_CHOSEN = 2**10
+# Entries outside of memory that are worked on, or of which one is chosen by comparisons, at most.
+_MOST_ENTRIES = 2**10
 # Entries that are put in order, at most.
 _MOST_SORTED = 32
 _EXTREME: dict[str, Callable] = {"argmax": jnp.greater, "argmin": jnp.less}
@@ -176,6 +176,8 @@ def _apply(equation, inputs: list, done: dict) -> list:
         return _sorted(inputs, params["dimension"])
     if name not in _ELEMENTWISE or np.broadcast_shapes(*map(np.shape, inputs)) != shape:
         raise Refused(f"there is no rule for {name} of {[v.shape for v in inputs]}")
+    if math.prod(shape) > _MOST_ENTRIES:
+        raise Refused(f"{math.prod(shape)} numbers are worked on outside of memory, by {name}")
     spread = [np.broadcast_to(value, shape) for value in inputs]
     made = [
         _bind(equation.primitive, params, [value[at] for value in spread], done)
@@ -350,7 +352,7 @@ def _slice(array, axis: int, start, size: int):
     if _is_known(start):
         first = int(_clipped(start, last))
         found = moved[first : first + size]
-    elif moved.size > _MOST_CHOSEN:
+    elif moved.size > _MOST_ENTRIES:
         raise Refused(f"an array of {moved.size} numbers is read by index outside of memory")
     else:
         found = moved[last:]
