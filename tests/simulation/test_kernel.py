@@ -96,6 +96,12 @@ def test_a_table_in_memory_is_not_used_as_a_whole():
     assert refused.value.table.shape == (3, 4)
 
 
+def test_tables_in_memory_that_change_places_are_refused():
+    tables = jnp.zeros((RUNS, 5, 5)), jnp.ones((RUNS, 5, 5))
+    with pytest.raises(Refused, match="replaced by another"):
+        kernel.take_steps(lambda taken, shared, own, run: run[::-1], 3, (), (), tables)
+
+
 def advanced(wrapped, params0, dtype, lengths, own_game=False):
     """Arguments of a block of steps, as a function of the block."""
     inputs = check_inputs(wrapped, params0, None, None, RUNS, dtype)
@@ -188,9 +194,13 @@ def test_kernels_of_other_learners_and_games(case, on_card):
     jax.tree.map(np.testing.assert_array_equal, call(in_kernel=True), expected)
 
 
+TO_ROUNDING = [ex.ActorCritic(0.05, 0.1, 0.7, SOFT), ex.ProjectedGradient(0.01)]
+
+
 @pytest.mark.slow
-def test_an_actor_critics_kernel_to_rounding(on_card):
-    call = advanced(*two(ex.ActorCritic(0.05, 0.1, 0.7, SOFT)), "float32", [9])
+@pytest.mark.parametrize("learner", TO_ROUNDING, ids=lambda learner: type(learner).__name__)
+def test_kernels_that_add_in_another_order_to_rounding(learner, on_card):
+    call = advanced(*two(learner), "float32", [9])
     expected = call()
     on_card()
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), call(True), expected)
