@@ -52,7 +52,10 @@ def linearise(predicted: Fluctuations) -> tuple[np.ndarray, Linearised]:
     half = scipy.linalg.expm(slopes / 2)
     noises = half @ (widths * (noises[1:] + noises[:-1]) / 2) @ half.transpose(0, 2, 1)
     values, vectors = np.linalg.eigh(noises)
-    return velocity, Linearised(half @ half, vectors * np.sqrt(np.maximum(values, 0))[:, None, :])
+    least = np.finfo(values.dtype).eps * values.shape[1] * values[:, -1:]
+    scaled = vectors * np.sqrt(np.where(values > least, values, 0))[:, None, :]
+    # Of all roots the symmetric one, as rounding cannot turn it: other roots, other numbers drawn.
+    return velocity, Linearised(half @ half, scaled @ vectors.transpose(0, 2, 1))
 
 
 @lightly_compiled

@@ -23,7 +23,7 @@ from ..averaged.maxima import changes
 from ..averaged.stationary import mixing_time
 from ..base.checks import check_concrete, check_count, check_flag, check_key
 from ..base.codes import RESULTS
-from ..base.compiling import compiled, in_this_context, quickly_compiled
+from ..base.compiling import in_this_context, quickly_compiled
 from ..base.times import check_scale, check_times, steps_at
 from ..model.check import check_kinks
 from ..model.game import MarkovGame, first_state_law
@@ -235,7 +235,7 @@ def _timed_solve(wrapped, params0, times) -> tuple[Solution, float, float]:
     return solution, compiled - before, time.perf_counter() - compiled
 
 
-@compiled
+@quickly_compiled
 def _linearise(wrapped, params):
     """Jacobian of the drift and mixing time of the state chain, one parameter set at a time."""
     return jax.lax.map(
