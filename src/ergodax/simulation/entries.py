@@ -37,6 +37,8 @@ _CUMULATE: dict[str, Callable] = {
 }
 # Entries outside of memory that are worked on, or of which one is chosen by comparisons, at most.
 _MOST_ENTRIES = 2**10
+# Entries of an array that is known when the kernel is made, at most.
+_MOST_KNOWN = 2**14
 # Entries that are put in order, at most.
 _MOST_SORTED = 32
 _EXTREME: dict[str, Callable] = {"argmax": jnp.greater, "argmin": jnp.less}
@@ -117,6 +119,8 @@ def _apply(equation, inputs: list, done: dict) -> list:
     if name in _UNCHANGED:
         return inputs
     if inputs and all(map(_is_all_known, inputs)):
+        if math.prod(shape) > _MOST_KNOWN:
+            raise Refused(f"{math.prod(shape)} numbers are known in advance, by {name}")
         types = [variable.aval.dtype for variable in equation.invars]
         arrays = [
             np.array(v.tolist(), dtype).reshape(v.shape)
