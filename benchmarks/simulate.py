@@ -20,6 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import ergodax as ex
 from _common import golden, machine, q_learners, table
@@ -65,6 +66,25 @@ def random_game(states: int, actions: int, agents: int, kernel: str, greedy: boo
     hyper = [0.1, 0.9, 0.0 if greedy else 0.5, 0.1]
     name = f"{states} states x {actions} actions, {agents} agents, {kernel}"
     return Case(name + (", greedy" if greedy else ""), wrapped, rewards, hyper, tables, following)
+
+
+def with_schedules(case: Case) -> dict[str, Any]:
+    """The case's game with learners whose hyper-parameters change with time, and with its own."""
+    schedules, softmax = ex.schedules, ex.EpsilonSoftmax(0.5, 0.1)
+    if case.wrapped.learners[0].exploration.continuous:
+        falling, cooling = schedules.power(0.01, 0.6), schedules.exponential(0.5, 1e-4)
+        piecewise = schedules.piecewise([0, 50, 200], [0.01, 0.02, 0.005])
+        cosine = schedules.from_optax(optax.cosine_decay_schedule(0.01, 1000))
+        learners = {
+            "power and exponential": ex.QLearning(falling, 0.9, ex.EpsilonSoftmax(cooling, 0.1)),
+            "piecewise": ex.QLearning(piecewise, 0.9, softmax),
+            "from optax": ex.QLearning(cosine, 0.9, softmax),
+        }
+    else:  # so slow that it explores as much as the number
+        fading = ex.EpsilonGreedy(schedules.exponential(0.1, 1e-9))
+        learners = {"exponential epsilon": ex.QLearning(0.1, 0.9, fading)}
+    games = {name: ex.WrappedGame(case.wrapped.game, [own] * 2) for name, own in learners.items()}
+    return {"numbers": case.wrapped} | games
 
 
 class RothErev(ex.AbstractLearner):
@@ -202,6 +222,13 @@ def measure(quick: bool) -> dict[str, Any]:
         "numba": numba(example, "float32", runs),
     }
     ways = best(calls, runs, seconds)
+    over_time = {}
+    for case, count in ((example, runs), (cases[-1], 128)):
+        for dtype in ("float32", "float64"):
+            calls = {
+                name: ergodax(case, dtype, count, own) for name, own in with_schedules(case).items()
+            }
+            over_time[f"{case.name}|{dtype}"] = best(calls, count, seconds)
 
     def growth(sizes: dict[int, tuple[Case, int]]) -> dict[int, float]:
         return {
@@ -218,7 +245,7 @@ def measure(quick: bool) -> dict[str, Any]:
         grown["agents (4 states, 2 actions)"] = growth(
             {n: (random_game(4, 2, n, "deterministic"), 512) for n in (1, 2, 3, 4)}
         )
-    return {"games": games, "ways": ways, "growth": grown}
+    return {"games": games, "ways": ways, "schedules": over_time, "growth": grown}
 
 
 def _with_temperature(wrapped: ex.WrappedGame, tau: jax.Array) -> ex.WrappedGame:
@@ -244,6 +271,13 @@ def report(one: dict[str, Any], several: dict[str, Any], cores: int) -> None:
     ways = one["ways"]
     rows = [[name, f"{r:.3g}", f"{r / ways['numba']:.2f}"] for name, r in ways.items()]
     head = ["paper's example, float32, one core", "million steps/s", "ratio to numba"]
+    print(table(head, rows), "\n")
+    rows = [
+        [*key.split("|"), name, f"{rate:.3g}", f"{rate / rates['numbers']:.2f}"]
+        for key, rates in one["schedules"].items()
+        for name, rate in rates.items()
+    ]
+    head = ["game", "precision", "hyper-parameters", "million steps/s", "ratio to numbers"]
     print(table(head, rows), "\n")
     for name, rates in one["growth"].items():
         rows = [[str(size), f"{r:.3g}", f"{1e3 / r:.3g}"] for size, r in rates.items()]

@@ -44,6 +44,7 @@ def test_two_player_payoffs(game, row, column):
 def test_named_games_remember_and_are_differentiable():
     assert games.stag_hunt(memory=2).num_states == 16
     assert games.stag_hunt(memory=0).num_states == 1
+    assert games.prisoners_dilemma(memory=0).num_states == 1
     slope = jax.grad(lambda cost: games.hawk_dove(2.0, cost).rewards.sum())(3.0)
     np.testing.assert_allclose(slope, 4 * -1.0)  # -1/2 of two hawks in each of four states
 

@@ -1,5 +1,7 @@
 """Batching over lanes gives what `jax.vmap` gives, for every kind of operation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,12 +95,15 @@ def test_lanes_give_what_vmap_gives(function, shape):
     key = jnp.asarray(rng.integers(2**32, size=(LANES, 2)), jnp.uint32)
 
     expected = jax.vmap(function)(table, state, key)
-    for manner in ({}, {"ordered": True}, {"in_entries": True}):
+
+    def in_loop(function, *arguments):
+        return lanes.in_loop(lambda _, *given: function(*given), (), *arguments)(*arguments)
+
+    for way in (lanes.over_lanes, functools.partial(lanes.over_lanes, ordered=True), in_loop):
 
         @jax.jit
-        def batched(*arguments, manner=manner):
-            found = lanes.over_lanes(function, *lanes.to_lanes(arguments), **manner)
-            return lanes.from_lanes(found)
+        def batched(*arguments, way=way):
+            return lanes.from_lanes(way(function, *lanes.to_lanes(arguments)))
 
         found = batched(table, state, key)
         assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -132,6 +137,25 @@ def test_ordered_sums_do_not_depend_on_the_number_of_lanes(lanes_):
         batched(jnp.asarray(rows[:lanes_])), batched(jnp.asarray(rows[:64])), strict=True
     ):
         np.testing.assert_array_equal(found[:64], expected)
+
+
+def test_what_depends_on_shared_numbers_alone_is_computed_once():
+    def one(shared, own):
+        return shared + 1, own * jnp.exp(shared)
+
+    def batched(shared, own):
+        carry = lanes.Lanes(shared, None), lanes.to_lanes(own)
+        found = lanes.over_lanes(one, *carry, like=carry)
+        assert [value.axis for value in found] == [None, -1]
+        return lanes.from_lanes(found)
+
+    own = jnp.arange(3.0)
+    later, found = batched(jnp.asarray(0.5), own)
+    np.testing.assert_array_equal(later, np.full(3, 1.5))
+    np.testing.assert_allclose(found, own * np.exp(0.5), rtol=1e-15)
+    program = jax.make_jaxpr(batched)(0.5, own)
+    (powers,) = [e for e in program.eqns if e.primitive.name == "exp"]
+    assert powers.outvars[0].aval.shape == ()
 
 
 def test_large_arrays_stand_with_their_lanes_first():

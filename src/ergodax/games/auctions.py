@@ -31,7 +31,7 @@ def second_price_auction(
 ) -> MarkovGame:
     """The highest bidder wins and pays the second highest bid; ties are broken at random.
 
-    Defaults and arguments are those of `first_price_auction`.
+    Vickrey's auction (1961). Defaults and arguments are those of `first_price_auction`.
     """
     return _auction(num_bidders, num_bids, value, memory, rank=-2)
 

@@ -152,8 +152,8 @@ def bimatrix(
     return repeated(tables, memory=memory, action_names=action_names, initial=initial)
 
 
-def prisoners_dilemma(g: Real[ArrayLike, ""] = 1.5) -> MarkovGame:
-    """The memory-one prisoner's dilemma of Kerzreho (2025).
+def prisoners_dilemma(g: Real[ArrayLike, ""] = 1.5, *, memory: int = 1) -> MarkovGame:
+    """The prisoner's dilemma of Kerzreho (2025), there with a memory of one round.
 
     Each agent has 2 to put in or keep, and receives g/2 times what both put in. Payoffs are CC
     `(2g, 2g)`, CD `(g, 2 + g)`, DC `(2 + g, g)`, DD `(2, 2)`: a dilemma for 1 < g < 2. The states
@@ -161,8 +161,9 @@ def prisoners_dilemma(g: Real[ArrayLike, ""] = 1.5) -> MarkovGame:
 
     Args:
         g: the gain from cooperation.
+        memory: number of past rounds remembered.
     """
     g = jnp.asarray(check_number("g", g), dtype=float)
     both = jnp.full_like(g, 2)
     own = jnp.stack([jnp.stack([2 * g, g]), jnp.stack([2 + g, both])])
-    return bimatrix(own, own.T, action_names=[["C", "D"], ["C", "D"]])
+    return bimatrix(own, own.T, memory=memory, action_names=[["C", "D"], ["C", "D"]])

@@ -142,7 +142,7 @@ def coordination(
 def matching_pennies(stake: Payoff = 1.0, *, memory: int = 1) -> MarkovGame:
     """Matching pennies: agent 0 wins the stake where both show the same side, agent 1 otherwise.
 
-    Zero-sum, with uniform play as the only equilibrium.
+    Zero-sum, with uniform play as the only equilibrium (von Neumann and Morgenstern 1944).
 
     Args:
         stake: what the loser pays to the winner.

@@ -29,7 +29,8 @@ class ActorCritic(AbstractLearner):
 
     With `delta = r + gamma V(s') - V(s)`: `V(s) += alpha_v delta` and
     `theta(s, .) += alpha delta grad log pi(a | s)`. States count as often as they are visited, as
-    in practice, so the averaged drift is not the gradient of the discounted return.
+    in practice, so the averaged drift is not the gradient of the discounted return; under a softmax
+    it is smooth (Sutton and Barto 2018).
 
     Attributes:
         learning_rate: the actor's rate alpha, per unscaled step.

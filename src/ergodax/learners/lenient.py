@@ -23,7 +23,8 @@ class Lenient(AbstractFilter):
     reward is the expected maximum of so many independent draws of the others' actions: with `Cross`
     the lenient replicator equation (Panait, Tuyls and Luke 2008), with `FrequencyAdjustedQLearning`
     lenient FAQ-learning (Bloembergen, Kaisers and Tuyls 2011). In these papers agents collect the
-    rewards by taking the action several times; the averaged equation is the same.
+    rewards by taking the action several times; the averaged equation is the same, and as smooth as
+    the learner's own.
 
     Attributes:
         learner: any learner; its tables have one row.

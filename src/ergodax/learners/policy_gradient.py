@@ -44,7 +44,7 @@ class Reinforce(_Preferences):
     """One-step REINFORCE: `theta(s, .) += alpha (r - baseline) grad log pi(a | s)`.
 
     The policy gradient of the immediate reward (Williams 1992). Under a softmax policy its averaged
-    drift is, state by state, the softmax policy gradient of the stage game.
+    drift is smooth and, state by state, the softmax policy gradient of the stage game.
 
     Attributes:
         learning_rate: alpha, per unscaled step.
@@ -91,7 +91,7 @@ class ExponentialWeights(_ImportanceWeighted):
 
     The policy is a softmax of the preferences mixed with uniform play (Auer, Cesa-Bianchi, Freund
     and Schapire 2002, with the weights' logarithms as parameters). Averaged, every preference
-    grows by the expected reward of its action.
+    grows by the expected reward of its action, a smooth function of the policies.
 
     Attributes:
         learning_rate: eta, per unscaled step.
@@ -108,8 +108,8 @@ class ProjectedGradient(_ImportanceWeighted):
     """Gradient ascent projected on the simplex (Zinkevich 2003, the lazy form).
 
     `theta(s,a) += alpha r / pi(a|s)`, an unbiased estimate of the gradient of the reward by the
-    probabilities of `state`; the policy is the point of the simplex next to theta. It has kinks
-    where an action's probability reaches zero.
+    probabilities of `state`, which theta follows on average; the policy is the point of the simplex
+    next to theta. It has kinks where an action's probability reaches zero.
 
     Attributes:
         learning_rate: alpha, per unscaled step.

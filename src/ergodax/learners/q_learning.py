@@ -14,7 +14,7 @@ class QLearning(AbstractActionValueLearner):
     """Q-learning: `Q(s,a) += alpha (r + gamma max_b Q(s',b) - Q(s,a))`.
 
     The maximum makes the averaged drift piecewise smooth; at an exact tie its derivative is the
-    mean over the maximising actions.
+    mean over the maximising actions (Watkins and Dayan 1992).
     """
 
     def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
@@ -36,6 +36,7 @@ class CounterfactualQLearning(AbstractActionValueLearner):
     After each step the agent computes, for every own action b against the others' actions, what b
     would have led to on average:
     `Q(s,b) += alpha (sum_s' T(s'|s,b,a_-i) (R_i(s,b,a_-i,s') + gamma max_c Q(s',c)) - Q(s,b))`.
+    Averaged, all values of a state move as often as it is visited; the drift has kinks at maxima.
     """
 
     def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:

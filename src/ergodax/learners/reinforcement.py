@@ -46,9 +46,9 @@ class _MixedStrategy(AbstractLearner):
 class Cross(_MixedStrategy):
     """Cross learning: `x(s,b) += alpha r (1{a=b} - x(s,b))` (Cross 1973).
 
-    Its averaged drift is the replicator equation of every state, weighted by how often the state
-    is visited (Boergers and Sarin 1997). Rewards must be positive and below `scale / alpha`, or
-    probabilities leave the simplex.
+    Its averaged drift, which is smooth, is the replicator equation of every state, weighted by how
+    often the state is visited (Boergers and Sarin 1997). Rewards must be positive and below
+    `scale / alpha`, or probabilities leave the simplex.
 
     Attributes:
         learning_rate: alpha, per unscaled step and unit of reward.
@@ -70,6 +70,8 @@ class BushMosteller(_MixedStrategy):
     With the stimulus `z = alpha (r - aspiration)`: the action's probability x moves by
     `z (1 - x)` if z is positive and by `z x` if it is negative; the other probabilities keep their
     proportions (Bush and Mosteller 1955; Macy and Flache 2002). z must lie in [-scale, scale].
+    Averaged, it is the replicator equation if all rewards are above the aspiration; the drift is
+    smooth inside of the simplex in any case.
 
     Attributes:
         learning_rate: alpha, per unscaled step and unit of reward.
@@ -101,6 +103,8 @@ class RothErev(AbstractLearner):
     `q(s,b) += alpha (E(b) - forgetting q(s,b))`, with `E(b) = (1 - experimentation) r` for the
     action played and `experimentation r / (A - 1)` for the others; actions are played in proportion
     to their propensities (Roth and Erev 1995; Erev and Roth 1998). Rewards must not be negative.
+    Averaged, a propensity grows by the action's expected reward times its probability; the drift is
+    smooth where propensities are positive.
 
     Attributes:
         learning_rate: alpha, per unscaled step.

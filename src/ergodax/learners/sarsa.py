@@ -14,7 +14,7 @@ class Sarsa(AbstractActionValueLearner):
     """SARSA: `Q(s,a) += alpha (r + gamma Q(s',a') - Q(s,a))`, with a' the action taken next.
 
     All agents draw their next actions before the update and then execute them. Averaged, this is
-    expected SARSA: the drift is smooth wherever the policy is.
+    expected SARSA: the drift is smooth wherever the policy is (Rummery and Niranjan 1994).
     """
 
     needs_next_action: ClassVar[bool] = True
@@ -31,8 +31,8 @@ class Sarsa(AbstractActionValueLearner):
 class ExpectedSarsa(AbstractActionValueLearner):
     """Expected SARSA: `Q(s,a) += alpha (r + gamma sum_b pi(b|s') Q(s',b) - Q(s,a))`.
 
-    Its drift is that of SARSA; its noise is smaller, as the next action is not drawn (van Seijen,
-    van Hasselt, Whiteson and Wiering 2009).
+    Its averaged drift is that of SARSA, smooth wherever the policy is; its noise is smaller, as the
+    next action is not drawn (van Seijen, van Hasselt, Whiteson and Wiering 2009).
     """
 
     def update(

@@ -29,7 +29,8 @@ class FallingRate(AbstractOuterLearner):
 
     n(s, a) counts the unscaled steps in which the entry was updated, from 1 on; for omega in
     (1/2, 1] these are the rates under which Q-learning of one agent converges (Robbins and Monro
-    1951; Even-Dar and Mansour 2003).
+    1951; Even-Dar and Mansour 2003). Averaged, counts grow by the frequencies of visits, and values
+    move as the learner's, over `n^omega`: as smoothly.
 
     Attributes:
         learner: any learner of a table of action values that updates one entry at a time.

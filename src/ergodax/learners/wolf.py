@@ -33,8 +33,8 @@ class WolfPHC(AbstractLearner):
 
     Q is learned as in Q-learning. Each other action loses `min(pi(s,b), delta / (A - 1))`, the best
     action gains the sum; delta is `win_rate` where the policy's value exceeds that of the average
-    policy and `lose_rate` otherwise. The drift jumps where the best action changes, so that there
-    is no averaged equation: it can be simulated only.
+    policy and `lose_rate` otherwise (Bowling and Veloso 2002). The drift jumps where the best
+    action changes, so that there is no averaged equation: it can be simulated only.
 
     Attributes:
         learning_rate: alpha of the action values, per unscaled step.

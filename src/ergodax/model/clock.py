@@ -34,6 +34,17 @@ class ClockedParams(NamedTuple):
     time: Any
 
 
+def times_of(params: Any) -> list[Any]:
+    """What the clocks in a pytree of parameters show."""
+    parts = jax.tree.leaves(params, is_leaf=is_clocked)
+    return [part.time for part in parts if is_clocked(part)]
+
+
+def is_clocked(part: Any) -> bool:
+    """Whether a part of parameters has a clock: a leaf where trees are mapped over agents."""
+    return isinstance(part, ClockedParams)
+
+
 def is_schedule(leaf: Any) -> bool:
     """Whether it is a schedule: a leaf where trees are mapped over hyper-parameters."""
     return isinstance(leaf, AbstractSchedule)
@@ -123,13 +134,18 @@ def _check_modules(agent: int, module: Any, times: np.ndarray, by_run: bool) -> 
         if not is_concrete(values):
             continue
         within, name = field.metadata["within"], f"{type(module).__name__}.{field.name}"
-        for t, numbers in zip(times, np.asarray(values).T, strict=True):
-            if not is_within(numbers, within):
-                number = next(n for n in numbers if not is_within(n, within))
-                raise ValueError(
-                    f"agent {agent}: {name} must be finite and in {within}; its schedule is "
-                    f"{number:.6g} at t = {t:.6g}."
-                )
+        if is_within(np.asarray(values), within):
+            continue
+        t, number = next(
+            (t, number)
+            for t, numbers in zip(times, np.asarray(values).T, strict=True)
+            for number in numbers
+            if not is_within(number, within)
+        )
+        raise ValueError(
+            f"agent {agent}: {name} must be finite and in {within}; its schedule is "
+            f"{number:.6g} at t = {t:.6g}."
+        )
 
 
 def check_autonomous(learners: tuple, what: str) -> None:

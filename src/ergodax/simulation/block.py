@@ -15,8 +15,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ..base.compiling import compiled
+from ..model.clock import ClockedParams, is_clocked
 from ..model.wrapped import WrappedGame
-from .lanes import choose, from_lanes, is_large, over_lanes, to_lanes
+from .lanes import Lanes, choose, from_lanes, is_large, over_lanes, to_lanes
 from .moments import Moments, of_groups
 from .recorders import AbstractRecorder
 from .step import (
@@ -56,6 +57,8 @@ class Setting(eqx.Module):
         group: runs whose moments are taken together.
         mesh: the devices.
         in_kernel: whether the steps up to a report are to be one kernel of a GPU.
+        in_step: whether the clocks of all runs show the same time, so that schedules are evaluated
+            once for all; not on a GPU, whose kernel shares no number that changes.
     """
 
     wrapped: WrappedGame
@@ -68,6 +71,7 @@ class Setting(eqx.Module):
     group: int = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
     in_kernel: bool = eqx.field(static=True, default=False)
+    in_step: bool = eqx.field(default=False, static=True)
 
 
 class Stops(NamedTuple):
@@ -142,8 +146,45 @@ def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R
     return Run(standing, recorded, faults)
 
 
-# On processors with AVX-512 the compiler would use only half of every vector register.
-_COMPILER: dict[str, Any] = {"compiler_options": {"xla_cpu_prefer_vector_width": 512}}
+def _in_lanes(setting: Setting, runs: Run) -> Run:
+    """The runs as `Lanes`, which share their clocks if these show the same time."""
+    in_step = setting.in_step and not is_gpu(setting.mesh)
+
+    def of_agent(own):
+        if not (in_step and is_clocked(own)):
+            return to_lanes(own)
+        # That of a lost run is NaN, as all else that it holds.
+        return ClockedParams(to_lanes(own.params), Lanes(jnp.nanmax(own.time), None))
+
+    params, compensation = jax.tree.map(
+        of_agent, (runs.standing.params, runs.standing.compensation), is_leaf=is_clocked
+    )
+    lanes = to_lanes(runs)
+    standing = lanes.standing._replace(params=params, compensation=compensation)
+    return lanes._replace(standing=standing)
+
+
+def _from_lanes(runs: Run) -> Run:
+    """What `_in_lanes` was given; clocks that were NaN are so again."""
+    runs = from_lanes(runs)
+    lost = runs.faults & MISPLAYED > 0
+
+    def of_agent(own):
+        return own._replace(time=jnp.where(lost, jnp.nan, own.time)) if is_clocked(own) else own
+
+    params = jax.tree.map(of_agent, runs.standing.params, is_leaf=is_clocked)
+    return runs._replace(standing=runs.standing._replace(params=params))
+
+
+# On processors with AVX-512 the compiler would use only half of every vector register. And it would
+# hand small parts of a step, one agent's schedule say, to other threads: that takes longer than to
+# compute them.
+_COMPILER: dict[str, Any] = {
+    "compiler_options": {
+        "xla_cpu_prefer_vector_width": 512,
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    }
+}
 
 
 @functools.partial(compiled, **_COMPILER)
@@ -183,7 +224,7 @@ def advance(
     of_data = by_run if setting.per_run else everywhere
 
     def of_device(keys, runs, live, data, counter, lengths, due, scale):
-        keys, runs = to_lanes((keys, runs))
+        keys, runs = to_lanes(keys), _in_lanes(setting, runs)
         own = to_lanes(data) if setting.per_run else ()
 
         def of_run(taken, shared, own, run):
@@ -202,8 +243,8 @@ def advance(
             run = advanced(of_run, length, shared, (keys, own[:3]), run, setting)
             words = later(words, length)
             report, after = report_of(run)
-            run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, from_lanes(run))
-            return (words, to_lanes(run)), report
+            run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, _from_lanes(run))
+            return (words, _in_lanes(setting, run)), report
 
         def report_of(run):
             def of_run(params, recorded, own):
@@ -237,7 +278,7 @@ def advance(
             return Report(moments, values[: setting.kept]), run
 
         (_, runs), reports = jax.lax.scan(interval, (counter, runs), (lengths, due))
-        return from_lanes(runs), reports
+        return _from_lanes(runs), reports
 
     return jax.shard_map(
         of_device,

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..base.checks import as_real, check_count, check_type
 from ..base.compiling import compiled, shapes_of
+from ..model.clock import times_of
 from ..model.game import first_state_law
 from ..model.wrapped import WrappedGame, cast, warn_rounded
 from .step import Ensemble
@@ -47,6 +48,15 @@ class Inputs(NamedTuple):
         if self.standing is not None:
             return self.standing.compensation is not None
         return self.dtype == np.float32
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the clocks of all runs show the same time; False where schedules differ."""
+        params: Any = (self.params0,) if self.own_params else ()
+        if self.standing is not None:
+            params = self.standing.params, self.standing.compensation
+        clocks = map(np.asarray, times_of(params))
+        return not self.own_game and all((clock == clock[0]).all() for clock in clocks)
 
     def part(self, first: int, count: int, observed: Any) -> "tuple[Inputs, Any]":
         """The inputs of some runs, and what is observed of them; as `rows` has it."""

@@ -156,6 +156,7 @@ class Job:
             group=group,
             mesh=execution.mesh,
             in_kernel=is_gpu(execution.mesh),
+            in_step=inputs.in_step,
         )
         self._inputs, self._keys_of, self._runs = inputs, keys, inputs.runs
         self._observed = observe, recorders

@@ -69,8 +69,10 @@ def to_lanes(tree: Any) -> Any:
 
 
 def from_lanes(tree: Any) -> Any:
-    """`Lanes` as arrays with a leading axis of runs."""
-    return jax.tree.map(lambda lanes: _move(lanes, 0).array, tree, is_leaf=_is_lanes)
+    """`Lanes`, not all of them shared, as arrays with a leading axis of runs."""
+    values, structure = jax.tree.flatten(tree, is_leaf=_is_lanes)
+    own = [_spread(v, _count(values)) if v.axis is None else v for v in values]
+    return structure.unflatten(_move(value, 0).array for value in own)
 
 
 def choose(which: Any, chosen: Any, others: Any) -> Any:
@@ -85,7 +87,7 @@ def choose(which: Any, chosen: Any, others: Any) -> Any:
 
 
 class _Manner(NamedTuple):
-    """How operations are done; see `over_lanes`."""
+    """How operations are done; see `over_lanes` and `in_loop`."""
 
     ordered: bool
     in_entries: bool
@@ -95,28 +97,30 @@ def over_lanes(
     function: Callable[..., Any],
     *arguments: Any,
     ordered: bool = False,
-    in_entries: bool = False,
+    like: Any = None,
 ) -> Any:
     """Calls `function`, written for one run, for every lane.
+
+    What depends only on what all lanes share is computed once for all.
 
     Args:
         function: a pure function of pytrees of arrays. What it closes over is shared by all lanes.
         arguments: pytrees of `Lanes`.
         ordered: whether terms are added in the same order whatever the number of lanes; slower.
-        in_entries: whether rows are worked on entry by entry, and those of large tables found in
-            all tables at once; a GPU's compiler then makes fewer kernels.
+        like: a pytree of `Lanes` like the result: which of it all lanes share. Nothing by default.
 
     Returns:
         What `function` returns, as `Lanes`.
     """
-    how = _Manner(ordered, in_entries)
-    return _prepared(lambda _, *given: function(*given), (), arguments, how)(*arguments)
+    how = _Manner(ordered, False)
+    return _prepared(lambda _, *given: function(*given), (), arguments, how, like)(*arguments)
 
 
 def in_loop(function: Callable[..., Any], shared: Any, *arguments: Any) -> Callable[..., Any]:
-    """`over_lanes` in entries for a loop on a GPU: numbers that all steps share are computed now.
+    """`over_lanes` for a loop on a GPU, so that its compiler makes few kernels.
 
-    The compiler would make a kernel of each, launched at every step.
+    Rows are worked on entry by entry, and those of large tables found in all tables at once.
+    Numbers that all steps share are computed now: each would be a kernel, launched at every step.
 
     Args:
         function: a pure function of `shared` and of pytrees of arrays.
@@ -129,7 +133,7 @@ def in_loop(function: Callable[..., Any], shared: Any, *arguments: Any) -> Calla
     return _prepared(function, shared, arguments, _Manner(False, True))
 
 
-def _prepared(function, shared, arguments, how: "_Manner") -> Callable[..., Any]:
+def _prepared(function, shared, arguments, how: _Manner, form: Any = None) -> Callable[..., Any]:
     """The function over lanes, with those of its numbers that need only what all lanes share."""
     fixed, of_fixed = jax.tree.flatten(shared)
     like, structure = jax.tree.flatten(arguments, is_leaf=_is_lanes)
@@ -157,17 +161,23 @@ def _prepared(function, shared, arguments, how: "_Manner") -> Callable[..., Any]
         now = known | dict(zip(jaxpr.invars[count:], values, strict=True))
         _carry_out(equations, now, how)
         results = [_value(now, variable) for variable in jaxpr.outvars]
-        width = next(v.array.shape[v.axis] for v in values if v.axis is not None)
-        results = [
-            _stand(value if value.axis is not None else _spread(value, width)) for value in results
-        ]
-        return jax.tree.unflatten(jax.tree.structure(out), results)
+        width, result = _count(values), jax.tree.structure(out)
+        forms = [None] * len(results) if form is None else result.flatten_up_to(form)
+        for k, (value, one) in enumerate(zip(results, forms, strict=True)):
+            if one is None or one.axis is not None:
+                results[k] = _stand(value if value.axis is not None else _spread(value, width))
+        return jax.tree.unflatten(result, results)
 
     return call
 
 
 def _is_lanes(leaf) -> bool:
     return isinstance(leaf, Lanes)
+
+
+def _count(values: list[Lanes]) -> int:
+    """The number of lanes."""
+    return next(value.array.shape[value.axis] for value in values if value.axis is not None)
 
 
 def _stand(value: Lanes) -> Lanes:

@@ -44,7 +44,7 @@ def advanced(step: Callable, count: Any, shared: Any, own: Any, run: Any, settin
     if not is_gpu(setting.mesh):
 
         def one_of_all(taken, run):
-            return over_lanes(functools.partial(step, taken, shared), own, run)
+            return over_lanes(functools.partial(step, taken, shared), own, run, like=run)
 
         return jax.lax.fori_loop(0, count, one_of_all, run)
 
