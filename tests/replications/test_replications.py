@@ -11,7 +11,7 @@ import xarray
 import ergodax as ex
 from ergodax import replications
 from ergodax.cli import main
-from ergodax.replications import agreement, den_boer, klein2021
+from ergodax.replications import agreement, banchio_skrzypacz, den_boer, klein2021
 from ergodax.replications.agreement import Quantity, Replication
 
 
@@ -124,7 +124,8 @@ def test_turns_are_learnt_from_over_two_periods():
 
 def test_command_lists_and_writes(tmp_path, capsys):
     assert main(["replicate", "--list"]) == 0
-    assert capsys.readouterr().out.split()[0] == "calvano2020"
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == list(replications.PAPERS)
     assert main(["replicate", "kaisers-tuyls", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "0.378509*" in printed
@@ -154,6 +155,31 @@ def test_bad_options(options, message, capsys, tmp_path):
 def test_single_precision_is_refused():
     with jax.enable_x64(False), pytest.raises(ValueError, match="anew in float64"):
         replications.replicate("goll")
+
+
+def test_auctions_are_measured_by_their_bids(monkeypatch):
+    """By the figures' counts, and by sessions too short to settle."""
+    for auction, printed in banchio_skrzypacz._COUNTS.items():
+        assert sum(printed.values()) == 1000
+        mean = sum(bid * count for bid, count in printed.items()) / 1000
+        np.testing.assert_allclose(mean, float(banchio_skrzypacz._MEANS[auction][1]), atol=6e-5)
+    monkeypatch.setattr(banchio_skrzypacz, "PERIODS", 1500)
+    found = banchio_skrzypacz.replicate(6)
+    data = found.to_xarray()
+    assert not data.settled.any()
+    assert not found.agrees
+    assert found.notes[0].startswith("12 sessions")
+    first, second = data.bid.values
+    np.testing.assert_array_equal(data.revenue, [first.max(axis=1), second.min(axis=1)])
+    np.testing.assert_allclose(data.bid * 20, np.rint(data.bid * 20))
+    assert len(np.unique(data.bid)) > 3
+
+
+@pytest.mark.slow
+def test_auctions():
+    found = replications.replicate("banchio-skrzypacz", sessions=40)
+    assert found.agrees, str(found)
+    assert found.to_xarray().settled.mean() > 0.9
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def add_to(commands) -> None:
     group.add_argument(
         "--sessions",
         type=count(2),
-        help="number of sessions (default: calvano2020 40, klein2021 200)",
+        help="number of sessions (default: 40 for calvano2020, else 100 or 200)",
         metavar="R",
     )
     group.add_argument("--seed", type=count(0), help="random seed (default: 0)", metavar="SEED")
@@ -70,7 +70,7 @@ def _replicate(options: argparse.Namespace, command: str) -> int:
 
     if options.list:
         for name, about in replications.PAPERS.items():
-            print(f"{name:14} {about}")
+            print(f"{name:18} {about}")
         return 0
     if options.name is None:
         raise ValueError("NAME is missing: ergodax replicate --list prints what there is")

@@ -15,6 +15,7 @@ from .agreement import Quantity, Replication
 
 # Names with what they are about.
 PAPERS = {
+    "banchio-skrzypacz": "bids of Q-learners: what a seller earns in two kinds of auction",
     "calvano2020": "pricing by Q-learning in a logit duopoly: Table 1",
     "den-boer": "two-price duopoly: when learnt strategies are equilibria",
     "goll": "Boltzmann Q-learning in the prisoner's dilemma: bifurcations",

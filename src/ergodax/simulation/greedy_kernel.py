@@ -92,8 +92,8 @@ def _mix_odd(x, y):
 
 
 @njit()
-def draw_words(first, second, k0, k1, step, pair, count):
-    """The words of `threefry2x32` from which `uniforms` come, for the steps after one."""
+def draw_uniforms(first, second, k0, k1, step, pair, count, grain, half):
+    """Uniform numbers by `threefry2x32`, those of `uniforms`, for the steps after one."""
     k2 = U32(U32(k0 ^ k1) ^ U32(0x1BD11BDA))
     done = 0
     while done < count:
@@ -107,8 +107,8 @@ def draw_words(first, second, k0, k1, step, pair, count):
             x, y = _mix_even(U32(x + k2), U32(U32(y + k0) + U32(2)))
             x, y = _mix_odd(U32(x + k0), U32(U32(y + k1) + U32(3)))
             x, y = _mix_even(U32(x + k1), U32(U32(y + k2) + U32(4)))
-            first[done + j] = U32(x + k2) >> U32(9)
-            second[done + j] = U32(U32(y + k0) + U32(5)) >> U32(9)
+            first[done + j] = np.int32(U32(x + k2) >> U32(9)) * grain + half
+            second[done + j] = np.int32(U32(U32(y + k0) + U32(5)) >> U32(9)) * grain + half
         done += here
 
 
@@ -152,24 +152,21 @@ def kernel(form: Form) -> Callable[..., Any]:
     common = actions[0] if len(set(actions)) == 1 else 0
     low_bits, single = (1 << _BITS) - 1, 1 << _BITS
 
-    @njit()
-    def count_best(q, row, top):
-        count = I64(0)
-        for b in range(stride):
-            count += I64(q[row + b] == top)
-        return count
-
-    @njit(inline="always", fastmath={"nnan", "nsz"})
+    @njit(fastmath={"nnan", "nsz"})
     def look(q, row):
-        """The first best entry of a row with how many are best, and the largest other one."""
+        """The first best entry of a row with how many are best, their value, the next smaller."""
         top, second, best = q[U64(row)], -infinite, I64(0)
         for b in range(1, longest):
             value = q[U64(row + b)]
             second = max(second, min(value, top))
             best = b if value > top else best
             top = max(top, value)
-        count = count_best(q, row, top) if second == top else 1
-        return best | (count << _BITS), second
+        count = I64(1)
+        if second == top:
+            count = I64(0)
+            for b in range(stride):
+                count += I64(q[row + b] == top)
+        return best | (count << _BITS), top, second
 
     @njit()
     def choose_slowly(q, row, known, width, uniform, share, explored):
@@ -185,9 +182,10 @@ def kernel(form: Form) -> Callable[..., Any]:
             total += own
         return I64(index)
 
+    # Without arrays: numba would count references to them, atomically, in every step.
     @njit(inline="always")
-    def choose(q, row, known, width, uniform, share, explored):
-        """The same, where it is far from all boundaries without adding up probabilities."""
+    def choose(known, width, uniform, share, explored):
+        """The same without the row; -1 next to a boundary, as probabilities have to be added up."""
         best = known & low_bits
         margin = real(width + 4) * grain  # more than sums of probabilities round
         low = real(best) * explored
@@ -200,10 +198,10 @@ def kernel(form: Form) -> Callable[..., Any]:
             action = I64(rest / max(explored, margin))
             rest -= real(action) * explored
             if not ((margin < rest) & (rest < explored - margin) & (known < 2 * single)):
-                action = choose_slowly(q, row, known, width, uniform, share, explored)
+                action = I64(-1)
         return action
 
-    @njit(nogil=True)
+    @njit(nogil=True, error_model="numpy")
     def advance(
         lanes, length, steps, left, keys, where, joint, tables, losts,
         by_run, successors, rewards, cumulative, row_of, rates, discounts, shares, explored,
@@ -211,17 +209,20 @@ def kernel(form: Form) -> Callable[..., Any]:
     ):  # fmt: skip
         count = len(lanes)
         order = np.arange(count)
-        first = np.empty(count * pairs * _AHEAD, np.uint32)
-        second = np.empty(count * pairs * _AHEAD, np.uint32)
-        # Of every row the best action, and a bound of all others: it is read only below.
-        known, bounds = np.empty(count * rows, np.int16), np.empty(count * rows, real)
+        now = np.empty(count, np.int64)
+        first = np.empty(count * pairs * _AHEAD, real)
+        second = np.empty(count * pairs * _AHEAD, real)
+        # Of every row the best action, its value, and a bound of all others: it is read only below.
+        known, marks = np.empty(count * rows, np.int32), np.empty(2 * count * rows, real)
         played, drawn = np.empty(agents, np.int64), np.empty(agents, np.int64)
+        sums = np.zeros(count * agents)
         for slot in range(count):
+            now[slot] = where[lanes[slot]]
             for i in range(agents):
                 for s in range(states):
                     row = lanes[slot] * size + (i * states + s) * stride
-                    place = slot * rows + i * states + s
-                    known[place], bounds[place] = look(tables, row)
+                    place = (slot * states + s) * agents + i
+                    known[place], marks[2 * place], marks[2 * place + 1] = look(tables, row)
         finite, taken = True, 0
         rate_steps = rates.shape[1] * agents
         discount_steps = discounts.shape[1] * agents
@@ -235,9 +236,9 @@ def kernel(form: Form) -> Callable[..., Any]:
                 lane = lanes[slot]
                 for p in range(pairs):
                     here = (slot * pairs + p) * _AHEAD
-                    draw_words(
+                    draw_uniforms(
                         first[here : here + _AHEAD], second[here : here + _AHEAD],
-                        keys[lane, 0], keys[lane, 1], steps[lane] + taken, p, ahead,
+                        keys[lane, 0], keys[lane, 1], steps[lane] + taken, p, ahead, grain, half,
                     )  # fmt: skip
             for t in range(ahead):
                 time, j = taken + t, 0
@@ -252,7 +253,8 @@ def kernel(form: Form) -> Callable[..., Any]:
                     at_share = hyper * share_steps + (time * agents if varying_exploration else 0)
                     words = slot * pairs * _AHEAD + t
                     base, seen = lane * size, slot * rows
-                    s = I64(where[lane])
+                    s = now[slot]
+                    seen_here = seen + s * agents
                     event = s
                     if by_run:
                         event += lane * states
@@ -264,62 +266,59 @@ def kernel(form: Form) -> Callable[..., Any]:
                     else:
                         for i in range(agents):
                             width = common if common else actions[i]
-                            word = first[U64(words + i // 2 * _AHEAD)]
+                            uniform = first[U64(words + i // 2 * _AHEAD)]
                             if i % 2:
-                                word = second[U64(words + i // 2 * _AHEAD)]
-                            uniform = real(np.int32(word)) * grain + half
-                            action = choose(
-                                tables,
-                                base + (i * states + s) * stride,
-                                I64(known[U64(seen + i * states + s)]),
-                                width,
-                                uniform,
-                                share[U64(at_share + i)],
-                                explore[U64(at_share + i)],
-                            )
+                                uniform = second[U64(words + i // 2 * _AHEAD)]
+                            code = I64(known[U64(seen_here + i)])
+                            own, other = share[U64(at_share + i)], explore[U64(at_share + i)]
+                            action = choose(code, width, uniform, own, other)
+                            if action < 0:
+                                row = base + (i * states + s) * stride
+                                action = choose_slowly(
+                                    tables, row, code, width, uniform, own, other
+                                )
                             played[i] = action
                             event = event * width + action
                     outcome = 0
                     if outcomes > 1:
-                        word = first[U64(words + agents // 2 * _AHEAD)]
+                        uniform = first[U64(words + agents // 2 * _AHEAD)]
                         if agents % 2:
-                            word = second[U64(words + agents // 2 * _AHEAD)]
-                        uniform = real(np.int32(word)) * grain + half
+                            uniform = second[U64(words + agents // 2 * _AHEAD)]
                         for k in range(outcomes - 1):
                             outcome += uniform >= cumulative[event, k]
                     event = event * outcomes + outcome
                     following = I64(successors[U64(event)])
+                    seen_next = seen + following * agents
                     if keeps_action:
                         for i in range(agents):
                             width = common if common else actions[i]
-                            word = first[U64(words + i // 2 * _AHEAD)]
+                            uniform = first[U64(words + i // 2 * _AHEAD)]
                             if i % 2:
-                                word = second[U64(words + i // 2 * _AHEAD)]
-                            uniform = real(np.int32(word)) * grain + half
-                            drawn[i] = choose(
-                                tables,
-                                base + (i * states + following) * stride,
-                                I64(known[U64(seen + i * states + following)]),
-                                width,
-                                uniform,
-                                share[U64(at_share + i)],
-                                explore[U64(at_share + i)],
-                            )
+                                uniform = second[U64(words + i // 2 * _AHEAD)]
+                            code = I64(known[U64(seen_next + i)])
+                            own, other = share[U64(at_share + i)], explore[U64(at_share + i)]
+                            action = choose(code, width, uniform, own, other)
+                            if action < 0:
+                                row = base + (i * states + following) * stride
+                                action = choose_slowly(
+                                    tables, row, code, width, uniform, own, other
+                                )
+                            drawn[i] = action
                             joint[lane, i] = drawn[i]
                     changed = False
                     for i in range(agents):
                         action, begin = played[i], base + i * states * stride
-                        there = I64(known[U64(seen + i * states + following)]) & low_bits
+                        value = marks[U64(2 * (seen_next + i))]
                         if on_policy[i]:
-                            there = drawn[i]
-                        value = tables[U64(begin + following * stride + there)]
+                            value = tables[U64(begin + following * stride + drawn[i])]
                         reward = rewards[U64(event * agents + i)]
                         row = begin + s * stride
                         here = U64(row + action)
-                        place = U64(seen + i * states + s)
+                        place = U64(seen_here + i)
                         code = I64(known[place])
                         best = code & low_bits
-                        old, top = tables[here], tables[U64(row + best)]
+                        top, bound = marks[U64(2 * place)], marks[U64(2 * place + 1)]
+                        old = tables[here]
                         target = _target(reward, discount[U64(at_discount + i)], value)
                         increment = rate[U64(at_rate + i)] * (target - old)
                         increment = real(increment * inverse_scale)
@@ -332,27 +331,22 @@ def kernel(form: Form) -> Callable[..., Any]:
                         tables[here] = new
                         finite &= abs(new) < infinite
                         if tallied:
-                            at_gain = U64(lane * agents + i)
-                            if compensated_gains:
-                                gain = reward - gains_lost[at_gain]
-                                total = gains[at_gain] + gain
-                                gains_lost[at_gain] = (total - gains[at_gain]) - gain
-                                gains[at_gain] = total
-                            else:
-                                gains[at_gain] += reward
+                            sums[U64(slot * agents + i)] += reward
                         # What is best in this row now.
                         is_single = code < 2 * single
-                        if (action == best) & is_single & (new > bounds[place]):
-                            pass
+                        if (action == best) & is_single & (new > bound):
+                            marks[U64(2 * place)] = new
                         elif (action != best) & is_single & (new < top):
-                            bounds[place] = max(bounds[place], new)
+                            marks[U64(2 * place + 1)] = max(bound, new)
                         else:
-                            found, bounds[place] = look(tables, row)
+                            found, marks[U64(2 * place)], marks[U64(2 * place + 1)] = look(
+                                tables, row
+                            )
                             changed |= found != code
                             known[place] = found
                     if tallied:
                         visits[U64(lane * states + s)] += 1
-                    where[lane] = following
+                    now[slot] = following
                     j += 1
                     if wait > 0:
                         unchanged[lane] = 0 if changed else unchanged[lane] + 1
@@ -362,6 +356,18 @@ def kernel(form: Form) -> Callable[..., Any]:
                             count, j = count - 1, j - 1
                             order[j], order[count] = order[count], order[j]
             taken += ahead
+        for slot in range(len(lanes)):
+            lane = lanes[slot]
+            where[lane] = now[slot]
+            if tallied:
+                for here in range(lane * agents, (lane + 1) * agents):
+                    total = gains[here] + sums[here + (slot - lane) * agents]
+                    if compensated_gains:
+                        total -= gains_lost[here]
+                        gains[here] = total
+                        gains_lost[here] = gains[here] - total
+                    else:
+                        gains[here] = total
         return finite
 
     return advance
