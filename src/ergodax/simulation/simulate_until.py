@@ -33,7 +33,6 @@ from ..results.labels import OUTCOME, SETTING, Entries, Label, labelled, of_agen
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
-from .greedy_tables import compiler_of
 from .inputs import check_inputs, check_rows, take
 from .pool import is_lost
 from .recorders import AbstractRecorder, check_recorder
@@ -69,7 +68,7 @@ class StoppedRuns(Result):
         result: one of `RESULTS`.
         watching: what the criterion knew of every run when it stopped, each leaf `[R, ...]`: to go
             on.
-        compiler: what compiled the steps, "XLA" or, as for `simulate`, "numba".
+        compiler: what compiled the steps, as for `simulate`.
     """
 
     wrapped: WrappedGame
@@ -316,7 +315,7 @@ def simulate_until(
         steps_taken=int(pool.steps.sum()) - pool.steps_before,
         result=result,
         watching=ended.recorded[0],
-        compiler=compiler_of(inputs, (criterion,), execution.devices),
+        compiler=pool.compiler,
     )
 
 
