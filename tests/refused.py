@@ -169,7 +169,7 @@ CALLS = {
         lambda: dict(zip(("first", "second"), TABLES, strict=True)),
         **{"first": "", "second": ""} | REPEATED,
     ),
-    "prisoners_dilemma": call(ex.games.prisoners_dilemma, g="-1 0"),
+    "prisoners_dilemma": call(ex.games.prisoners_dilemma, g="-1 0", memory="0"),
     "QLearning": call(
         ex.QLearning, learning_rate="0", discount="0", exploration="", initial="0 -1 shape"
     ),

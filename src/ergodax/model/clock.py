@@ -83,24 +83,19 @@ class Clocked(AbstractOuterLearner):
 
     def policy(self, params: ClockedParams, state: Int[Array, ""]) -> Float[Array, " A"]:
         """Returns the learner's policy at the time of its clock."""
-        with _mixed():
-            return self.at(params.time).policy(params.params, state)
+        return self.at(params.time).policy(params.params, state)
 
     def update(
         self, params: ClockedParams, transition: Transition, game: MarkovGame, agent: int
     ) -> ClockedParams:
         """Returns the learner's increment at the time of its clock, and one step for that."""
-        with _mixed():
-            own = self.at(params.time).update(params.params, transition, game, agent)
-        return ClockedParams(own, jnp.ones_like(params.time))
+        own = self.at(params.time)
+        return ClockedParams(
+            own.update(params.params, transition, game, agent), jnp.ones_like(params.time)
+        )
 
     def __repr__(self) -> str:
         return repr(self.learner)
-
-
-def _mixed():
-    """Values of schedules may be of a higher precision than what is simulated."""
-    return jax.numpy_dtype_promotion("standard")
 
 
 _LOOKS = 257  # times at which schedules are looked at, evenly and in proportion
@@ -127,8 +122,7 @@ def check_schedules(learners: tuple, ts: Any, by_run: bool = False) -> None:
 
 def _check_modules(agent: int, module: Any, times: np.ndarray, by_run: bool) -> None:
     def along(schedule):
-        parts = jax.tree.leaves(eqx.filter(schedule, eqx.is_inexact_array))
-        return jax.vmap(schedule)(jnp.asarray(times, jnp.result_type(*parts or [float])))
+        return jax.vmap(schedule)(jnp.asarray(times, float))
 
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)
