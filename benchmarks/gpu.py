@@ -1,20 +1,28 @@
-"""A GPU against its own limits: how far simulations and averaged solves are from what it can do.
+"""A GPU against the processor and against its own limits: all that is to be known of a card.
 
-Three steps: what the card copies and multiplies per second, measured; what one step of one run
-needs of that, counted (`Count`); what `simulate` and the averaged side really do. Games: the
-paper's example, and one of the size of pricing games, two agents with 15 actions each who remember
-one round (225 states). Learners: Q-learning.
+In this order, as long as there is time: the tests that need a GPU; how operations of the card
+round, and runs on the card and on the processor (`gpu_numbers`); what the card copies and
+multiplies per second, measured; what one step of one run needs of that, counted (`Count`); what
+`simulate`, `simulate_until` and the averaged side really do. Games: the paper's example, and one of
+the size of pricing games, two agents with 15 actions each who remember one round (225 states).
+Learners: Q-learning.
 
-On a machine without a GPU the same runs on the processor, which the first line names. Gaps mean
-little there: what is counted as moved stays in its caches.
+On a machine without a GPU the same runs on the processor, which the first line names, and nothing
+is learnt from it. With --dry-run kernels are interpreted there and everything is small: to see that
+all of it works.
 
-Usage: python benchmarks/gpu.py [--quick]
+Usage: python benchmarks/gpu.py [--quick | --dry-run] [--seconds 540]
 """
 
 import argparse
 import functools
 import os
+import subprocess
+import sys
 import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -26,6 +34,7 @@ import ergodax as ex
 from _common import best_of, golden, machine, q_learners, table
 from ergodax.simulation.lanes import is_large
 from ergodax.studies.sweep import _solve_batch
+from gpu_numbers import compared, interpret_kernels, rounding
 
 CHAIN = 512
 # Bytes that device memory moves at least for a number somewhere in a table: one sector.
@@ -42,17 +51,31 @@ PAPER = q_learners(golden("pd"))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small, for a processor too")
-    quick = parser.parse_args().quick
-    began = time.perf_counter()
+    parser.add_argument("--dry-run", action="store_true", help="smaller, kernels interpreted")
+    parser.add_argument("--seconds", type=float, default=540, help="begin nothing after so many")
+    given = parser.parse_args()
+    dry, quick, clock = given.dry_run, given.quick or given.dry_run, Clock(given.seconds)
+    print("Tests that need a GPU:\n")
+    print(tests(dry), "\n", flush=True)
     device = jax.devices()[0]
     kind = "a processor, not a GPU" if device.platform == "cpu" else "an accelerator"
     print(f"Device: {device.device_kind}, {kind}.\n{machine()}\n")
+    if dry:
+        interpret_kernels()
+
+    print("How operations round, on 2^20 numbers:\n")
+    header = ["operation", "precision", "by", "largest error, units in the last place"]
+    show([*header, "not the nearest number", "unlike the processor's XLA"], rounding(dry), clock)
+
+    print("Runs on the device and on the processor:\n")
+    header = ["learner, game", "precision", "steps", "states alike", "parameters alike bit by bit"]
+    games = {"paper's example": PAPER, "225 states x 15 actions": pricing_size()}
+    show([*header, "largest difference", "compiled by"], compared(games, device, dry), clock)
 
     limits = Limits.measure(quick)
     print("What the device can do, measured:\n")
-    print(limits.table(), "\n")
+    print(limits.table(), "\n", flush=True)
 
-    games = {"paper's example": PAPER, "225 states x 15 actions": pricing_size()}
     dtypes = ("float32", "float64")
     counts = {(name, d): Count.of(w, np.dtype(d)) for name, w in games.items() for d in dtypes}
     print("What one step of one run needs, counted, and the most steps/s that this allows:\n")
@@ -63,31 +86,97 @@ def main() -> None:
         + [f"{limits.steps(count, case[1], on_chip):.3g}" for on_chip in (False, True)]
         for case, count in counts.items()
     ]
-    print(table(header, rows), "\n")
+    print(table(header, rows), "\n", flush=True)
+
+    def simulations():
+        for case, count in counts.items():
+            if case == ("225 states x 15 actions", "float64"):
+                continue
+            widths = (2**6,) if dry else (2**10, 2**13) if quick else (2**17, 2**14, 2**20, 2**10)
+            for runs in widths:
+                row = [*case, str(runs), *simulation(games[case[0]], case[1], runs, quick)]
+                if not row[3].startswith("needs"):
+                    rate = float(row[3])
+                    gaps = [limits.steps(count, case[1], chip) / rate for chip in (False, True)]
+                    row[5:5] = [f"{gap:.3g}" for gap in gaps]
+                yield row
 
     print("Simulation:\n")
     header = ["game", "dtype", "runs", "steps/s", "us per step of all runs", "gap to the floor"]
-    header += ["gap to the floor on chip", "ends s", "compile s"]
-    rows = []
-    for case, count in counts.items():
-        if case == ("225 states x 15 actions", "float64"):
-            continue
-        for runs in (2**10, 2**13) if quick else (2**10, 2**14, 2**17, 2**20):
-            rows.append([*case, str(runs), *simulation(games[case[0]], case[1], runs, quick)])
-            if rows[-1][3].startswith("needs"):
-                continue
-            rate = float(rows[-1][3])
-            gaps = [limits.steps(count, case[1], on_chip) / rate for on_chip in (False, True)]
-            rows[-1][5:5] = [f"{gap:.3g}" for gap in gaps]
-    print(table(header, rows), "\n")
+    show([*header, "gap to the floor on chip", "ends s", "compile s", "by"], simulations(), clock)
+
+    print("Simulation until strategies rest, 225 states x 15 actions, float32:\n")
+    widths = (2**6,) if dry else (2**10,) if quick else (2**14, 2**10)
+    header = ["runs", "steps/s", "compile s", "by"]
+    show(header, (until(runs, dry) for runs in widths), clock)
 
     print(f"Averaged ODE to t = {TIMES[-1]:g} at rtol = atol = {TOLERANCE:g}, float64:\n")
     header = ["parameter sets in one batch", "", "us per set", "compile s"]
     header += [f"us per set on {os.cpu_count()} processor cores", "ratio"]
-    counts_of_sets = (128,) if quick else (1000, 10_000, 100_000)
-    rows = [row for sets in counts_of_sets for row in averaged(sets, device)]
-    print(table(header, rows), "\n")
-    print(f"All of it took {time.perf_counter() - began:.0f} s.")
+    counts_of_sets = (8,) if dry else (128,) if quick else (100_000, 10_000)
+    show(header, (row for sets in counts_of_sets for row in averaged(sets, device)), clock)
+    print(f"All of it took {clock.passed:.0f} s.")
+
+
+class Clock:
+    """Whether there is time for more.
+
+    Attributes:
+        seconds: nothing begins after so many.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds, self._began = seconds, time.perf_counter()
+
+    @property
+    def passed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._began
+
+
+def show(header: list[str], rows: Iterable[list[str]], clock: Clock) -> None:
+    """Prints a Markdown table row by row, so that what is known stays known."""
+    print(table(header, []), flush=True)
+    rows = iter(rows)
+    while clock.passed < clock.seconds:
+        row = next(rows, None)
+        if row is None:
+            break
+        print(table(row, []).splitlines()[0], flush=True)
+    else:
+        print("(no time for the rest)")
+    print()
+
+
+def tests(dry: bool) -> str:
+    """The last lines of the tests that need a GPU; of a dry run, of their collection alone."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "0", "-q", "tests/test_gpu.py"]
+    command += ["--collect-only"] * dry
+    # This process has taken most of the card's memory.
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    options = {"cwd": root, "env": environment, "timeout": 240}
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    except subprocess.TimeoutExpired:
+        return "stopped after 240 s"
+    lines = [line for line in ended.stdout.splitlines() if line.strip()]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))]
+    return "\n".join([*failed[:20], *lines[-1:]])
+
+
+def until(runs: int, dry: bool) -> list[str]:
+    """A row of the table."""
+    wrapped, most = pricing_size(), 50 if dry else 100_000
+    criterion = ex.until.greedy_unchanged(most)
+    options = {"max_steps": most, "runs": runs, "dtype": "float32", "batch_size": runs}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*did not meet the criterion")
+        ran = ex.simulate_until(
+            wrapped, wrapped.init(), criterion, key=jax.random.key(0), **options
+        )
+    rate = ran.steps_taken / ran.run_seconds
+    return [str(runs), f"{rate:.3g}", f"{ran.compile_seconds:.1f}", ran.compiler]
 
 
 class Limits(NamedTuple):
@@ -150,10 +239,10 @@ class Count(NamedTuple):
     - key: 8 read; state: 4 read, 4 written; summed rewards, float64: 8 n read and written;
     - small tables (at most 16 entries) are read and rewritten whole: 2 c n S A w, and so are the
       visit counts of up to 64 states: 8 S;
-    - of large tables, per agent: the rows of s and s' (one read serves the draw and the maximum),
-      and one entry of each of the c tables read and written; of the visits one entry. What stands
-      at a random place takes whole sectors of 32 bytes: b bytes aligned to w take b + 32 - w on
-      the average.
+    - of large tables, per agent: the row of s' (that of s is kept from the step before; one read
+      serves the draw and the maximum), and one entry of each of the c tables read and written; of
+      the visits one entry. What stands at a random place takes whole sectors of 32 bytes: b bytes
+      aligned to w take b + 32 - w on the average.
 
     The game's own tables are the same for all runs and stay in the cache. If a run's tables stay on
     chip over many steps, next to nothing moves. That floor is out of reach where few runs fit on
@@ -193,8 +282,8 @@ class Count(NamedTuple):
 
         moved = 8 + 8 + 16 * n
         if is_large((states, actions)):
-            rows, entries = 2 * sectors(actions * width), 2 * tables * sectors(width)
-            moved += n * (rows + entries)
+            row, entries = sectors(actions * width), 2 * tables * sectors(width)
+            moved += n * (row + entries)
         else:
             moved += 2 * tables * n * states * actions * width
         moved += 8 * states if states <= 64 else 2 * SECTOR
@@ -222,7 +311,7 @@ def simulation(wrapped, dtype: str, runs: int, quick: bool) -> list[str]:
     size = sum(leaf.size for leaf in jax.tree.leaves(wrapped.init())) * np.dtype(dtype).itemsize
     needed, available = 8 * size * runs, memory()
     if needed > available / 2:
-        return [f"needs {needed / 2**30:.0f} GiB", "", "", "", "", ""]
+        return [f"needs {needed / 2**30:.0f} GiB", "", "", "", "", "", ""]
 
     def run(steps):
         return ex.simulate(
@@ -250,6 +339,7 @@ def simulation(wrapped, dtype: str, runs: int, quick: bool) -> list[str]:
         f"{per_step * 1e6:.3g}",
         f"{ends:.2f}",
         f"{first.compile_seconds:.1f}",
+        first.compiler,
     ]
 
 

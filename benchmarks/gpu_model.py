@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import equinox as eqx
 import jax
@@ -28,14 +27,15 @@ import gpu
 from _common import table
 from cuda_programs import Program
 from ergodax.simulation import block
-from ergodax.simulation.entries import Refused
 from ergodax.simulation.inputs import check_inputs
 from ergodax.simulation.kernel import NAME
 from ergodax.simulation.lanes import is_large
 from ergodax.simulation.moments import GROUP
 from ergodax.simulation.recorders import Tally
 from ergodax.simulation.step import words_of
+from ergodax.simulation.steps import UNWATCHED
 from ergodax.simulation.streams import run_keys
+from ergodax.simulation.until import fitted
 from ergodax.studies.sweep import _solve_batch
 
 # Of an H100: bytes/s, instructions/s (132 processors of 128 lanes at 1.755 GHz), seconds.
@@ -69,6 +69,7 @@ class Found(NamedTuple):
             "spilled": max(kernel.spilled for kernel in kernels),
             "steps": [kernel._asdict() for kernel in kernels if kernel.name == NAME],
             "temporaries": self.program.temporaries / self.count,
+            "moved": self.moved,
             "model": self.steps_per_second(),
         }
 
@@ -80,9 +81,9 @@ class Found(NamedTuple):
             if kernel.name == NAME:
                 taken = max(kernel.looped / INSTRUCTIONS, self.moved / BANDWIDTH)
                 return 1 / taken
-        loop = next(loop for loop in self.program.loops if loop.depth == 2 and loop.trips)
+        loop = next(loop for loop in self.program.loops if loop.depth and (loop.trips or 0) > 1)
         taken = max(loop.launches * LAUNCH, (loop.read + loop.written) / BANDWIDTH)
-        return self.count * block.UNWATCHED / (loop.trips * taken + WAIT)
+        return self.count * UNWATCHED / (loop.trips * taken + WAIT)
 
 
 def main() -> None:
@@ -99,13 +100,15 @@ def main() -> None:
         return
     print("Compiled for an H100, nothing measured; steps/s are a model (see the script).\n")
     header = ["program", "kernels", "most registers", "most bytes spilled"]
-    header += ["temporary bytes of a run or set", "instructions of a step", "steps/s, model"]
+    header += ["temporary bytes of a run or set", "instructions of a step", "bytes of a step"]
+    header += ["steps/s, model"]
     rows = []
     for name, told in found.items():
         rate = f"{told['model']:.1e}" if told["model"] else ""
         steps = ", ".join(str(kernel["looped"]) for kernel in told["steps"])
         rows.append([name, *(str(told[key]) for key in ("kernels", "registers", "spilled"))])
-        rows[-1] += [f"{told['temporaries']:.0f}", steps, rate]
+        moved = f"{told['moved']:.0f}" if told["steps"] else ""
+        rows[-1] += [f"{told['temporaries']:.0f}", steps, moved, rate]
     print(table(header, rows), "\n")
     header = ["program", "loop or branch", "rounds", "launches", "bytes of a run or set", "waits"]
     rows = []
@@ -117,17 +120,21 @@ def main() -> None:
     print(table(header, rows))
 
 
-def step_by_step(wrapped: ex.WrappedGame, count: int) -> Found:
-    """The same for a learner of which there is no such kernel."""
-    with mock.patch.object(block, "take_steps", side_effect=Refused("not asked for")):
-        return simulated(wrapped, count)
+def simulated(
+    wrapped: ex.WrappedGame, count: int, in_kernel: bool = True, until: bool = False
+) -> Found:
+    """A block of steps in float32, in one kernel or step by step.
 
-
-def simulated(wrapped: ex.WrappedGame, count: int) -> Found:
-    """A block of steps in float32, as `simulate` runs it."""
-    recorders = (Tally(),)
+    Args:
+        wrapped: what is simulated.
+        count: number of runs.
+        in_kernel: whether the steps are to be one kernel.
+        until: whether as `simulate_until` takes them, until strategies rest, or as `simulate`.
+    """
     inputs = check_inputs(wrapped, wrapped.init(), None, None, GROUP, "float32")
     rows, _ = inputs.rows(np.arange(GROUP), ())
+    resting = fitted(ex.until.greedy_unchanged(100_000), inputs.wrapped, inputs.like)
+    recorders = (resting,) if until else (Tally(),)
     setting = block.Setting(
         wrapped=inputs.wrapped,
         scale=jnp.asarray(1.0),
@@ -138,6 +145,7 @@ def simulated(wrapped: ex.WrappedGame, count: int) -> Found:
         kept=0,
         group=GROUP,
         mesh=Mesh(np.array([cuda_programs.card()]), (block.AXIS,)),
+        in_kernel=in_kernel,
     )
     keys = run_keys(jax.random.key(0), jnp.arange(GROUP, dtype=jnp.uint32))
     begun = block.start(setting, keys, rows.params0, rows.law)
@@ -145,7 +153,8 @@ def simulated(wrapped: ex.WrappedGame, count: int) -> Found:
     arrays, static = eqx.partition(setting, eqx.is_array)
 
     def advance(arrays, *others):
-        return block.advance.__wrapped__(eqx.combine(arrays, static), *others)
+        program = block.advance_until if until else block.advance
+        return program.__wrapped__(eqx.combine(arrays, static), *others)
 
     def like(tree, *lead):
         cut = len(lead)
@@ -154,8 +163,11 @@ def simulated(wrapped: ex.WrappedGame, count: int) -> Found:
         )
 
     by_run = like((keys, runs, np.ones(GROUP, bool)), count)
-    lengths = jnp.array([1000], jnp.int32), jnp.ones(1, bool)
-    everywhere = like((words_of(0), *lengths))
+    everywhere = like((words_of(0), jnp.array([1000], jnp.int32), jnp.ones(1, bool)))
+    if until:
+        left = np.zeros(GROUP, np.int32)
+        by_run += like(((left.astype(np.uint32),) * 2, left), count)
+        everywhere = like((jnp.int32(1000),) * 3)
     program = cuda_programs.compile_for_card(advance, like(arrays), *by_run, *everywhere)
     large = any(is_large(leaf.shape) for leaf in jax.tree.leaves(inputs.like))
     moved = gpu.Count.of(wrapped, np.dtype(np.float32)).in_memory if large else 0.0
@@ -186,8 +198,14 @@ PROGRAMS: dict[str, Callable[[], Found]] = {
     "225 states x 15 actions": lambda: simulated(gpu.pricing_size(), 2**15),
     "Sarsa": lambda: simulated(dilemma(ex.Sarsa(0.1, 0.8, SOFT, 10.0)), 2**17),
     "actor-critic": lambda: simulated(dilemma(ex.ActorCritic(0.05, 0.1, 0.7, SOFT)), 2**17),
-    "paper's example, step by step": lambda: step_by_step(gpu.PAPER, 2**17),
-    "225 states x 15 actions, step by step": lambda: step_by_step(gpu.pricing_size(), 2**15),
+    "paper's example, step by step": lambda: simulated(gpu.PAPER, 2**17, False),
+    "225 states x 15 actions, until at rest": lambda: simulated(
+        gpu.pricing_size(), 2**15, until=True
+    ),
+    "paper's example, until at rest, step by step": lambda: simulated(
+        gpu.PAPER, 2**17, False, True
+    ),
+    "225 states x 15 actions, step by step": lambda: simulated(gpu.pricing_size(), 2**15, False),
     "solutions": lambda: of_sets(lambda values: solved(values)[0]["parameters"]),
     "gradients": lambda: of_sets(gpu.gradients.__wrapped__),
 }

@@ -25,7 +25,7 @@ class Logit(ex.AbstractLearner):
         return jnp.stack([1 - up, up])
 
     def update(self, params, transition, game, agent):
-        push = self.rate * transition.reward * (2 * transition.action - 1)
+        push = self.rate * transition.reward * jnp.where(transition.action == 1, 1.0, -1.0)
         return {"bias": push, "slope/a": push * jnp.ones(3)}
 
 

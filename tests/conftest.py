@@ -57,6 +57,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.stem not in long)
 
 
+# Pages and programs do as users may; schedules have values in float64 where float32 is simulated.
+_MIXED = ("tests", "simulation", "replications", "notebooks")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Neither types nor ranks are mixed unawares, but where `_MIXED` and in slow tests."""
+    strict = item.path.parent.name not in _MIXED and not item.get_closest_marker("slow")
+    jax.config.update("jax_numpy_dtype_promotion", "strict" if strict else "standard")
+    jax.config.update("jax_numpy_rank_promotion", "raise" if strict else "allow")
+
+
 @pytest.fixture(autouse=True)
 def bounded_mappings():
     """Forgets compiled programs long before they are too many: 10000 mappings hold some 2 GiB."""

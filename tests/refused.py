@@ -169,7 +169,7 @@ CALLS = {
         lambda: dict(zip(("first", "second"), TABLES, strict=True)),
         **{"first": "", "second": ""} | REPEATED,
     ),
-    "prisoners_dilemma": call(ex.games.prisoners_dilemma, g="-1 0"),
+    "prisoners_dilemma": call(ex.games.prisoners_dilemma, g="-1 0", memory="0"),
     "QLearning": call(
         ex.QLearning, learning_rate="0", discount="0", exploration="", initial="0 -1 shape"
     ),
@@ -247,7 +247,7 @@ CALLS = {
         ex.fluctuations,
         lambda: start() | {"ts": TS},
         **FLOW | SOLVER,
-        **{"initial_state": "None 0", "bias": "bool", "scale": "None", "max_kinks": "0"},
+        **{"initial_state": "None 0", "bias": "bool", "scale": "None", "max_kinks": "0 None"},
         **{"adjoint": "None", "throw": "bool"},
     ),
     "near_kink": call(fluctuations().near_kink, scale=""),
@@ -411,6 +411,40 @@ CALLS |= {
     "two_prices": numbers(ex.games.two_prices, market="None"),
     "first_price_auction": numbers(ex.games.first_price_auction, num_bidders="", num_bids=""),
     "second_price_auction": numbers(ex.games.second_price_auction, num_bidders="", num_bids=""),
+    "LogitMarket": call(
+        ex.games.LogitMarket,
+        num_firms="",
+        **{"quality": "-1 0", "cost": "-1 0", "outside": "-1 0", "differentiation": ""},
+    ),
+    "LinearMarket": call(
+        ex.games.LinearMarket,
+        **{"num_firms": "", "intercept": "", "cost": "-1 0", "substitutability": "0"},
+    ),
+    "price_grid": call(ex.games.LogitMarket().price_grid, num_prices="", extension="-1 0"),
+    "payoffs": call(
+        ex.games.LinearMarket().payoffs, lambda: {"prices": np.full((2, 2), 0.4)}, prices=""
+    ),
+    "game": call(ex.games.LinearMarket().game, prices="None", memory="0"),
+    "from_table": call(
+        ex.games.from_table,
+        lambda: {"table": {"action": ["C", "D"], "payoff": [1.0, 0.0]}},
+        table="text",
+        memory="0",
+    ),
+    "read_nfg": call(ex.games.read_nfg, lambda: {"path": "game.nfg"}, path="text", memory="0"),
+    "write_nfg": call(
+        ex.games.write_nfg,
+        lambda: {"game": ex.games.bimatrix(*TABLES, memory=0), "path": "game.nfg"},
+        game="",
+        path="text",
+        title="text",
+    ),
+    "at": call(wrapped().at, t="-1 0"),
+    "greedy_unchanged": call(ex.until.greedy_unchanged, steps=""),
+    "settled": call(
+        ex.until.settled, lambda: {"tolerance": 0.1, "steps": 2}, tolerance="", steps=""
+    ),
+    "replicate": call(ex.replications.replicate, lambda: {"name": "goll"}, name="", options=""),
     "repeated_lottery": call(
         ex.games.repeated_lottery,
         lambda: {"payoffs": np.ones((2, 2, 2, 2)), "probabilities": [0.5, 0.5]},

@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.simulation.block import UNWATCHED
+from ergodax.simulation.steps import UNWATCHED
 from helpers import assert_close
 from test_gpu import TS, large
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_model.py"
-SIMULATIONS = ("paper's example", "225 states x 15 actions")
-STEP_BY_STEP = "paper's example, step by step"
+IN_KERNEL = "225 states x 15 actions, until at rest"
+STEP_BY_STEP = "225 states x 15 actions, step by step"
 
 
 @pytest.fixture(scope="module")
 def programs():
     """What the compiler for an H100 tells of some programs."""
-    command = [sys.executable, SCRIPT, "--json", *SIMULATIONS, STEP_BY_STEP, "gradients"]
+    command = [sys.executable, SCRIPT, "--json", IN_KERNEL, STEP_BY_STEP, "gradients"]
     # Without the suite's own settings of the compiler.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -41,18 +41,18 @@ def programs():
 @pytest.mark.slow
 def test_kernels_keep_their_numbers_in_registers(programs):
     for told in programs.values():
-        assert told["kernels"] > 10
+        assert told["kernels"] > 5
         assert told["spilled"] <= 64
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SIMULATIONS)
-def test_a_simulations_steps_are_one_kernel_without_spills(name, programs):
-    (kernel,) = programs[name]["steps"]
+def test_a_simulations_steps_are_one_kernel_without_spills(programs):
+    (kernel,) = programs[IN_KERNEL]["steps"]
     assert kernel["spilled"] == 0
     assert 100 < kernel["looped"] < 2000
-    assert [loop["waits"] for loop in programs[name]["loops"]] == [0]
-    assert programs[name]["temporaries"] < 2000
+    # The host waits where `simulate_until` looks how many runs go on, after many steps.
+    assert [loop["waits"] for loop in programs[IN_KERNEL]["loops"]] == [0, 1]
+    assert programs[IN_KERNEL]["temporaries"] < 2000
 
 
 @pytest.mark.slow

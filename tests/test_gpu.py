@@ -131,6 +131,17 @@ def test_float64_trajectories_agree_to_rounding(device, case):
     assert_all_close(*both(device, simulate), 1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.*did not meet the criterion")
+@pytest.mark.parametrize("case", [lambda: build({}), large], ids=["small", "large"])
+def test_runs_stop_at_the_same_steps(device, case):
+    def simulate():
+        until, options = ex.until.settled(0.5, 20), {"max_steps": 200, "runs": 70}
+        ran = ex.simulate_until(*case(), until, key=jax.random.key(1), **options)
+        return ran.steps, ran.final.params
+
+    assert_all_close(*both(device, simulate), 1e-9)
+
+
 def test_each_run_may_have_its_own_game(device):
     def simulate():
         wrapped, params0 = jax.vmap(lambda g: build({"g": g}))(jnp.linspace(1.2, 1.8, 70))

@@ -1,12 +1,12 @@
 """Public results and their labels are what they were before the package was put into folders.
 
 Some numbers were taken anew since, as they are found in another way: `required_scale`, which was
-not the root of its equation and left out the lag behind the average; `sensitivities`, along the
-path of the solution and then read within its steps (they moved by up to 1e-9 and 2e-8 of their
-size, less than the tolerances they are solved to), fluctuations behind a kink, whose crossing is
-found on the solver's own steps (up to 8e-9; at these tolerances they are six times nearer to those
-at 1e-13 than before), and the simulated constant of a convergence study (by 1e-5, a three hundredth
-of its standard error).
+not the root of its equation, left out the lag behind the average, and took a run for its limit
+between steps too; `sensitivities`, along the path of the solution and then read within its steps
+(they moved by up to 1e-9 and 2e-8 of their size, less than the tolerances they are solved to),
+fluctuations behind a kink, whose crossing is found on the solver's own steps (up to 8e-9; at these
+tolerances they are six times nearer to those at 1e-13 than before), and the simulated constant of a
+convergence study (by 1e-5, a three hundredth of its standard error).
 """
 
 import json

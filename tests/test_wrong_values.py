@@ -65,7 +65,7 @@ def test_every_parameter_of_every_public_function_is_tried():
         }, name
     public = {
         name
-        for module in (ex, ex.io, ex.plot, ex.outcomes)
+        for module in (ex, ex.games, ex.io, ex.plot, ex.outcomes)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and not name.startswith("_")
     }

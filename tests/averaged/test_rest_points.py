@@ -6,6 +6,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import brentq
 
 import ergodax as ex
+from ergodax.averaged import rest_points
 from helpers import Spec, assert_close, central_difference, flatten, make_learner, unflatten
 
 
@@ -37,7 +38,7 @@ class Share(ex.AbstractLearner):
         return jnp.stack([params, 1 - params])
 
     def update(self, params, transition, game, agent):
-        return transition.reward * ((transition.action == 0) - params)
+        return transition.reward * (jnp.where(transition.action == 0, 1.0, 0.0) - params)
 
 
 # Golden values
@@ -202,6 +203,49 @@ def test_the_guess_has_no_derivative():
     wrapped = stateless(DILEMMA, 1.0, 0.5)
     slope = jax.grad(lambda guess: ex.rest_point(wrapped, guess).params[0].sum())(wrapped.init())
     np.testing.assert_array_equal(flatten(slope), 0)
+
+
+# Large games, without their Jacobian
+
+
+def both(monkeypatch, function):
+    """What a function finds with the Jacobian as a matrix, and by products with it."""
+    by_matrix = function()
+    monkeypatch.setattr(rest_points, "MOST_BY_MATRIX", 1)
+    return by_matrix, function()
+
+
+def test_without_the_jacobian_the_rest_point_is_the_same(monkeypatch):
+    def value(gamma):
+        wrapped = stateless(DILEMMA, 1.0, gamma)
+        found = ex.rest_point(wrapped, wrapped.init())
+        return found.params[0].sum(), found
+
+    (slope, full), (product, free) = both(monkeypatch, lambda: jax.grad(value, has_aux=True)(0.8))
+    np.testing.assert_allclose(flatten(free.params), flatten(full.params), rtol=1e-12)
+    np.testing.assert_allclose(product, slope, rtol=1e-9)
+    assert free.jacobian is None
+    assert repr(free) == f"RestPoint(4 parameters, residual {float(free.residual):.2g}: successful)"
+    np.testing.assert_allclose(free.eigenvalues, full.eigenvalues[:2], rtol=1e-9)
+    assert free.stability == full.stability == "unstable"
+    assert "eigenvalues_real" not in free.to_xarray()
+
+
+@pytest.mark.slow
+def test_without_the_jacobian_a_pricing_game_is_the_same(monkeypatch):
+    learner = ex.QLearning(0.15, 0.95, ex.EpsilonSoftmax(0.1, 0.05), initial=5.0)
+    wrapped = ex.WrappedGame(ex.games.bertrand(num_prices=4), [learner, learner])
+    full, free = both(monkeypatch, lambda: ex.rest_point(wrapped, wrapped.init()))
+    np.testing.assert_allclose(flatten(free.params), flatten(full.params), rtol=1e-12)
+    np.testing.assert_allclose(free.eigenvalues, full.eigenvalues[:2], rtol=1e-4)
+    assert free.stability == full.stability == "stable"
+
+
+def test_an_eigenvalue_that_is_not_found_is_not_made_up(monkeypatch):
+    wrapped = stateless(DILEMMA, 1.0, 0.5)
+    found = ex.RestPoint(wrapped, wrapped.init(), *[jnp.zeros(())] * 2, None, ex.RESULTS.successful)
+    monkeypatch.setattr(rest_points, "leading_eigenvalues", lambda *_: np.zeros(0, complex))
+    assert found.stability == "not computed"
 
 
 # Batches and transformations

@@ -23,8 +23,6 @@ def small(monkeypatch):
 @pytest.mark.parametrize(
     ("analysis", "what"),
     [
-        (lambda w, x: ex.rest_point(w, x), "a rest point"),
-        (lambda w, x: ex.rest_points(w, jax.tree.map(lambda leaf: leaf[None], x)), "a rest point"),
         (lambda w, x: ex.fluctuations(w, x, [1.0]), "fluctuations"),
         (lambda w, x: ex.required_scale(w, x, 1.0, 0.1), "fluctuations"),
         (lambda w, x: ex.stationary_covariance(w, x), "the covariance"),
@@ -35,6 +33,13 @@ def test_what_memory_cannot_hold_is_refused_at_once(small, analysis, what):
     wrapped = market(15)
     with pytest.raises(ValueError, match=rf"{what} of 6750 parameters needs [\d.]+ GiB but 32 GiB"):
         analysis(wrapped, wrapped.init())
+
+
+def test_a_rest_point_takes_no_more_than_its_events(monkeypatch):
+    monkeypatch.setattr("ergodax.base.memory.available_memory", lambda: 2**26)
+    wrapped = market(15)
+    with pytest.raises(ValueError, match=r"a rest point of 6750 parameters needs 0\.[01]\d* GiB"):
+        ex.rest_point(wrapped, wrapped.init())
 
 
 def test_too_many_derivatives_are_refused_at_once(small):

@@ -185,6 +185,22 @@ class Kinked(ex.Sarsa):
     exploration: Rule = eqx.field(default_factory=Rule)
 
 
+class Clipped(RothErev):
+    """Its policy has kinks, and no exploration rule says so."""
+
+    def policy(self, params, state):
+        up = jnp.clip(1 + params[state, 0] - params[state, 1], 0.2, 0.8)
+        return jnp.stack([up, 1 - up])
+
+
+class Ramp(ex.AbstractExploration):
+    """The same as a rule, which says nothing of its kinks."""
+
+    def __call__(self, values):
+        up = jnp.clip(0.5 + values[0] - values[1], 0.2, 0.8)
+        return jnp.stack([up, 1 - up])
+
+
 class Drifting(RothErev):
     """Its policy is a distribution at the start only."""
 
@@ -197,7 +213,7 @@ class Moving(RothErev):
 
     def update(self, params, transition, game, agent):
         t = transition
-        state = t.state + 4 * (params[t.state, t.action] > 1).astype(int)
+        state = t.state + 4 * (params[t.state, t.action] > 1).astype(t.state.dtype)
         return ex.At((state, t.action), 0.1 * t.reward)
 
 
@@ -224,8 +240,10 @@ class Moving(RothErev):
         (NewTable(), r"NewTable\.update: increment follows entries .* not touch"),
         (NewRow(), r"NewRow\.update: increment follows entries .* not touch"),
         (Greedy(), r"Greedy\.policy jumps .* `continuous` that returns False"),
-        (HandWritten(), r"HandWritten\.update has a kink, .* `maximised` returns None"),
-        (Sorting(), r"Sorting\.update has a kink, .* `maximised` returns None"),
+        (HandWritten(), r"HandWritten\.update has a kink, .* `maximised` does not declare"),
+        (Sorting(), r"Sorting\.update has a kink, .* `maximised` does not declare"),
+        (Clipped(), r"Clipped\.policy has a kink, .* `maximised` does not declare"),
+        (ex.QLearning(1.0, 0.5, Ramp()), r"QLearning\.policy has a kink, .* does not declare"),
         (Kinked(), r"Kinked\.policy has a kink, but `smooth` is True"),
         (Drifting(), r"Drifting\.policy, after some updates, in state . .* must sum to 1"),
         (Moving(), r"Moving\.update, after some updates: increment index must fit the table"),
@@ -280,7 +298,10 @@ def test_kinks_are_looked_for_once_for_each_class(monkeypatch):
     game = repeated((np.eye(2), np.eye(2)), memory=0)
     for phi in (0.01, 0.02):
         check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), RothErev(phi)]))
-    assert len(looked) == 1
+    assert len(looked) == 2  # at the policy and at the update
+    for own in (ex.QLearning(1.0, 0.5, Ramp()), ex.Observing(HandWritten(), [0])):
+        with pytest.raises(ValueError, match="has a kink"):
+            check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), own]))
     check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), Discounting(discount=0.0)]))
     with pytest.raises(ValueError, match="has a kink"):
         check.check_kinks(ex.WrappedGame(game, [ex.Sarsa(), Discounting(discount=0.5)]))

@@ -43,6 +43,6 @@ def test_a_path_is_the_solution_everywhere():
     ts = jnp.linspace(0.0, 3.0, 50)
     start = jnp.array([1.0, -2.0])
     found, count, end = solve(start)
-    np.testing.assert_allclose(found, np.exp(-ts)[:, None] * start, atol=1e-8)
+    np.testing.assert_allclose(found, np.exp(-ts)[:, None] * start[None], atol=1e-8)
     np.testing.assert_allclose(end[0], found[-1], rtol=1e-12)
     assert 5 < count < 200

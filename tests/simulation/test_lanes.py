@@ -1,5 +1,7 @@
 """Batching over lanes gives what `jax.vmap` gives, for every kind of operation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,12 +95,15 @@ def test_lanes_give_what_vmap_gives(function, shape):
     key = jnp.asarray(rng.integers(2**32, size=(LANES, 2)), jnp.uint32)
 
     expected = jax.vmap(function)(table, state, key)
-    for ordered in (False, True):
+
+    def in_loop(function, *arguments):
+        return lanes.in_loop(lambda _, *given: function(*given), (), *arguments)(*arguments)
+
+    for way in (lanes.over_lanes, functools.partial(lanes.over_lanes, ordered=True), in_loop):
 
         @jax.jit
-        def batched(*arguments, ordered=ordered):
-            found = lanes.over_lanes(function, *lanes.to_lanes(arguments), ordered=ordered)
-            return lanes.from_lanes(found)
+        def batched(*arguments, way=way):
+            return lanes.from_lanes(way(function, *lanes.to_lanes(arguments)))
 
         found = batched(table, state, key)
         assert jax.tree.structure(found) == jax.tree.structure(expected)

@@ -38,11 +38,16 @@ def test_every_run_plays_its_own_game(mapped, dtype):
     wrapped = mapped(build)(THETAS)
     params = jax.vmap(lambda theta: build(theta).init())(THETAS)
     options = dict(scale=2, key=KEY, keep_runs=True, dtype=dtype)
-    batch = ex.simulate(wrapped, params, TIMES, observe=wrapped.policies, **options)
+
+    def simulate(wrapped, params, **more):
+        with jax.numpy_dtype_promotion("standard"):  # the observable holds float64
+            return ex.simulate(wrapped, params, TIMES, observe=wrapped.policies, **options, **more)
+
+    batch = simulate(wrapped, params)
     assert batch.runs == 3
     for run in range(3):
         own = build(jax.tree.map(lambda leaf, r=run: leaf[r], THETAS))
-        alone = ex.simulate(own, own.init(), TIMES, observe=own.policies, runs=3, **options)
+        alone = simulate(own, own.init(), runs=3)
         for a, b in zip(rows(batch.values, run), rows(alone.values, run), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5 if dtype == jnp.float32 else 1e-12)
         assert batch.final.state[run] == alone.final.state[run]

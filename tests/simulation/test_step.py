@@ -149,6 +149,11 @@ def test_impossible_outcomes_never_happen(monkeypatch, size, uniform, dtype):
     assert set(reached) == {5 if uniform < 0.5 else size - 6}
 
 
+def is_that(number, name):
+    """Whether an integer is the one that a parameter holds, as a number."""
+    return (number.astype(name.dtype) == name).astype(name.dtype)
+
+
 class Alternating(ex.AbstractLearner):
     """Plays the action that its parameter names, and changes the name at every update.
 
@@ -165,11 +170,11 @@ class Alternating(ex.AbstractLearner):
 
     def update(self, params, transition, game, agent):
         named, t = params["name"], transition
-        following = jnp.zeros(()) if t.next_action is None else 1.0 * (t.next_action == named)
+        following = t.next_action
         return {
             "name": 1 - 2 * named,
-            "executed": 1.0 * (t.action == named),
-            "drawn_next": following,
+            "executed": is_that(t.action, named),
+            "drawn_next": jnp.zeros(()) if following is None else is_that(following, named),
         }
 
 
@@ -211,9 +216,9 @@ class Promise(ex.AbstractLearner):
     def update(self, params, transition, game, agent):
         t = transition
         return {
-            "state": t.next_state - params["state"],
-            "action": t.next_action - params["action"],
-            "kept": 1.0 * ((t.state == params["state"]) & (t.action == params["action"])),
+            "state": t.next_state.astype(params["state"].dtype) - params["state"],
+            "action": t.next_action.astype(params["action"].dtype) - params["action"],
+            "kept": is_that(t.state, params["state"]) * is_that(t.action, params["action"]),
         }
 
 

@@ -73,7 +73,8 @@ def test_solution_and_simulation_are_those_of_solve_and_simulate():
     np.testing.assert_array_equal(c.simulation.final.state, simulation.final.state)
     for found, expected in zip(c.simulation.mean[0], simulation.mean, strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-6)
-    policies = jax.vmap(jax.vmap(wrapped.policies))(simulation.values)
+    with jax.numpy_dtype_promotion("standard"):  # of float32 values, by float64 learners
+        policies = jax.vmap(jax.vmap(wrapped.policies))(simulation.values)
     for k, all_runs in enumerate(policies):
         runs = np.asarray(all_runs, dtype=float)
         np.testing.assert_allclose(c.simulation.mean[1][k], runs.mean(axis=0), rtol=2e-6)
@@ -187,7 +188,7 @@ def test_the_largest_gap_is_named(make, rates, agent, leaf, entry):
 def test_a_lost_ensemble_shows():
     """Rewards of 1e39 overflow in float32, in which runs are simulated; the ODE is in float64."""
     wrapped = comparisons.dilemma_game()
-    of_second = wrapped.game.rewards * jax.numpy.array([1.0, 1e39])
+    of_second = wrapped.game.rewards.at[..., 1].multiply(1e39)
     wrapped = eqx.tree_at(lambda w: w.game.rewards, wrapped, of_second)
     options = {"scale": 10.0, "runs": 64, "key": jax.random.key(0), "dtype": "float32"}
     with pytest.warns(UserWarning, match="64 of 64 runs became infinite or NaN"):

@@ -387,7 +387,7 @@ def test_another_sweeps_folder_is_left_untouched(tmp_path):
 
     def patient(theta):
         wrapped, params0 = dilemma(theta)
-        between = theta["tau"] == 0.7
+        between = jnp.where(theta["tau"] == 0.7, 1.0, 0.0)
         return wrapped, jax.tree.map(lambda leaf: leaf + between, params0)
 
     for build, changed, ts, options, what in (

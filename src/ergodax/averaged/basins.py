@@ -353,7 +353,7 @@ def _velocity(wrapped, params):
 @compiled
 def _go_round(wrapped, params, period, rtol, atol):
     """Points over a time at equal intervals, the point at its end, and the velocity there."""
-    ts = period * jnp.arange(_SAMPLES + 1) / _SAMPLES
+    ts = period * jnp.arange(_SAMPLES + 1, dtype=float) / _SAMPLES
     path = _solve(wrapped, params, ts, rtol, atol, 16**4).params
     back = jax.tree.map(lambda leaf: leaf[-1], path)
     x, _, field = flat_drift(back)

@@ -27,18 +27,21 @@ from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
 from ..results.result import Result, policies
 from .drift import flat_drift
+from .krylov import MOST_BY_MATRIX, frobenius_norm, leading_eigenvalues, solve_by_products
 from .per_visit import flat_per_visit
 from .room import check_slopes, size_of
 from .root_search import DRAWN, RootSearch, first_found
 from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
 from .units import extents
 
-Stability = Literal["stable", "unstable", "centre", "singular"]
+Stability = Literal["stable", "unstable", "centre", "singular", "not computed"]
 
 # What counts as zero, relative to the norm of the Jacobian.
 _ZERO = 1e-9
 # Largest distance at which two rest points are one, relative to how far they spread.
 _SAME = 1e-6
+# Of derivatives that are found by products with the Jacobian.
+_DERIVATIVES = 1e-10
 _PER_STEP = "per unscaled step"
 
 
@@ -53,7 +56,8 @@ class RestPoint(Result):
         params: parameters of all agents there.
         residual: the largest entry of `|F|`, per unscaled step.
         step: the largest entry of the Newton step that would come next.
-        jacobian: DF, `[d, d]`, in the order of `jax.flatten_util.ravel_pytree(params)`.
+        jacobian: DF, `[d, d]`, in the order of `jax.flatten_util.ravel_pytree(params)`; None beyond
+            1024 parameters.
         result: `RESULTS.successful`, or why it was not found.
     """
 
@@ -63,15 +67,22 @@ class RestPoint(Result):
     )
     residual: Float[Array, ""] = eqx.field(metadata=labelled("largest entry of |F|", (), _PER_STEP))
     step: Float[Array, ""] = eqx.field(metadata=labelled("largest entry of the next Newton step"))
-    jacobian: Float[Array, "d d"] = eqx.field(
+    jacobian: Float[Array, "d d"] | None = eqx.field(
         metadata=labelled("Jacobian of the drift", ("parameter", "other_parameter"), _PER_STEP)
     )
     result: RESULTS = eqx.field(metadata=labelled(OUTCOME))
 
     @property
-    def eigenvalues(self) -> Complex[np.ndarray, " d"]:
-        """Eigenvalues of the Jacobian per unscaled step, largest real part first; concrete only."""
-        values: Any = np.linalg.eigvals(np.asarray(self.jacobian)).astype(complex)
+    def eigenvalues(self) -> Complex[np.ndarray, " k"]:
+        """Eigenvalues of the Jacobian per unscaled step, largest real part first; concrete only.
+
+        All d of them; beyond 1024 parameters the two with the largest real parts, or those that
+        Arnoldi's method finds, to four digits, by a few hundred products with the Jacobian.
+        """
+        if self.jacobian is None:
+            values: Any = leading_eigenvalues(self.wrapped, self.params)
+        else:
+            values = np.linalg.eigvals(np.asarray(self.jacobian)).astype(complex)
         return values[np.lexsort((values.imag, -values.real))]
 
     @property
@@ -87,21 +98,35 @@ class RestPoint(Result):
         - `"centre"`: r is within the tolerance of zero: a pair on the imaginary axis, undecided to
           first order.
         - `"stable"`: r is below minus the tolerance: everything near comes back.
+
+        Beyond 1024 parameters r is that of the `eigenvalues` found, a real r within the tolerance
+        is called singular, and `"not computed"` says that none was found.
         """
-        jacobian = np.asarray(self.jacobian)
-        tolerance, rate = _ZERO * np.linalg.norm(jacobian, 2), self.eigenvalues[0].real
-        if rate > tolerance:
+        values = self.eigenvalues
+        if self.jacobian is None:
+            if not len(values):
+                return "not computed"
+            tolerance = _ZERO * frobenius_norm(self.wrapped, self.params)
+            singular = abs(values[0]) <= tolerance
+        else:
+            jacobian = np.asarray(self.jacobian)
+            tolerance = _ZERO * np.linalg.norm(jacobian, 2)
+            rows = np.linalg.norm(jacobian, axis=1, keepdims=True)
+            sizes = np.linalg.svd(jacobian / np.where(rows > 0, rows, 1), compute_uv=False)
+            singular = sizes[-1] <= _ZERO * sizes[0]
+        if values[0].real > tolerance:
             return "unstable"
-        rows = np.linalg.norm(jacobian, axis=1, keepdims=True)
-        sizes = np.linalg.svd(jacobian / np.where(rows > 0, rows, 1), compute_uv=False)
-        if sizes[-1] <= _ZERO * sizes[0]:
+        if singular:
             return "singular"
-        return "stable" if rate < -tolerance else "centre"
+        return "stable" if values[0].real < -tolerance else "centre"
 
     def _derived(self) -> Entries:
         """Policies, eigenvalues and stability."""
         shape = self.residual.shape
         policy = policies(self.wrapped, self.params, len(shape), False)
+        entries: Entries = {"policy": (policy, Label("policy at rest", make=of_agents))}
+        if self.jacobian is None:
+            return entries
         eigenvalues: Any = np.full(self.jacobian.shape[:-1], np.nan, complex)
         stabilities = np.full(shape, "", dtype="<U8")
         for k in np.ndindex(shape):
@@ -112,18 +137,19 @@ class RestPoint(Result):
             Label(f"{part} parts of the eigenvalues", ("eigenvalue",), _PER_STEP)
             for part in ("real", "imaginary")
         )
-        return {
-            "policy": (policy, Label("policy at rest", make=of_agents)),
+        return entries | {
             "eigenvalues_real": (eigenvalues.real, real),
             "eigenvalues_imag": (eigenvalues.imag, imaginary),
             "stability": (stabilities, Label("what the linearisation says")),
         }
 
     def __repr__(self) -> str:
-        size = self.jacobian.shape[-1]
-        if self.jacobian.ndim > 2 or not is_concrete(self.jacobian):
+        batch = self.residual.ndim
+        size = sum(np.prod(leaf.shape[batch:]) for leaf in jax.tree.leaves(self.params))
+        if batch or not is_concrete(self.residual):
             return f"RestPoint({size} parameters: {describe_result(self.result)})"
-        stability = f"{self.stability}, " if self.result == RESULTS.successful else ""
+        known = self.jacobian is not None and self.result == RESULTS.successful
+        stability = f"{self.stability}, " if known else ""
         return (
             f"RestPoint({size} parameters, {stability}residual {float(self.residual):.2g}: "
             f"{describe_result(self.result)})"
@@ -181,7 +207,9 @@ class RestPoints(Result):
         return entries
 
     def __repr__(self) -> str:
-        kinds = Counter(point.stability for point in self.points)
+        kinds = Counter(
+            "rest point" if point.jacobian is None else point.stability for point in self.points
+        )
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
         lost = int(np.sum(self.leads_to < 0))
         failed = f"; {lost} led to none" if lost else ""
@@ -204,6 +232,8 @@ def rest_point(
     there. So an unstable rest point needs a guess near it, a stable one only a guess in its basin.
     Where the Jacobian is singular the steps are of minimal norm: entries of transient states keep
     the guess's values. Where the drift vanishes only because visits become rare is no rest point.
+    Beyond 1024 parameters no Jacobian is made: steps and derivatives are found by GMRES, from
+    products with it.
 
     Differentiable by every floating-point array in `wrapped`, in forward and reverse mode, by the
     implicit function theorem; the guess does not matter. Works under `jax.jit` and `jax.vmap`
@@ -239,7 +269,8 @@ def rest_point(
     check_autonomous(wrapped.learners, "rest points")
     _check_room(wrapped, guess)
     tolerances = jnp.asarray(rtol), jnp.asarray(atol)
-    found, drifting = _rest_point(wrapped, guess, *tolerances, max_steps)
+    by_matrix = size_of(guess) <= MOST_BY_MATRIX
+    found, drifting = _rest_point(wrapped, guess, *tolerances, max_steps, by_matrix)
     found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
         names = parameter_names(wrapped.game, found.params, 0)
@@ -288,7 +319,8 @@ def rest_points(
     first = jax.tree.map(lambda leaf: leaf[0], guesses)
     check_ergodic(wrapped, first, "guesses")
     _check_room(wrapped, first)
-    found, last = _search(wrapped, guesses, jnp.asarray(rtol), jnp.asarray(atol), max_steps)
+    tolerances, by_matrix = (jnp.asarray(rtol), jnp.asarray(atol)), size_of(first) <= MOST_BY_MATRIX
+    found, last = _search(wrapped, guesses, *tolerances, max_steps, by_matrix)
     unravel = flat_drift(first)[1]
     points: list[RestPoint] = []
     count = len(jax.tree.leaves(guesses)[0])
@@ -298,7 +330,7 @@ def rest_points(
         same = (k for k, p in enumerate(points) if _same(wrapped, unravel(x), p.params))
         number = next(same, len(points))
         if number == len(points):
-            points.append(RestPoint(wrapped, *_describe(wrapped, unravel(x), step)))
+            points.append(RestPoint(wrapped, *_describe(wrapped, unravel(x), step, by_matrix)))
         if points[number].result != RESULTS.successful:
             reducible[guess] = True
         elif leads_to[guess] < 0:
@@ -319,8 +351,10 @@ def rest_points(
 
 def _check_room(wrapped, guess) -> None:
     """Raises ValueError if memory does not suffice for Newton's method."""
-    instead = "it takes the Jacobian; follow the flow to a late time by `solve` instead"
-    check_slopes("a rest point", wrapped, guess, instead, columns=4 * size_of(guess), kept=6)
+    size = size_of(guess)
+    columns, kept = (4 * size, 6) if size <= MOST_BY_MATRIX else (8, 0)
+    instead = "follow the flow to a late time by `solve` instead"
+    check_slopes("a rest point", wrapped, guess, instead, columns=columns, kept=kept)
 
 
 def _same(wrapped, params, other) -> bool:
@@ -331,10 +365,10 @@ def _same(wrapped, params, other) -> bool:
 
 
 @lightly_compiled
-def _search(wrapped, guesses, rtol, atol, max_steps):
+def _search(wrapped, guesses, rtol, atol, max_steps, by_matrix):
     def search(guess):
         fixed, start = _frozen((wrapped, guess))
-        found = RootSearch(fixed, start, rtol, atol, max_steps)(DRAWN, True)
+        found = RootSearch(fixed, start, rtol, atol, max_steps, by_matrix)(DRAWN, True)
         return found, jax.tree.map(lambda leaf: leaf[-1], found.result)
 
     # Not vmapped: batched LAPACK calls are to be avoided, and searches end when they end.
@@ -342,48 +376,61 @@ def _search(wrapped, guesses, rtol, atol, max_steps):
 
 
 @lightly_compiled
-def _rest_point(wrapped, guess, rtol, atol, max_steps) -> tuple:
+def _rest_point(wrapped, guess, rtol, atol, max_steps, by_matrix) -> tuple:
     """All fields of a `RestPoint` but the first; what is learnt per visit there, in its unit."""
     unravel = flat_drift(guess)[1]
     fixed, start = _frozen((wrapped, guess))
-    search = RootSearch(fixed, start, rtol, atol, max_steps)
+    search = RootSearch(fixed, start, rtol, atol, max_steps, by_matrix)
     found = first_found(search((1.0,), False))
-    fields = _described(wrapped, unravel(found.x), found.step, found.result)
+    fields = _described(wrapped, unravel(found.x), found.step, found.result, by_matrix)
     return fields, found.change / search.unit.size
 
 
 @lightly_compiled
-def _describe(wrapped, params, step) -> tuple:
-    return _described(wrapped, params, step, RESULTS.successful)
+def _describe(wrapped, params, step, by_matrix) -> tuple:
+    return _described(wrapped, params, step, RESULTS.successful, by_matrix)
 
 
-def _described(wrapped, params, step, result) -> tuple:
+def _described(wrapped, params, step, result, by_matrix) -> tuple:
     """All fields of a `RestPoint` but the first, for a root that was found."""
     wrapped = preserve_rows(wrapped)
     start, unravel, field = flat_drift(params)
-    x = _root(jax.lax.stop_gradient(start), wrapped, per_visit=flat_per_visit(params))
+    x = jax.lax.stop_gradient(start)
+    x = _root(x, wrapped, per_visit=flat_per_visit(params), by_matrix=by_matrix)
     params = unravel(x)
     reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
     found = result == RESULTS.successful
     result = RESULTS.where(found & reducible, RESULTS.reducible, result)
+    if not by_matrix:
+        return params, jnp.max(jnp.abs(field(x, wrapped))), step, None, result
     jacobian, velocity = jax.jacfwd(lambda x: (field(x, wrapped),) * 2, has_aux=True)(x)
     return params, jnp.max(jnp.abs(velocity)), step, jacobian, result
 
 
 @eqx.filter_custom_jvp
-def _root(x, wrapped, *, per_visit):
+def _root(x, wrapped, *, per_visit, by_matrix):
     """A root of what is learnt per visit, differentiable by the game and the learners."""
     return x
 
 
 @_root.def_jvp
 @precise
-def _root_jvp(primals, tangents, *, per_visit):
-    x, wrapped = _root(*primals, per_visit=per_visit), primals[1]
+def _root_jvp(primals, tangents, *, per_visit, by_matrix):
+    x, wrapped = _root(*primals, per_visit=per_visit, by_matrix=by_matrix), primals[1]
     if not jax.tree.leaves(tangents[1]):
         return x, jnp.zeros_like(x)
+
+    def learnt(x):
+        return per_visit(x, wrapped).change
+
+    def by_products(product, y):
+        return solve_by_products(product, y, jnp.ones_like(y), _DERIVATIVES)
+
     pushed = eqx.filter_jvp(lambda w: per_visit(x, w).change, (wrapped,), (tangents[1],))[1]
-    slope = lineax.MatrixLinearOperator(jax.jacfwd(lambda x: per_visit(x, wrapped).change)(x))
+    if not by_matrix:
+        product = jax.linearize(learnt, x)[1]
+        return x, -jax.lax.custom_linear_solve(product, pushed, by_products, by_products)
+    slope = lineax.MatrixLinearOperator(jax.jacfwd(learnt)(x))
     # Of minimal norm where the Jacobian is singular.
     return x, -lineax.linear_solve(slope, pushed, lineax.SVD(), throw=False).value
 

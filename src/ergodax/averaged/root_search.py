@@ -2,7 +2,8 @@
 
 What is learnt per visit (`per_visit`) has the roots of the drift and no others nearby, and is what
 Newton's method is for. It starts from the guess; from the guess drawn together, where no action is
-unlikely and policies respond; and from where the flow leads.
+unlikely and policies respond; and from where the flow leads. Of large games its steps are found by
+products with the Jacobian (`krylov`).
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ..model.wrapped import WrappedGame
 from ..ode.batching import select
 from ..ode.integrate import integrate
 from .drift import flat_drift
+from .krylov import solve_by_products
 from .per_visit import flat_per_visit
 from .units import unit_of
 
@@ -27,6 +29,8 @@ _AT_REST = 1e-6
 _MOST_FLOW_STEPS = 4096
 # What rounding leaves of a Newton step, in units of the working precision.
 _ROUNDING = 256
+# Of the residual of a Newton step that is found by products with the Jacobian.
+_STEP_TOLERANCE = 1e-4
 
 
 # Differences of the guess are drawn together to these shares.
@@ -69,10 +73,11 @@ class RootSearch:
         rtol: the largest last step, relative to the parameters.
         atol: the same, in their unit.
         max_steps: the largest number of Newton steps.
+        by_matrix: whether to make the Jacobian.
     """
 
-    def __init__(self, wrapped: WrappedGame, params, rtol, atol, max_steps):
-        self.wrapped, self.max_steps = wrapped, max_steps
+    def __init__(self, wrapped: WrappedGame, params, rtol, atol, max_steps, by_matrix: bool):
+        self.wrapped, self.max_steps, self.by_matrix = wrapped, max_steps, by_matrix
         self.start, self.unravel, self.field = flat_drift(params)
         self.per_visit = flat_per_visit(params)
         self.unit = unit_of(wrapped, params)
@@ -119,23 +124,15 @@ class RootSearch:
             learnt per visit there, or, if it failed, of the first step; and the result.
         """
 
-        def learnt(x):
-            found = self.per_visit(x, self.wrapped)
-            return found.change, found
-
         def advance(s: _Newton) -> _Newton:
-            slope, found = jax.jacfwd(learnt, has_aux=True)(s.x)
-            step = lineax.linear_solve(
-                lineax.MatrixLinearOperator(slope), found.change, lineax.SVD(), throw=False
-            ).value
+            step, found, reach = (self._by_matrix if self.by_matrix else self._by_products)(s.x)
             moved = s.x - step
             settled = jnp.all(
                 jnp.abs(step) <= self.rtol * jnp.abs(moved) + self.atol * self.unit.size
             )
             # Increments balance, or each is nothing but rounding; else it is only ever rarer
             # visits that make them small.
-            rounding = self.rounding * (jnp.abs(slope) @ (jnp.abs(s.x) + self.unit.size))
-            balanced = jnp.abs(found.change) <= self.rtol * found.size + rounding
+            balanced = jnp.abs(found.change) <= self.rtol * found.size + self.rounding * reach
             sound = jnp.all(jnp.isfinite(moved))
             largest = jnp.max(jnp.abs(step))
             first = largest, found.change
@@ -163,6 +160,26 @@ class RootSearch:
         found = s.done & finite
         step, change = select(found, (s.step, s.change), s.first)
         return s.x, step, change, codes.where(found, codes.successful, missed)
+
+    def _learnt(self, x):
+        found = self.per_visit(x, self.wrapped)
+        return found.change, found
+
+    def _by_matrix(self, x):
+        """A Newton step; what is learnt at x; and the size of what it is the difference of."""
+        slope, found = jax.jacfwd(self._learnt, has_aux=True)(x)
+        step = lineax.linear_solve(
+            lineax.MatrixLinearOperator(slope), found.change, lineax.SVD(), throw=False
+        ).value
+        return step, found, jnp.abs(slope) @ (jnp.abs(x) + self.unit.size)
+
+    def _by_products(self, x):
+        """The same; that size is estimated, rather too small, by random signs."""
+        _, product, found = jax.linearize(self._learnt, x, has_aux=True)
+        step = solve_by_products(product, found.change, self.unit.size, _STEP_TOLERANCE)
+        signs = np.random.default_rng(1).choice([-1.0, 1.0], (4, x.size))
+        vectors = jnp.asarray(signs, x.dtype) * (jnp.abs(x) + self.unit.size)[None]
+        return step, found, jnp.abs(jax.lax.map(product, vectors)).mean(axis=0)
 
     def follow(self, wanted):
         """Where the flow from the guess comes to rest, or is after many steps."""

@@ -51,7 +51,7 @@ def _censor(chain: Float[Array, "S S"], written_out: bool = True) -> _Censored:
         row = jnp.where(states < k, matrix[k], 0)
         total = row.sum()
         column = jnp.where(states < k, matrix[:, k], 0) / jnp.where(total > 0, total, 1)
-        kept = (states < k)[:, None] & (states == k)
+        kept = (states < k)[:, None] & (states == k)[None]
         matrix = jnp.where(kept, column[:, None], matrix + column[:, None] * row[None])
         return _Censored(matrix, jnp.where(states == k, total, leave))
 

@@ -26,6 +26,16 @@ class AbstractMarket(HyperModule):
     num_firms: eqx.AbstractVar[int]
     cost: eqx.AbstractVar[Any]
 
+    def __check_init__(self):
+        count = check_count("num_firms", self.num_firms)
+        for name in ("quality", "cost"):
+            value = getattr(self, name, None)
+            if isinstance(value, jax.Array) and value.shape not in ((), (count,)):
+                raise ValueError(
+                    f"{type(self).__name__}.{name} must be one number or one per firm, [{count}]; "
+                    f"found an array of shape {value.shape}."
+                )
+
     @abc.abstractmethod
     def demand(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:
         """Returns the quantity that each firm sells at the prices of all firms."""

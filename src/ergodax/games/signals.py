@@ -48,7 +48,7 @@ def with_signals(
     joint = math.prod(counts)
     law = law.reshape(*before, 1, joint)
     outcomes = (*before, game.num_successors * joint)
-    successors = game.successors[..., None] * joint + np.arange(joint, dtype=np.int32)
+    successors = jnp.add.outer(game.successors * joint, np.arange(joint, dtype=np.int32))
     rewards = jnp.repeat(game.rewards, joint, axis=-2)
 
     def of_pairs(table):  # the state before counts, not the signal before

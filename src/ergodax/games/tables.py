@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base.checks import check_type
+from ..base.checks import check_count, check_path, check_type
 from ..base.files import target, write
 from ..model.game import MarkovGame
 from .matrix import repeated
@@ -109,6 +109,8 @@ def read_nfg(path: str | Path, *, memory: int = 1) -> MarkovGame:
         ImportError: without pygambit.
         ValueError: if it cannot read the file.
     """
+    check_path("path", path)
+    memory = check_count("memory", memory, least=0)
     gambit = _gambit()
     try:
         game = gambit.read_nfg(target(path))
@@ -133,8 +135,10 @@ def write_nfg(game: MarkovGame, path: str | Path, *, title: str = "") -> None:
         ImportError: without pygambit.
         ValueError: if payoffs depend on the state.
     """
-    gambit = _gambit()
     check_type("game", game, MarkovGame, "a MarkovGame")
+    check_path("path", path)
+    check_type("title", title, str, "a text")
+    gambit = _gambit()
     payoffs = np.asarray((game.probabilities[..., None] * game.rewards).sum(axis=-2))
     if not np.allclose(payoffs, payoffs[:1], rtol=1e-12, atol=0):
         raise ValueError("the payoffs depend on the state: such a game has no strategic form.")

@@ -1,5 +1,7 @@
 """Checks that a learner keeps its contract, with a message for each way to break it."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ _PROBED_EVENTS = 3
 _HISTORIES, _UPDATES = 4, 2 ** np.arange(9)
 _MOST_EVENTS = 64  # by which updates are searched for kinks
 _SEEN: set[tuple] = set()  # classes without kinks, and in what games
-_OWN = __name__.split(".")[0] + ".learners."
+_OWN = __name__.split(".")[0] + "."
 _LINES, _PARTS = 16, 8  # lines between them that are searched for jumps, and their division
 
 
@@ -26,8 +28,8 @@ def check_learner(learner: AbstractLearner, game: MarkovGame) -> None:
     Looked at: parameters are finite floating-point arrays; policies are probability vectors in
     every state; increments have the structure and shapes of the parameters, stay inside their
     tables, are finite at every event of the game, and are not the new parameters; policies do not
-    jump, and updates have no kinks, unless `continuous` and `maximised` say so; and all three
-    methods are pure, so that calling them twice, or compiled, gives the same numbers.
+    jump, and neither they nor updates have kinks, unless `continuous` and `maximised` say so; and
+    all three methods are pure, so that calling them twice, or compiled, gives the same numbers.
 
     Args:
         learner: the learner to check.
@@ -199,34 +201,42 @@ def _check_continuous(name, wrapped, agent, reached):
             f"{name}.policy jumps between parameters that the learner reaches, as the best action "
             "does. Say so by a property `continuous` that returns False."
         )
-    _check_declared(name, wrapped, agent, reached)
     if learner.smooth and _jumps(policies, reached, slope=True):
         raise ValueError(f"{name}.policy has a kink, but `smooth` is True.")
+    _check_declared(name, wrapped, agent, reached)
 
 
 def _check_declared(name, wrapped, agent, reached):
-    """Raises ValueError if updates, by some of the events, have a kink that is not declared."""
-    learner, transitions = wrapped.learners[agent], wrapped.transitions(agent)
-    if learner.maximised(jax.tree.map(lambda leaf: leaf[0], reached)) is not None:
-        return
+    """Raises ValueError if the policy, or updates by some of the events, have undeclared kinks."""
+    learner, game, transitions = wrapped.learners[agent], wrapped.game, wrapped.transitions(agent)
     count = transitions.state.shape[0]
     some = np.random.default_rng(3).permutation(count)[:_MOST_EVENTS]
     events = jax.tree.map(lambda leaf: leaf[some], transitions)
 
     def increments(params):
-        return jax.vmap(lambda t: learner.update(params, t, wrapped.game, agent))(events)
+        return jax.vmap(lambda t: learner.update(params, t, game, agent))(events)
 
-    if _jumps(increments, reached, slope=True):
-        raise ValueError(
-            f"{name}.update has a kink, as a maximum makes, but `maximised` returns None. It must "
-            "return the values whose row maxima are taken."
-        )
+    def declared(params):
+        values = learner.maximised(params)
+        if values is None or values.shape[-1] < 2:
+            return jnp.asarray(False)
+        best = jnp.sort(values, axis=-1)[..., -2:]
+        near = np.sqrt(jnp.finfo(values.dtype).eps) * jnp.abs(values).max()
+        return jnp.any(best[..., 1] - best[..., 0] <= near)
+
+    for what, function in (("policy", _policies(learner, game)), ("update", increments)):
+        if _jumps(function, reached, slope=True, declared=declared):
+            raise ValueError(
+                f"{name}.{what} has a kink, as a maximum makes, that `maximised` does not declare. "
+                "It must return the values whose row maxima are taken: for jnp.maximum(x, 0) the "
+                "row (x, 0)."
+            )
 
 
 def check_kinks(wrapped: WrappedGame) -> None:
     """Checks that no learner has a kink that it does not declare, once for each class.
 
-    What is traced by JAX cannot be looked at and passes, and so do the package's own learners.
+    What is traced by JAX cannot be looked at and passes, and so does what is all of this package.
 
     Raises:
         ValueError: naming agent and learner.
@@ -237,8 +247,9 @@ def check_kinks(wrapped: WrappedGame) -> None:
     for agent, learner in enumerate(wrapped.learners):
         # Where a hyper-parameter is zero, a kink may be without effect.
         used = tuple(bool(np.any(np.asarray(leaf))) for leaf in jax.tree.leaves(learner))
-        known = type(learner), used, game.num_states, game.num_actions, agent
-        if known in _SEEN or type(learner).__module__.startswith(_OWN):
+        kinds = tuple(_classes(learner))
+        known = kinds, used, game.num_states, game.num_actions, agent
+        if known in _SEEN or all(kind.__module__.startswith(_OWN) for kind in kinds):
             continue
         params = learner.init(game, agent, key=jax.random.key(0))
         name = f"agent {agent}: {type(learner).__name__}"
@@ -246,7 +257,15 @@ def check_kinks(wrapped: WrappedGame) -> None:
         _SEEN.add(known)
 
 
-def _jumps(function, points, slope: bool = False) -> bool:
+def _classes(value):
+    """The classes of a learner and of what it is made of."""
+    if isinstance(value, eqx.Module):
+        yield type(value)
+        for field in dataclasses.fields(value):
+            yield from _classes(getattr(value, field.name))
+
+
+def _jumps(function, points, slope: bool = False, declared=None) -> bool:
     """Whether a function, or its slope, jumps on lines between points.
 
     Every line is divided, and every part is halved again and again where the function changes more.
@@ -256,14 +275,18 @@ def _jumps(function, points, slope: bool = False) -> bool:
         function: of parameters, returns floating-point arrays, or `At`s with such values.
         points: parameters, each leaf `[R, ...]`.
         slope: look at the derivative along the line.
+        declared: a function of parameters that says whether it may jump there.
     """
     ends = np.random.default_rng(2).integers(len(jax.tree.leaves(points)[0]), size=(2, _LINES))
     first, last = (
         jax.tree.map(lambda leaf, k=k: jnp.repeat(leaf[k], _PARTS, axis=0), points) for k in ends
     )
 
+    def between(first, last, s):
+        return jax.tree.map(lambda a, b: a + s * (b - a), first, last)
+
     def along(first, last, s):
-        found = function(jax.tree.map(lambda a, b: a + s * (b - a), first, last))
+        found = function(between(first, last, s))
         floats = jax.tree.leaves(eqx.filter(found, eqx.is_inexact_array))
         return jnp.concatenate([leaf.ravel() for leaf in floats])
 
@@ -287,7 +310,10 @@ def _jumps(function, points, slope: bool = False) -> bool:
         down = down[:, 0]
         low, high = jnp.where(down, low, middle), jnp.where(down, middle, high)
         sizes.append(jnp.maximum(before, after)[:, 0])
-    return bool(jnp.any((sizes[-1] > np.sqrt(eps) * largest) & (sizes[-1] > 0.5 * sizes[-5])))
+    found = (sizes[-1] > np.sqrt(eps) * largest) & (sizes[-1] > 0.5 * sizes[-5])
+    if declared is not None:
+        found &= ~jax.jit(jax.vmap(lambda *at: declared(between(*at))))(first, last, low)
+    return bool(jnp.any(found))
 
 
 def _check_structure(name, params, increment):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 
 from .wrapped import WrappedGame
 
@@ -43,7 +44,8 @@ def _identity(params):
 
 
 def _with_policies(wrapped, params):
-    return params, wrapped.policies(params)
+    with jax.numpy_dtype_promotion("standard"):  # simulated in another precision than the learners'
+        return params, wrapped.policies(params)
 
 
 PARAMETERS = Observable(_identity, ("parameters",))

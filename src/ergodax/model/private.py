@@ -39,7 +39,7 @@ def with_lotteries(game: MarkovGame, learners: Sequence[Any]) -> MarkovGame:
     if law.size == 1:
         return game
     probabilities = game.probabilities
-    split = probabilities[..., None] * jnp.asarray(law, probabilities.dtype)
+    split = jnp.multiply.outer(probabilities, jnp.asarray(law, probabilities.dtype))
     outcomes = (
         jnp.repeat(game.successors, law.size, axis=-1),
         split.reshape(*split.shape[:-2], -1),

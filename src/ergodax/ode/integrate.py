@@ -163,7 +163,7 @@ def _like(part: Any, x: Any) -> Any:
 
 
 def _times(x, size):
-    return jax.tree.map(jnp.multiply, x, size)
+    return jax.tree.map(lambda x, size: x * jnp.broadcast_to(size, x.shape), x, size)
 
 
 def _over(x, size):

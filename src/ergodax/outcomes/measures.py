@@ -36,6 +36,7 @@ def profit_gain(
     for name, value in (("competitive", low), ("collusive", high)):
         if is_concrete(value) and not jnp.isfinite(value).all():
             raise ValueError(f"{name} must be finite; found {describe(named[name])}.")
+    own, low, high = jnp.broadcast_arrays(own, low, high)
     return (own - low) / (high - low)
 
 

@@ -130,10 +130,10 @@ def _play(game: MarkovGame, strategies, start) -> Play:
         (again, jnp.zeros(size, bool)),
     )[1]
     transient = jnp.where(on_cycle, first_seen, size).min()
-    time = jnp.arange(size)
+    time = jnp.arange(size, dtype=jnp.int32)
     shown = time < transient + length
     counted = (time >= transient) & shown
-    mean = jnp.sum(jnp.where(counted[:, None], rewards, 0), axis=0) / length
+    mean = jnp.sum(jnp.where(counted[:, None], rewards, 0), axis=0) / length.astype(rewards.dtype)
     return Play(
         transient,
         length,

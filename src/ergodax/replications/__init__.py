@@ -64,7 +64,7 @@ def _find(name: str) -> Callable[..., Replication]:
     if not isinstance(name, str) or name not in PAPERS:
         near = difflib.get_close_matches(str(name), PAPERS, 1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{name!r} is not replicated: {hint}those are {', '.join(PAPERS)}.")
+        raise ValueError(f"{name!r} is not replicated: {hint}the names are {', '.join(PAPERS)}.")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return module.replicate
 

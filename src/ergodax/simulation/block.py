@@ -5,7 +5,6 @@ on how many there are.
 """
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,9 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from ..base.compiling import compiled
 from ..model.clock import ClockedParams, is_clocked
 from ..model.wrapped import WrappedGame
-from .entries import Refused
-from .kernel import take_steps
-from .lanes import Lanes, choose, from_lanes, over_lanes, to_lanes
+from .lanes import Lanes, choose, from_lanes, is_large, over_lanes, to_lanes
 from .moments import Moments, of_groups
 from .recorders import AbstractRecorder
 from .step import (
@@ -38,13 +35,10 @@ from .step import (
     time_of,
     words_of,
 )
+from .steps import advanced, is_gpu
 from .streams import uniforms
 
-logger = logging.getLogger(__name__)
-
 AXIS = "runs"
-# Steps that a GPU takes without asking the host.
-UNWATCHED = 64
 
 
 class Setting(eqx.Module):
@@ -62,6 +56,7 @@ class Setting(eqx.Module):
         kept: how many of the observable and the reports are kept of every run, in this order.
         group: runs whose moments are taken together.
         mesh: the devices.
+        in_kernel: whether the steps up to a report are to be one kernel of a GPU.
         in_step: whether the clocks of all runs show the same time, so that schedules are evaluated
             once for all; not on a GPU, whose kernel shares no number that changes.
     """
@@ -75,6 +70,7 @@ class Setting(eqx.Module):
     kept: int = eqx.field(static=True)
     group: int = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
+    in_kernel: bool = eqx.field(static=True, default=False)
     in_step: bool = eqx.field(default=False, static=True)
 
 
@@ -150,40 +146,9 @@ def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R
     return Run(standing, recorded, faults)
 
 
-def _take_steps(step: Callable, count, shared, own, run, mesh: Mesh):
-    """Takes so many steps of all runs: in a loop, on a GPU in one kernel if there can be one.
-
-    Args:
-        step: a function of the steps taken, what all runs share, what one has for itself, and it.
-        count: how many.
-        shared: a pytree of arrays.
-        own: a pytree of `Lanes`.
-        run: the runs, as `Lanes`.
-        mesh: the devices.
-    """
-
-    def one(taken, run):
-        return over_lanes(functools.partial(step, taken, shared), own, run, like=run)
-
-    if not _is_gpu(mesh):
-        return jax.lax.fori_loop(0, count, one, run)
-    try:
-        return to_lanes(take_steps(step, count, shared, *from_lanes((own, run))))
-    except Refused as reason:
-        logger.info("every step is launched by itself, not many in one kernel: %s", reason)
-
-    def several(k, run):
-        first = k * UNWATCHED
-        return jax.lax.fori_loop(0, UNWATCHED, lambda i, run: one(first + i, run), run, unroll=2)
-
-    # The host waits for the condition of every loop that it cannot count.
-    run = jax.lax.fori_loop(0, count // UNWATCHED, several, run)
-    return jax.lax.fori_loop(count - count % UNWATCHED, count, one, run)
-
-
 def _in_lanes(setting: Setting, runs: Run) -> Run:
     """The runs as `Lanes`, which share their clocks if these show the same time."""
-    in_step = setting.in_step and not _is_gpu(setting.mesh)
+    in_step = setting.in_step and not is_gpu(setting.mesh)
 
     def of_agent(own):
         if not (in_step and is_clocked(own)):
@@ -209,10 +174,6 @@ def _from_lanes(runs: Run) -> Run:
 
     params = jax.tree.map(of_agent, runs.standing.params, is_leaf=is_clocked)
     return runs._replace(standing=runs.standing._replace(params=params))
-
-
-def _is_gpu(mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "gpu"
 
 
 # On processors with AVX-512 the compiler would use only half of every vector register. And it would
@@ -250,6 +211,9 @@ def advance(
 
     Returns:
         The runs at the end, and the reports with a leading axis `[B]`.
+
+    Raises:
+        Refused: if the steps are to be one kernel, and there is none.
     """
     cumulative = cumulative_law(setting.wrapped.game.probabilities)
     data, static = eqx.partition(
@@ -276,7 +240,7 @@ def advance(
         def interval(carry, length_and_due):
             (words, run), (length, due) = carry, length_and_due
             shared = words, scale, () if setting.per_run else data[:3]
-            run = _take_steps(of_run, length, shared, (keys, own[:3]), run, setting.mesh)
+            run = advanced(of_run, length, shared, (keys, own[:3]), run, setting)
             words = later(words, length)
             report, after = report_of(run)
             run = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, _from_lanes(run))
@@ -341,7 +305,8 @@ def advance_until(
 
     A run also stops after an invalid policy was played, and after its last step. The code of a step
     is that of `advance`. A lane whose run has stopped goes on, to no purpose: what counts is set
-    aside at the step of the stop.
+    aside at the step of the stop. On a GPU, which would wait at every step for the host to look
+    whether to go on, it holds still instead.
 
     Args:
         setting: what is simulated.
@@ -356,7 +321,15 @@ def advance_until(
 
     Returns:
         The runs at the end, where they stopped, and the steps of the block.
+
+    Raises:
+        Refused: if the steps are to be one kernel, and there is none.
     """
+    # Outside a kernel a large array would be written anew at every step in order to hold still.
+    holds = is_gpu(setting.mesh) and not any(
+        is_large(leaf.shape[1:]) for leaf in jax.tree.leaves(runs.recorded)
+    )
+    holds = holds or setting.in_kernel
     cumulative = cumulative_law(setting.wrapped.game.probabilities)
     data, static = eqx.partition((setting.wrapped, cumulative, setting.recorders), eqx.is_array)
     by_run, everywhere = PartitionSpec(AXIS), PartitionSpec()
@@ -411,11 +384,45 @@ def advance_until(
             )
             return *carry, jax.lax.psum(jnp.sum(~carry[2].idle), AXIS)
 
-        start = jnp.zeros((), jnp.int32), runs, Stops(idle, jnp.zeros_like(left), runs)
+        def step_or_hold(taken, shared, own, run_and_stop):
+            """A run after one step more, and at which it stopped; if it has, as it is."""
+            (begun, scale, of_all), (key, counter, left, mine) = shared, own
+            wrapped, cumulative, recorders = eqx.combine(
+                mine if setting.per_run else of_all, static
+            )
+            run, at = run_and_stop
+            inverse_scale = (1 / scale).astype(cumulative.dtype)
+            taken, live = begun + taken + 1, at < 0
+            words = later(counter, taken)
+            time = time_of(words, scale)
+            run = step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run, live)
+            done = jnp.asarray(recorders[0].done(run.recorded[0]), bool) | (run.faults > 0)
+            return run, jnp.where(live & (done | (taken >= left)), taken, at)
+
+        def look_later(carry):
+            taken, run_and_stop, _ = carry
+            count = jnp.minimum(look, length - taken)
+            shared = taken, scale, () if setting.per_run else data
+            mine = keys, *to_lanes((counters, left)), own
+            run_and_stop = advanced(step_or_hold, count, shared, mine, run_and_stop, setting)
+            under_way = jax.lax.psum(jnp.sum(run_and_stop[1].array < 0), AXIS)
+            return taken + count, run_and_stop, under_way
+
+        zero, under_way = jnp.zeros((), jnp.int32), jax.lax.psum(jnp.sum(~idle), AXIS)
+
+        def goes_on(carry):
+            return (carry[0] < length) & (carry[-1] > fewest)
+
+        if holds:
+            at = jnp.where(idle | stopped(runs, own, zero, idle), 0, -1)
+            taken, (runs, at), _ = jax.lax.while_loop(
+                goes_on, look_later, (zero, (runs, to_lanes(at)), under_way)
+            )
+            runs, at = from_lanes((runs, at))
+            return runs, Stops(at >= 0, jnp.maximum(at, 0), runs), taken
+        stops = Stops(idle, jnp.zeros_like(left), runs)
         taken, runs, stops, _ = jax.lax.while_loop(
-            lambda carry: (carry[0] < length) & (carry[3] > fewest),
-            until_look,
-            (*start, jax.lax.psum(jnp.sum(~idle), AXIS)),
+            goes_on, until_look, (zero, runs, stops, under_way)
         )
         return from_lanes(runs), stops._replace(runs=from_lanes(stops.runs)), taken
 

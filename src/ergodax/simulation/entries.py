@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from .lanes import CALLS, ELEMENTWISE
+from .primitives import CALLS, ELEMENTWISE
+from .tables import Refused, Table, both, identity
 
 _UNCHANGED = frozenset(("optimization_barrier", "copy", "copy_p", "stop_gradient"))
 _SHAPED = frozenset(("reshape", "squeeze", "expand_dims"))
@@ -34,50 +35,15 @@ _CUMULATE: dict[str, Callable] = {
     "cummax": jnp.maximum,
     "cummin": jnp.minimum,
 }
+# Entries outside of memory that are worked on, or of which one is chosen by comparisons, at most.
+_MOST_ENTRIES = 2**10
+# Entries of an array that is known when the kernel is made, at most.
+_MOST_KNOWN = 2**14
+# Entries that are put in order, at most.
+_MOST_SORTED = 32
 _EXTREME: dict[str, Callable] = {"argmax": jnp.greater, "argmin": jnp.less}
 # Done number by number, by a GPU's kernel too.
 _ELEMENTWISE = ELEMENTWISE - {"erf", "round"} | {"bitcast_convert_type", "population_count"}
-
-
-class Refused(Exception):  # noqa: N818
-    """The code cannot be evaluated entry by entry, or not with a table in memory.
-
-    Attributes:
-        table: a table in memory that is used as a whole.
-    """
-
-    def __init__(self, reason: str, table: "Table | None" = None):
-        super().__init__(reason)
-        self.table = table
-
-
-class Table:
-    """A table in memory: it is read by index, and what is written waits until the step is over.
-
-    Attributes:
-        shape: its shape in one run.
-        dtype: its type.
-        load: returns the entry at a place; places count entries in C order.
-        origin: what the table was made of.
-        writes: places, values, and whether they are written, in order.
-    """
-
-    def __init__(self, shape: Sequence[int], dtype, load: Callable, origin: Any, writes=()):
-        self.shape, self.dtype, self.load, self.origin = tuple(shape), dtype, load, origin
-        self.writes: tuple = writes
-        self.strides = [math.prod(self.shape[k + 1 :]) for k in range(len(self.shape))]
-
-    def read(self, place):
-        """The entry at a place, with what waits to be written."""
-        value = self.load(place)
-        for there, new, inside in self.writes:
-            value = jnp.where(_both(inside, there == place), new, value)
-        return value
-
-    def written(self, place, value, inside) -> "Table":
-        """The same table, with an entry that waits to be written if it lies inside."""
-        writes = (*self.writes, (place, value, inside))
-        return Table(self.shape, self.dtype, self.load, self.origin, writes)
 
 
 def entries(shape: Sequence[int], values: Iterable) -> np.ndarray:
@@ -119,7 +85,8 @@ def by_entries(function: Callable, *arguments: Any) -> Any:
         *jax.tree.unflatten(structure, [like(leaf) for leaf in leaves])
     )
     constants = [constant(c) for c in program.consts]
-    return jax.tree.unflatten(jax.tree.structure(out), _evaluate(program.jaxpr, constants, leaves))
+    found = _evaluate(program.jaxpr, constants, leaves, {})
+    return jax.tree.unflatten(jax.tree.structure(out), found)
 
 
 def is_value(leaf) -> bool:
@@ -127,7 +94,7 @@ def is_value(leaf) -> bool:
     return isinstance(leaf, np.ndarray | Table)
 
 
-def _evaluate(jaxpr, constants, arguments) -> list:
+def _evaluate(jaxpr, constants, arguments, done: dict) -> list:
     known = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -135,21 +102,33 @@ def _evaluate(jaxpr, constants, arguments) -> list:
         return constant(variable.val) if isinstance(variable, Literal) else known[variable]
 
     for equation in jaxpr.eqns:
-        results = _apply(equation, [value(variable) for variable in equation.invars])
+        results = _apply(equation, [value(variable) for variable in equation.invars], done)
         known.update(zip(equation.outvars, results, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
 
 
-def _apply(equation, inputs: list) -> list:
+def _apply(equation, inputs: list, done: dict) -> list:
+    """One operation; `done` holds those on numbers that were done before."""
     params, name = equation.params, equation.primitive.name
     aval = equation.outvars[0].aval
     shape = aval.shape
     if name in CALLS:
         inner = params[CALLS[name]]
         constants = [constant(c) for c in getattr(inner, "consts", ())]
-        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs)
+        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs, done)
     if name in _UNCHANGED:
         return inputs
+    if inputs and all(map(_is_all_known, inputs)):
+        if math.prod(shape) > _MOST_KNOWN:
+            raise Refused(f"{math.prod(shape)} numbers are known in advance, by {name}")
+        types = [variable.aval.dtype for variable in equation.invars]
+        arrays = [
+            np.array(v.tolist(), dtype).reshape(v.shape)
+            for v, dtype in zip(inputs, types, strict=True)
+        ]
+        with jax.ensure_compile_time_eval():
+            found = equation.primitive.bind(*map(jnp.asarray, arrays), **params)
+        return [constant(v) for v in (found if equation.primitive.multiple_results else [found])]
     if name == "iota":
         return [constant(np.indices(shape)[params["dimension"]].astype(params["dtype"]))]
     if name in ("dynamic_slice", "gather"):
@@ -158,6 +137,9 @@ def _apply(equation, inputs: list) -> list:
         return [_write(name, inputs, params)]
     if name == "slice":
         return [_sliced(inputs[0], params)]
+    if name == "select_n" and not inputs[0].shape and isinstance(inputs[-1], Table):
+        live, before, after = inputs
+        return [after.unless_held(live[()], before)]
     for value in inputs:
         if isinstance(value, Table):
             raise Refused(f"a table in memory is used as a whole, by {name}", value)
@@ -194,29 +176,38 @@ def _apply(equation, inputs: list) -> list:
         along = rows.reshape(-1, rows.shape[-1])
         made = [v for row in along for v in itertools.accumulate(row, _CUMULATE[name])]
         return [np.moveaxis(entries(rows.shape, made), -1, params["axis"])]
+    if name == "sort" and params["num_keys"] == 1 and shape[params["dimension"]] <= _MOST_SORTED:
+        return _sorted(inputs, params["dimension"])
     if name not in _ELEMENTWISE or np.broadcast_shapes(*map(np.shape, inputs)) != shape:
         raise Refused(f"there is no rule for {name} of {[v.shape for v in inputs]}")
+    if math.prod(shape) > _MOST_ENTRIES:
+        raise Refused(f"{math.prod(shape)} numbers are worked on outside of memory, by {name}")
     spread = [np.broadcast_to(value, shape) for value in inputs]
     made = [
-        _bind(equation.primitive, params, [value[at] for value in spread])
+        _bind(equation.primitive, params, [value[at] for value in spread], done)
         for at in np.ndindex(*shape)
     ]
     columns = zip(*made, strict=True) if made else ([] for _ in equation.outvars)
     return [entries(shape, column) for column in columns]
 
 
-# Operations that hold a program of their own, loops say.
-_JAXPRS = frozenset(
-    ("jaxpr", "body_jaxpr", "cond_jaxpr", "branches", "num_carry", "dimension_numbers")
-)
-
-
 def _is_known(value) -> bool:
     return isinstance(value, np.generic | np.ndarray | bool | int | float)
 
 
-def _bind(primitive, params, values) -> list:
-    """An operation on numbers: done now if all are known."""
+def _is_all_known(value) -> bool:
+    return isinstance(value, np.ndarray) and all(map(_is_known, value.flat))
+
+
+def _bind(primitive, params, values, done: dict) -> list:
+    """An operation on numbers: done now if all are known, and once if it is the same again."""
+    key = primitive, str(params), *map(identity, values)
+    if key not in done:
+        done[key] = _bound(primitive, params, values), values  # whose identities stay theirs
+    return done[key][0]
+
+
+def _bound(primitive, params, values) -> list:
     if all(map(_is_known, values)):
         with jax.ensure_compile_time_eval():
             found = primitive.bind(*map(jnp.asarray, values), **params)
@@ -226,12 +217,6 @@ def _bind(primitive, params, values) -> list:
     values = [jnp.broadcast_to(jnp.asarray(value), shape) for value in values]
     found = primitive.bind(*values, **params)
     return found if primitive.multiple_results else [found]
-
-
-def _both(one, other):
-    if one is True:
-        return other
-    return one if other is True else jnp.logical_and(one, other)
 
 
 def _where(condition, one, other):
@@ -253,6 +238,24 @@ def _place(beyond, row, dtype):
         better = beyond(value, best) | ((value != value) & (best == best))
         best, place = jnp.where(better, value, best), jnp.where(better, dtype.type(k), place)
     return place
+
+
+def _sorted(arrays: list, axis: int) -> list:
+    """Arrays in the order of the first along an axis, NaN last, by exchange of neighbours."""
+    moved = [np.moveaxis(array, axis, -1).copy() for array in arrays]
+    length = moved[0].shape[-1]
+    for at in np.ndindex(*moved[0].shape[:-1]):
+        rows = [array[at] for array in moved]
+        for k in (k for first in range(length) for k in range(first % 2, length - 1, 2)):
+            swap = _combined(_is_before, rows[0][k + 1], rows[0][k])
+            for row in rows:
+                one, other = row[k], row[k + 1]
+                row[k], row[k + 1] = _where(swap, other, one), _where(swap, one, other)
+    return [np.moveaxis(array, -1, axis) for array in moved]
+
+
+def _is_before(one, other):
+    return (one < other) | ((other != other) & (one == one))
 
 
 def _product(factors, contracted, aval):
@@ -315,6 +318,8 @@ def _read(name: str, inputs: list, params, shape):
         ):
             if size < length:
                 base = base + _clipped(start, length - size) * np.int32(stride)
+        if len(sizes) > 1 and tuple(sizes) == (*(1,) * (len(sizes) - 1), array.shape[-1]):
+            return entries(shape, array.read_row(starts, base))
         inner = [np.int32(np.dot(at, array.strides)) for at in np.ndindex(*sizes)]
         found = entries(sizes, (array.read(base + place) for place in inner))
     else:
@@ -351,6 +356,8 @@ def _slice(array, axis: int, start, size: int):
     if _is_known(start):
         first = int(_clipped(start, last))
         found = moved[first : first + size]
+    elif moved.size > _MOST_ENTRIES:
+        raise Refused(f"an array of {moved.size} numbers is read by index outside of memory")
     else:
         found = moved[last:]
         for k in range(last - 1, -1, -1):
@@ -385,7 +392,7 @@ def _write(name: str, inputs: list, params):
         for start, stride, length in zip(starts, array.strides, array.shape, strict=True):
             if start is not None:
                 base = base + jnp.asarray(start).astype(jnp.int32) * np.int32(stride)
-                inside = _both(inside, jnp.logical_and(start >= 0, start < length))
+                inside = both(inside, jnp.logical_and(start >= 0, start < length))
         for at in np.ndindex(*window):
             place = base + np.int32(np.dot(at, array.strides))
             value = update[at]
@@ -398,7 +405,7 @@ def _write(name: str, inputs: list, params):
     for at in np.ndindex(*array.shape):
         hit: Any = True
         for start, k in zip(starts, at, strict=True):
-            hit = hit if start is None else _both(hit, start == k)
+            hit = hit if start is None else both(hit, start == k)
         value = update[tuple(0 if s is not None else k for s, k in zip(starts, at, strict=True))]
         found[at] = _where(hit, array[at] + value if adds else value, array[at])
     return found

@@ -61,11 +61,6 @@ def fits(inputs: Inputs, recorders: tuple, devices: Any) -> bool:
     )
 
 
-def compiler_of(inputs: Inputs, recorders: tuple, devices: Any) -> str:
-    """What compiles the steps, "numba" or "XLA"; the arguments are those of `fits`."""
-    return "numba" if fits(inputs, recorders, devices) else "XLA"
-
-
 def _own(learner: Any) -> Any:
     """A learner without its clock."""
     return learner.learner if isinstance(learner, Clocked) else learner

@@ -21,6 +21,7 @@ from .inputs import Inputs
 from .moments import GROUP, Merger, Moments, merge_tree
 from .recorders import AbstractRecorder
 from .step import words_of
+from .steps import compiler_of, in_kernel_or_loop, is_gpu
 
 # Intervals per block, at most.
 _INTERVALS = 32
@@ -154,6 +155,7 @@ class Job:
             kept=kept,
             group=group,
             mesh=execution.mesh,
+            in_kernel=is_gpu(execution.mesh),
             in_step=inputs.in_step,
         )
         self._inputs, self._keys_of, self._runs = inputs, keys, inputs.runs
@@ -193,6 +195,11 @@ class Job:
     def steps_done(self) -> int:
         """Steps taken by all runs together."""
         return self.done * _steps(self._blocks) + self._live * _steps(self._blocks_done)
+
+    @property
+    def compiler(self) -> str:
+        """What compiles the steps."""
+        return "numba" if self._is_quick else compiler_of(self._setting)
 
     def run(self) -> Iterator[int]:
         """Does the work block by block, yielding the steps that all runs took together."""
@@ -284,7 +291,9 @@ class Job:
     def _advance_all(self, batch, begun: int, b: Block):
         lengths, ends = jnp.asarray(b.lengths, np.int32), jnp.asarray(b.ends)
         words = words_of(begun)
-        return block.advance(self._setting, self._keys, batch, self._counted, words, lengths, ends)
+        given = self._keys, batch, self._counted, words, lengths, ends
+        self._setting, found = in_kernel_or_loop(block.advance, self._setting, *given)
+        return found
 
     def _merge_groups(self, moments: Moments, ends: np.ndarray) -> Moments:
         """Merges groups, in float64: from `[B, groups]` to `[report times, merged]`."""

@@ -6,6 +6,7 @@ they are in the card's memory and are read and written there by index.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .entries import Refused, Table, by_entries, entries, is_value
-from .lanes import is_large
+from .entries import by_entries, entries, is_value
+from .lanes import MOST_PLACES, is_large
+from .tables import Refused, Table
 
 # The kernel's name in compiled programs.
 NAME = "ergodax_steps"
@@ -24,8 +26,6 @@ NAME = "ergodax_steps"
 _RUNS, _WARP = 128, 32
 # Entries of a table that is kept in registers where it is used as a whole, at most.
 _MOST_ENTRIES = 64
-# Places in memory are counted by 32-bit integers.
-_MOST_PLACES = 2**31
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,12 +37,16 @@ class _Leaf:
         dtype: its type.
         shared: whether all runs share it.
         in_memory: whether it stays in memory.
+        rows: how many rows of it a step reads in memory, at different indices.
+        keeps: whether the row read last is kept for the next step.
     """
 
     shape: tuple[int, ...]
     dtype: Any
     shared: bool
     in_memory: bool
+    rows: int = 0
+    keeps: bool = False
 
     @property
     def size(self) -> int:
@@ -97,16 +101,22 @@ def take_steps(
         if leaf.dtype == bool:
             raise Refused("there is an array of bools")
         leaf.in_memory = leaf.size > 1 if leaf.shared else is_large(leaf.shape)
-        if leaf.in_memory and leaf.size * (1 if leaf.shared else runs) >= _MOST_PLACES:
+        if leaf.in_memory and leaf.size * (1 if leaf.shared else runs) >= MOST_PLACES:
             raise Refused("the tables of all runs have too many entries")
+    call = functools.partial(_call, step, count, given, leaves, structure, kept, interpret)
     while True:
         try:
-            return _call(step, count, given, leaves, structure, kept, interpret)
+            jax.eval_shape(call)
+            break
         except Refused as refused:
             leaf = refused.table and refused.table.origin
             if leaf is None or not leaf.in_memory or leaf.size > _MOST_ENTRIES:
                 raise
             leaf.in_memory = False
+    for leaf in leaves[kept:]:
+        # The next state's is the next step's first.
+        leaf.keeps = leaf.in_memory and leaf.rows > 1
+    return call()
 
 
 def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpret: bool):
@@ -124,16 +134,16 @@ def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpr
         of_output = dict(zip(returned, refs[len(passed) :], strict=True))
         lane = pallas.program_id(0) * block + jnp.arange(block, dtype=jnp.int32)
 
-        def table(k):
+        def table(k, row):
             leaf, base = leaves[k], lane * leaves[k].size
             ref: Any = of_output.get(k, of_input.get(k))
 
-            def load(place):
+            def load(place, missing=None, known=None):
                 if leaf.shared:
                     return ref[place] if np.ndim(place) == 0 else triton.load(ref.at[place])
-                return triton.load(ref.at[base + place])
+                return triton.load(ref.at[base + place], mask=missing, other=known)
 
-            return Table(leaf.shape, leaf.dtype, load, leaf)
+            return Table(leaf.shape, leaf.dtype, load, leaf, row and (row[0], row[1:]))
 
         def in_registers(k):
             leaf = leaves[k]
@@ -141,34 +151,48 @@ def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpr
             values = [ref[j] if leaf.shared else ref[j, :] for j in range(leaf.size)]
             return entries(leaf.shape, values)
 
-        fixed: list[Any] = [
-            table(k) if leaf.in_memory or not leaf.passed else in_registers(k)
+        numbers = {
+            k: in_registers(k)
             for k, leaf in enumerate(leaves)
-        ]
+            if leaf.passed and not leaf.in_memory
+        }
 
         def spread(value, dtype):
             return jnp.broadcast_to(jnp.asarray(value, dtype), (block,))
 
-        def one(taken, state):
-            values = list(fixed)
-            for k, numbers in state.items():
-                values[k] = entries(leaves[k].shape, numbers)
+        def one(taken, state_and_rows):
+            state, rows = state_and_rows
+            now = numbers | {k: entries(leaves[k].shape, state[k]) for k in state}
+            values = [now[k] if k in now else table(k, rows.get(k)) for k in range(len(leaves))]
             after = by_entries(step, entries((), [taken]), *structure.unflatten(values))
             found = jax.tree.leaves(after, is_leaf=is_value)
             results: dict[int, Any] = dict(enumerate(found, kept))
             for k in returned:
                 if leaves[k].in_memory:
+                    if getattr(results[k], "origin", None) is not leaves[k]:
+                        raise Refused("a table in memory is replaced by another one")
+                    leaves[k].rows = len(results[k].rows)
                     for place, value, inside in results[k].writes:
                         place = leaves[k].size * lane + place
                         mask = None if inside is True else spread(inside, bool)
                         value = spread(value, leaves[k].dtype)
                         triton.store(of_output[k].at[place], value, mask=mask)
-            return {k: [spread(v, leaves[k].dtype) for v in results[k].ravel()] for k in state}
+            state = {k: [spread(v, leaves[k].dtype) for v in results[k].ravel()] for k in state}
+            return state, {k: last_row(results[k]) for k in rows}
 
-        state = {k: list(fixed[k].ravel()) for k in returned if not leaves[k].in_memory}
-        state = jax.lax.fori_loop(0, count_ref[0], one, state)
-        for k, numbers in state.items():
-            for j, value in enumerate(numbers):
+        def last_row(table):
+            place, values, _ = list(table.rows.values())[-1]
+            values = (table.changed(place + np.int32(j), v) for j, v in enumerate(values))
+            return [spread(place, np.int32), *(spread(v, table.dtype) for v in values)]
+
+        def no_row(leaf):
+            return [spread(-1, np.int32)] + [spread(0, leaf.dtype)] * leaf.shape[-1]
+
+        state = {k: list(numbers[k].ravel()) for k in returned if not leaves[k].in_memory}
+        rows = {k: no_row(leaves[k]) for k in returned if leaves[k].keeps}
+        state, _ = jax.lax.fori_loop(0, count_ref[0], one, (state, rows))
+        for k, values in state.items():
+            for j, value in enumerate(values):
                 of_output[k][j, :] = value
 
     def spec(k):

@@ -14,42 +14,22 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from .primitives import ALONG_OTHER_AXES, CALLS, ELEMENTWISE, FOLDS, READS, SCATTERS
+
 # A table of more entries than this is large.
 _MOST_SELECTIONS = 16
+# Rows of at most so many entries are worked on entry by entry for a GPU.
+_MOST_ENTRIES = 32
 # A product of tensors of so many terms is summed term by term, in the same order in any batch.
 _MOST_TERMS = 1024
-
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-}
-ELEMENTWISE = frozenset(
-    """
-    abs add and atan2 cbrt ceil clamp convert_element_type cos div eq erf exp exp2 expm1 floor ge gt
-    integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or pow rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sqrt square
-    stop_gradient sub tan tanh xor
-    """.split()  # noqa: SIM905
-)
-_ALONG_OTHER_AXES = frozenset(
-    """
-    argmax argmin copy cumlogsumexp cummax cummin cumprod cumsum reduce_and reduce_max reduce_min
-    reduce_or reduce_prod reduce_sum squeeze
-    """.split()  # noqa: SIM905
-)
-_READS = frozenset(("dynamic_slice", "gather"))
-_SCATTERS = frozenset(("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul"))
+# Places in a table are counted by 32-bit integers.
+MOST_PLACES = 2**31
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["axis"])
@@ -106,8 +86,18 @@ def choose(which: Any, chosen: Any, others: Any) -> Any:
     return jax.tree.map(of_lanes, chosen, others, is_leaf=_is_lanes)
 
 
+class _Manner(NamedTuple):
+    """How operations are done; see `over_lanes` and `in_loop`."""
+
+    ordered: bool
+    in_entries: bool
+
+
 def over_lanes(
-    function: Callable[..., Any], *arguments: Any, ordered: bool = False, like: Any = None
+    function: Callable[..., Any],
+    *arguments: Any,
+    ordered: bool = False,
+    like: Any = None,
 ) -> Any:
     """Calls `function`, written for one run, for every lane.
 
@@ -122,19 +112,63 @@ def over_lanes(
     Returns:
         What `function` returns, as `Lanes`.
     """
-    values, structure = jax.tree.flatten(arguments, is_leaf=_is_lanes)
-    single = [jax.ShapeDtypeStruct(v.shape, v.array.dtype) for v in values]
-    program, out = jax.make_jaxpr(function, return_shape=True)(
-        *jax.tree.unflatten(structure, single)
-    )
-    constants = [Lanes(c, None) for c in program.consts]
-    results = _evaluate(program.jaxpr, constants, values, ordered)
-    count, structure = _count(values), jax.tree.structure(out)
-    forms = [None] * len(results) if like is None else structure.flatten_up_to(like)
-    for k, (value, form) in enumerate(zip(results, forms, strict=True)):
-        if form is None or form.axis is not None:
-            results[k] = _stand(value if value.axis is not None else _spread(value, count))
-    return jax.tree.unflatten(structure, results)
+    how = _Manner(ordered, False)
+    return _prepared(lambda _, *given: function(*given), (), arguments, how, like)(*arguments)
+
+
+def in_loop(function: Callable[..., Any], shared: Any, *arguments: Any) -> Callable[..., Any]:
+    """`over_lanes` for a loop on a GPU, so that its compiler makes few kernels.
+
+    Rows are worked on entry by entry, and those of large tables found in all tables at once.
+    Numbers that all steps share are computed now: each would be a kernel, launched at every step.
+
+    Args:
+        function: a pure function of `shared` and of pytrees of arrays.
+        shared: a pytree of arrays, the same in all steps and lanes.
+        arguments: pytrees of `Lanes`, of which only the forms are used.
+
+    Returns:
+        A function of such arguments.
+    """
+    return _prepared(function, shared, arguments, _Manner(False, True))
+
+
+def _prepared(function, shared, arguments, how: _Manner, form: Any = None) -> Callable[..., Any]:
+    """The function over lanes, with those of its numbers that need only what all lanes share."""
+    fixed, of_fixed = jax.tree.flatten(shared)
+    like, structure = jax.tree.flatten(arguments, is_leaf=_is_lanes)
+    single = [jax.ShapeDtypeStruct(v.shape, v.array.dtype) for v in like]
+
+    def of_leaves(fixed, single):
+        return function(of_fixed.unflatten(fixed), *structure.unflatten(single))
+
+    program, out = jax.make_jaxpr(of_leaves, return_shape=True)(fixed, single)
+    jaxpr, count = program.jaxpr, len(fixed)
+    known = dict(zip(jaxpr.constvars, (Lanes(c, None) for c in program.consts), strict=True))
+    numbers = set(jaxpr.invars[:count])
+    known |= {v: Lanes(array, None) for v, array in zip(jaxpr.invars, fixed, strict=False)}
+    equations = []
+    for equation in jaxpr.eqns:
+        given = [v for v in equation.invars if not isinstance(v, Literal)]
+        if given and numbers.issuperset(given) and equation.outvars[0].aval.shape == ():
+            _carry_out([equation], known, how)
+            numbers.update(equation.outvars)
+        else:
+            equations.append(equation)
+
+    def call(*arguments):
+        values = jax.tree.leaves(arguments, is_leaf=_is_lanes)
+        now = known | dict(zip(jaxpr.invars[count:], values, strict=True))
+        _carry_out(equations, now, how)
+        results = [_value(now, variable) for variable in jaxpr.outvars]
+        width, result = _count(values), jax.tree.structure(out)
+        forms = [None] * len(results) if form is None else result.flatten_up_to(form)
+        for k, (value, one) in enumerate(zip(results, forms, strict=True)):
+            if one is None or one.axis is not None:
+                results[k] = _stand(value if value.axis is not None else _spread(value, width))
+        return jax.tree.unflatten(result, results)
+
+    return call
 
 
 def _is_lanes(leaf) -> bool:
@@ -165,28 +199,30 @@ def _spread(value: Lanes, count: int, shape: tuple[int, ...] | None = None) -> L
     return Lanes(jnp.broadcast_to(array, (*shape, count)), -1)
 
 
-def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes], ordered) -> list[Lanes]:
+def _evaluate(jaxpr, constants: list[Lanes], arguments: list[Lanes], how: _Manner) -> list[Lanes]:
     known = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
-
-    for equation in jaxpr.eqns:
-        inputs = [_value(known, variable) for variable in equation.invars]
-        results = _apply(equation, inputs, ordered)
-        known.update(zip(equation.outvars, results, strict=True))
+    _carry_out(jaxpr.eqns, known, how)
     return [_value(known, variable) for variable in jaxpr.outvars]
+
+
+def _carry_out(equations, known: dict, how: _Manner) -> None:
+    for equation in equations:
+        inputs = [_value(known, variable) for variable in equation.invars]
+        known.update(zip(equation.outvars, _apply(equation, inputs, how), strict=True))
 
 
 def _value(known, variable) -> Lanes:
     return Lanes(variable.val, None) if isinstance(variable, Literal) else known[variable]
 
 
-def _apply(equation, inputs: list[Lanes], ordered: bool) -> list[Lanes]:
+def _apply(equation, inputs: list[Lanes], how: _Manner) -> list[Lanes]:
     """One operation, for all lanes unless they share all its inputs."""
     primitive, params, name = equation.primitive, equation.params, equation.primitive.name
     if name in CALLS:
         inner = params[CALLS[name]]
         constants = [Lanes(constant, None) for constant in getattr(inner, "consts", ())]
-        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs, ordered)
+        return _evaluate(getattr(inner, "jaxpr", inner), constants, inputs, how)
 
     bind = functools.partial(_bind, primitive, params)
     batched = [value for value in inputs if value.axis is not None]
@@ -197,22 +233,33 @@ def _apply(equation, inputs: list[Lanes], ordered: bool) -> list[Lanes]:
 
     count = batched[0].array.shape[batched[0].axis]
     first = inputs[0]
-    if name in _READS and first.axis != 0 and _reads_few(name, inputs, params):
+    if name in READS and first.axis != 0 and _reads_few(name, inputs, params):
         return [_spread(_read(name, inputs, params), count)]
-    if name in _SCATTERS or name in _READS:
-        return _vmapped(bind, inputs, first.axis if name in _SCATTERS else -1)
+    if how.in_entries and first.axis == 0:
+        found = _at_row(name, inputs, params, count)
+        if found is not None:
+            return [found]
+    if name in SCATTERS or name in READS:
+        return _vmapped(bind, inputs, first.axis if name in SCATTERS else -1)
 
     # All that is left is done with the lanes last.
     inputs = [value if value.axis is None else _move(value, -1) for value in inputs]
     array = inputs[0].array
-    if name in ELEMENTWISE:
-        shape = jnp.broadcast_shapes(*(value.shape for value in inputs))
+    shape = jnp.broadcast_shapes(*(v.shape for v in inputs)) if name in ELEMENTWISE else first.shape
+    few = how.in_entries and len(shape) == 1 and 1 < shape[0] <= _MOST_ENTRIES
+    if few and name in ELEMENTWISE:
+        whole = [_spread(value, count, shape).array for value in inputs]
+        rows = [bind(*(array[k : k + 1] for array in whole)) for k in range(shape[0])]
+        results = [jnp.concatenate(column) for column in zip(*rows, strict=True)]
+    elif few and name in FOLDS:
+        results = [functools.reduce(FOLDS[name], array)]
+    elif name in ELEMENTWISE:
         results = bind(*(_spread(value, count, shape).array for value in inputs))
-    elif ordered and name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):
+    elif how.ordered and name == "reduce_sum" and jnp.issubdtype(array.dtype, jnp.floating):
         results = [_sum(array, params["axes"])]
-    elif name in _ALONG_OTHER_AXES and not params.get("reverse"):
+    elif name in ALONG_OTHER_AXES and not params.get("reverse"):
         results = bind(array)
-    elif ordered and name == "dot_general" and _terms(inputs, params) <= _MOST_TERMS:
+    elif how.ordered and name == "dot_general" and _terms(inputs, params) <= _MOST_TERMS:
         results = [_dot(inputs, params, count)]
     elif name == "concatenate":
         results = bind(*(_spread(value, count).array for value in inputs))
@@ -275,6 +322,57 @@ def _sum(array, axes):
 def _bind(primitive, params, *arrays):
     results = primitive.bind(*arrays, **params)
     return results if primitive.multiple_results else [results]
+
+
+def _at_row(name: str, inputs: list[Lanes], params, count: int) -> Lanes | None:
+    """One row, or entry, of every lane's large table, read or written where all tables are one.
+
+    None for all other ways of reading and writing.
+    """
+    table, sizes = inputs[0], params.get("slice_sizes")
+    if name == "dynamic_slice":
+        axes = [k for k, size in enumerate(sizes) if size != table.shape[k]]
+        indices = [inputs[1 + k] for k in axes]
+        shape = sizes
+    elif name in ("gather", "scatter", "scatter-add", "scatter_add"):
+        numbers, index = params["dimension_numbers"], inputs[1]
+        reads, mode = name == "gather", params["mode"]
+        outside = jax.lax.GatherScatterMode.FILL_OR_DROP
+        if len(index.shape) != 1 or numbers.operand_batching_dims or (mode == outside) == reads:
+            return None
+        axes = numbers.start_index_map if reads else numbers.scatter_dims_to_operand_dims
+        indices = [Lanes(index.array[k], index.axis and -1) for k in range(len(axes))]
+        kept = [
+            k
+            for k in range(len(table.shape))
+            if k not in getattr(numbers, "collapsed_slice_dims", ())
+        ]
+        shape = [sizes[k] for k in kept] if reads else inputs[2].shape
+    else:
+        return None
+    lead = len(axes)
+    rows, row = table.shape[:lead], table.shape[lead:]
+    one_row = sizes is None or tuple(sizes) == (*(1,) * lead, *row)
+    whole = list(axes) == list(range(lead)) and lead and math.prod(shape) == math.prod(row)
+    if not whole or not one_row or count * (math.prod(rows) + 1) >= MOST_PLACES:
+        return None
+
+    place, inside = jnp.arange(count, dtype=jnp.int32) * math.prod(rows), True
+    for k, (index, length) in enumerate(zip(indices, rows, strict=True)):
+        at = _spread(index, count).array.astype(jnp.int32)
+        inside = inside & (at >= 0) & (at < length)
+        place = place + (jnp.clip(at, 0, length - 1)) * math.prod(rows[k + 1 :])
+    flat = table.array.reshape(-1, *row)
+    if sizes is not None:
+        found = flat.at[place].get(mode="promise_in_bounds", indices_are_sorted=True)
+        return _move(Lanes(found.reshape(count, *shape), 0), -1)
+    values = jnp.moveaxis(_spread(inputs[2], count).array, -1, 0).reshape(count, *row)
+    # A kernel that wrote to one table and read others would need copies of them.
+    values = jax.lax.optimization_barrier(values)
+    at = flat.at[jnp.where(inside, place, len(flat) + jnp.arange(count, dtype=jnp.int32))]
+    write = at.set if name == "scatter" else at.add
+    flat = write(values, mode="drop", unique_indices=True)
+    return Lanes(flat.reshape(table.array.shape), 0)
 
 
 def _vmapped(bind, inputs: list[Lanes], axis: int | None) -> list[Lanes]:

@@ -22,6 +22,7 @@ from .inputs import Inputs, rows_of
 from .moments import GROUP
 from .recorders import AbstractRecorder
 from .step import DIVERGED, MISPLAYED, Run, settle
+from .steps import compiler_of, in_kernel_or_loop, is_gpu
 
 # A block ends when this share of the lanes is idle and runs are waiting. That is looked at after so
 # many steps of a lane, over all lanes of a device.
@@ -95,6 +96,7 @@ class Pool:
             kept=0,
             group=GROUP,
             mesh=execution.mesh,
+            in_kernel=is_gpu(execution.mesh),
         )
         self.known = np.zeros(inputs.runs, bool)
         self.steps = np.zeros(inputs.runs, np.int64)
@@ -119,6 +121,11 @@ class Pool:
     def stopped(self) -> np.ndarray:
         """Which runs have stopped, `[R]`."""
         return self._lots.stopped
+
+    @property
+    def compiler(self) -> str:
+        """What compiles the steps."""
+        return "numba" if self._is_quick else compiler_of(self._setting)
 
     def run(self) -> Iterator[int]:
         """Does the work block by block, yielding how many runs have stopped in each."""
@@ -214,8 +221,13 @@ class Pool:
         words = (lots.steps % 2**32).astype(np.uint32), (lots.steps // 2**32).astype(np.uint32)
         idle, left, words = self._spread((lots.numbers < 0, left, words))
         look = max(_LOOK // self._execution.width, 1)
-        limits = [jnp.asarray(count, jnp.int32) for count in (length, look, fewest)]
-        return block.advance_until(lots.setting, lots.keys, lots.runs, idle, words, left, *limits)
+        limits = [jnp.asarray(count, jnp.int32) for count in (length, look)]
+        limits.append(jnp.asarray(fewest))
+        setting = dataclasses.replace(lots.setting, in_kernel=self._setting.in_kernel)
+        given = lots.keys, lots.runs, idle, words, left, *limits
+        setting, found = in_kernel_or_loop(block.advance_until, setting, *given)
+        self._setting = dataclasses.replace(self._setting, in_kernel=setting.in_kernel)
+        return found
 
     def _keep(self, numbers: np.ndarray, runs: Run, places: np.ndarray) -> None:
         """Writes the runs of some lanes to their rows."""

@@ -116,6 +116,7 @@ class SharedJob:
         final: where every run stands at the end, each leaf `[R, ...]`.
         values: what is kept of every run, each leaf `[R, K, ...]`.
         done: number of runs.
+        compiler: what compiled the steps.
         steps_done: steps of all runs together since it was gone on with; known at the end.
     """
 
@@ -142,14 +143,14 @@ class SharedJob:
         size = batch * max(1, batches // (_SHARES * execution.team.count))
         self._shares = _Shares(store, inputs.runs, execution, size, begin)
         self._shares.compile()
-        self.done, self.steps_done, self._merger = 0, 0, Merger()
+        self.done, self.steps_done, self.compiler, self._merger = 0, 0, "", Merger()
 
     def run(self) -> Iterator[int]:
         """Does the work, yielding about how many steps all processes took together."""
 
         def finish(job: Job) -> tuple:
             steps = np.array([job.steps_done - job.steps_before])
-            return job.merged, steps, job.final, job.values
+            return job.merged, steps, job.final, job.values, np.array([job.compiler])
 
         yield from self._shares.carry_out(finish, self._join)
 
@@ -169,7 +170,8 @@ class SharedJob:
         for (sizes, moments), *_ in shares:
             for size, one in zip(sizes, moments, strict=True):
                 self._merger.add(one, size)
-        steps, self.final, self.values = _joined([share[1:] for share in shares])
+        steps, self.final, self.values, used = _joined([share[1:] for share in shares])
+        self.compiler = ", ".join(np.unique(used))
         self.steps_done = int(steps.sum())
         self.done = self._shares.runs
 
@@ -180,6 +182,7 @@ class SharedPool:
     Attributes:
         steps: steps that every run has taken, `[R]`.
         stopped: which runs have stopped, `[R]`.
+        compiler: what compiled the steps.
         steps_before: steps of all runs together before it was gone on with.
     """
 
@@ -201,13 +204,14 @@ class SharedPool:
         self._shares.compile()
         self.steps, self.stopped = np.zeros(inputs.runs, int), np.zeros(inputs.runs, bool)
         self._ended: Any = None
-        self.steps_before = 0
+        self.steps_before, self.compiler = 0, ""
 
     def run(self) -> Iterator[int]:
         """Does the work, yielding about how many runs have stopped in all processes."""
 
         def finish(pool: Pool) -> tuple:
-            return pool.finish(), pool.steps, pool.stopped, np.array([pool.steps_before])
+            used = np.array([pool.compiler])
+            return pool.finish(), pool.steps, pool.stopped, np.array([pool.steps_before]), used
 
         yield from self._shares.carry_out(finish, self._join)
 
@@ -222,7 +226,8 @@ class SharedPool:
         return self._ended
 
     def _join(self, shares: list) -> None:
-        self._ended, self.steps, self.stopped, before = _joined(shares)
+        self._ended, self.steps, self.stopped, before, used = _joined(shares)
+        self.compiler = ", ".join(np.unique(used))
         self.steps_before = int(before.sum())
 
 

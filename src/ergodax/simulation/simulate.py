@@ -47,7 +47,6 @@ from ..results.labels import (
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
-from .greedy_tables import compiler_of
 from .inputs import Inputs, check_inputs, check_rows, take
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
 from .shared import plan_job
@@ -91,7 +90,8 @@ class Simulation(Result):
         result: one of `RESULTS`.
         recorded: what `recorder` reported: mean and variance over runs, each leaf `[K, ...]`, and
             with `keep_runs` the values of every run, `[R, K, ...]`; None without a recorder.
-        compiler: what compiled the steps, "XLA" or "numba".
+        compiler: what compiled the steps: "XLA", "numba", or "Triton" if they were one kernel of a
+            GPU.
     """
 
     wrapped: WrappedGame
@@ -348,7 +348,7 @@ def simulate(
         steps_taken=steps_taken,
         result=result,
         recorded=recorded[0] if recorded else None,
-        compiler=compiler_of(inputs, (*recorders, Tally()), execution.devices),
+        compiler=job.compiler,
     )
 
 

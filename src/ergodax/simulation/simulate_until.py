@@ -33,7 +33,6 @@ from ..results.labels import OUTCOME, SETTING, Entries, Label, labelled, of_agen
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
-from .greedy_tables import compiler_of
 from .inputs import check_inputs, check_rows, take
 from .pool import is_lost
 from .recorders import AbstractRecorder, check_recorder
@@ -69,7 +68,7 @@ class StoppedRuns(Result):
         result: one of `RESULTS`.
         watching: what the criterion knew of every run when it stopped, each leaf `[R, ...]`: to go
             on.
-        compiler: what compiled the steps, "XLA" or, as for `simulate`, "numba".
+        compiler: what compiled the steps, as for `simulate`.
     """
 
     wrapped: WrappedGame
@@ -182,26 +181,23 @@ def simulate_until(
     the runs, as in `simulate`; Ctrl-C ends them.
 
     Args:
-        wrapped: a game and its learners; or one for every run, as for `simulate`.
-        params0: parameters of all agents at time 0; or those of every run, with a leading axis.
-            Not looked at if `start` is given.
+        wrapped: as for `simulate`.
+        params0: as for `simulate`.
         until: the criterion: `ex.until.greedy_unchanged(100_000)`, `ex.until.settled(..)`, or a
             recorder of your own with a method `done(state)`. Arrays that it holds have a leading
             axis of runs if every run has its own game.
         max_steps: steps of a run, at most, counted as the process takes them: N times as many as
             unscaled ones.
-        key: a JAX random key.
-        runs: number of independent runs R; 1 by default, or as many as there are given inputs.
-        scale: N: updates are N times smaller. 1, the original algorithm, by default.
-        initial_state: the first state, by number or name, or the number of every run's, `[R]`;
-            drawn from the game's initial law by default.
-        dtype: float32 or float64; that of `params0` by default. Float32 additions are compensated.
+        key: as for `simulate`.
+        runs: as for `simulate`.
+        scale: as for `simulate`.
+        initial_state: as for `simulate`.
+        dtype: as for `simulate`.
         start: an earlier result with the same key, scale, criterion and number of runs: runs that
             did not meet the criterion go on, up to a larger `max_steps`.
-        checkpoint: a file to which unfinished work is saved between blocks, and from which it goes
-            on if the file is there.
-        batch_size: runs simulated together on one device, at most; as for `simulate`.
-        devices: JAX devices to use, of one kind.
+        checkpoint: as for `simulate`.
+        batch_size: as for `simulate`, but at most so many.
+        devices: as for `simulate`.
         progress: show a progress bar, in runs.
 
     Returns:
@@ -319,7 +315,7 @@ def simulate_until(
         steps_taken=int(pool.steps.sum()) - pool.steps_before,
         result=result,
         watching=ended.recorded[0],
-        compiler=compiler_of(inputs, (criterion,), execution.devices),
+        compiler=pool.compiler,
     )
 
 

@@ -102,19 +102,35 @@ def cumulative_law(probabilities: Float[Array, "*S K"]) -> Float[Array, "*S _"]:
     return jnp.where(beyond > 0, ends[..., :-1], 2)
 
 
-def step(wrapped, cumulative, recorders, inverse_scale, key, counter, time, run: Run) -> Run:
-    """One step of one run: an event is drawn, all agents learn from it, and it is recorded."""
+def step(
+    wrapped, cumulative, recorders, inverse_scale, key, counter, time, run: Run, live: Any = None
+) -> Run:
+    """One step of one run: an event is drawn, all agents learn from it, and it is recorded.
+
+    If `live` is given and false, nothing of this happens.
+    """
     before = run.standing
     event, faults = draw_event(wrapped, cumulative, key, counter, time, before)
     learnt = increments_of(wrapped, before.params, event)
     learnt = reused(_scaled(learnt, before.params, inverse_scale))
-    params, compensation = _add_increments(before.params, before.compensation, learnt)
+    params, compensation = _add_increments(before.params, before.compensation, learnt, live)
     recorded = tuple(
         recorder.update(state, event, before.params, params)
         for recorder, state in zip(recorders, run.recorded, strict=True)
     )
-    standing = Ensemble(params, compensation, event.next_state, event.next_action)
-    return Run(standing, recorded, run.faults | faults)
+    now, then = (event.next_state, event.next_action), (before.state, before.joint_action)
+    return Run(
+        Ensemble(params, compensation, *_only_if(live, now, then)),
+        _only_if(live, recorded, run.recorded),
+        _only_if(live, run.faults | faults, run.faults),
+    )
+
+
+def _only_if(live, after, before):
+    """What has become of arrays, or the arrays as they were."""
+    if live is None:
+        return after
+    return jax.tree.map(functools.partial(jax.lax.select_n, live), before, after)
 
 
 def draw_event(wrapped, cumulative, key, counter, time, standing: Ensemble):
@@ -236,25 +252,36 @@ def _scaled(increments, params, inverse_scale):
     return jax.tree.map(scale, params, increments)
 
 
-def _add_increments(params, compensation, increments):
+def _add_increments(params, compensation, increments, live):
     leaves, structure = jax.tree.flatten(params)
     lost: list[Any] = (
         [None] * len(leaves) if compensation is None else jax.tree.leaves(compensation)
     )
     for k, increment in enumerate(structure.flatten_up_to(increments)):
+        before = leaves[k], lost[k]
+        if isinstance(increment, At) and not increment.index:
+            increment = increment.value
         if not isinstance(increment, At):
-            leaves[k], lost[k] = add(leaves[k], lost[k], increment)
-        elif lost[k] is None:
-            leaves[k] = _add_at(leaves[k], increment.index, increment.value)
+            leaves[k], lost[k] = _only_if(live, add(*before, increment), before)
+            continue
+        at = increment.index
+        if lost[k] is None:
+            leaves[k] = _add_at(leaves[k], _inside_if(live, at, leaves[k]), increment.value)
         else:
             # Both are read before either is written, so that they can be written in place.
-            at = increment.index
             entry, value = reused((leaves[k][at], increment.value - lost[k][at]))
-            total = entry + value
+            total, at = entry + value, _inside_if(live, at, leaves[k])
             leaves[k] = _set_at(leaves[k], at, total)
             lost[k] = _set_at(lost[k], at, (total - entry) - value)
     params = jax.tree.unflatten(structure, leaves)
     return params, None if compensation is None else jax.tree.unflatten(structure, lost)
+
+
+def _inside_if(live, index, table):
+    """An index, or one outside of the table, where nothing is written."""
+    if live is None:
+        return index
+    return (jnp.where(live, index[0], table.shape[0]), *index[1:])
 
 
 def _add_at(table, index, value):
@@ -273,7 +300,9 @@ def _is_at(table, index):
     """Which entries of a table stand at an index of leading axes, `[...]`."""
     axes = [jax.lax.broadcasted_iota(jnp.int32, table.shape, k) for k in range(len(index))]
     return functools.reduce(
-        jnp.logical_and, [axis == k for axis, k in zip(axes, index, strict=True)], True
+        jnp.logical_and,
+        [axis == k.astype(axis.dtype) for axis, k in zip(axes, index, strict=True)],
+        True,
     )
 
 

@@ -96,7 +96,7 @@ class GreedyUnchanged(AbstractWatch):
             old, new = (_best(one.look(params, event.state)) for params in (before, after))
             changed = changed | jnp.any(old != new)
         steps = jnp.where(changed, 0, state.steps + 1)
-        return _Unchanged(steps, state.changes + changed)
+        return _Unchanged(steps, state.changes + changed.astype(state.changes.dtype))
 
     def done(self, state: _Unchanged) -> Bool[Array, ""]:
         """Whether it has been unchanged for long enough."""
@@ -166,7 +166,9 @@ class Settled(AbstractWatch):
                 since[k].at[at].set(state.number),
             )
         steps = jnp.where(left, 0, state.steps + 1)
-        return _Window(steps, state.number + left, tuple(reference), tuple(since))
+        return _Window(
+            steps, state.number + left.astype(state.number.dtype), tuple(reference), tuple(since)
+        )
 
     def done(self, state: _Window) -> Bool[Array, ""]:
         """Whether the window is long enough."""
