@@ -63,8 +63,8 @@ _MIXED = ("tests", "simulation", "replications", "notebooks")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Neither types nor ranks are mixed unawares, but where `_MIXED` and in slow tests."""
-    strict = item.path.parent.name not in _MIXED and not item.get_closest_marker("slow")
+    """Neither types nor ranks are mixed unawares, but in `_MIXED`."""
+    strict = item.path.parent.name not in _MIXED
     jax.config.update("jax_numpy_dtype_promotion", "strict" if strict else "standard")
     jax.config.update("jax_numpy_rank_promotion", "raise" if strict else "allow")
 

@@ -90,6 +90,7 @@ def settings(folder):
         return json.loads(data.attrs["settings"]), data.load()
 
 
+@pytest.mark.slow
 def test_options_reach_the_computation(tmp_path, capsys):
     words = "--scale 20 --dtype float32 --seed 7 --initial-state DC --g 1.2 --discount .5 .6"
     words += " --temperature 0.7 0.4 --epsilon 0.2 0.3 --learning-rate 0.05"
@@ -192,6 +193,7 @@ class Terminal(text.StringIO):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [Terminal, text.StringIO])
 def test_progress_is_shown_on_terminals(tmp_path, stream):
     with contextlib.redirect_stderr(stream()) as error:
@@ -218,6 +220,7 @@ def test_an_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_comparison_cut_short_is_written_and_exits_as_interrupted(tmp_path, capsys, monkeypatch):
     job = importlib.import_module("ergodax.simulation.job")
@@ -252,6 +255,7 @@ def test_an_interrupted_program_ends_at_once(monkeypatch):
         cli.program()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_lost_ensemble_is_a_failure_and_its_warning_one_line(tmp_path, capsys):
     """Rewards of 1e39 overflow in float32, in which runs are simulated; the ODE is in float64."""
@@ -312,6 +316,7 @@ def test_as_a_program(tmp_path, done):
     xarray.testing.assert_allclose(data, comparisons.dilemma().to_xarray(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_as_a_program_with_a_bad_value(tmp_path):
     failed = run("compare", "prisoners-dilemma", "--runs", "0", cwd=tmp_path)
     assert (failed.returncode, failed.stdout) == (2, "")
@@ -335,6 +340,7 @@ def test_convergence(tmp_path, capsys):
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_missing_card_is_diagnosed(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     for words in (["info"], ["compare", "prisoners-dilemma"]):
@@ -359,6 +365,7 @@ def test_a_full_disk_does_not_lose_the_result(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("the result")
 
 
+@pytest.mark.slow
 def test_info_as_a_program(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_ENABLE_X64", raising=False)
     finished = run("info", cwd=tmp_path)

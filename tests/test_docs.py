@@ -58,6 +58,7 @@ def test_code_prints_what_the_page_says(name, capsys, tmp_path, monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_code_that_must_come_first_in_a_program():
     ((code, expected),) = BLOCK.findall(PAGES["howto/cores.md"])
     finished = subprocess.run(
@@ -67,6 +68,7 @@ def test_code_that_must_come_first_in_a_program():
     assert_prints(finished.stdout, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "test",
     [

@@ -181,6 +181,7 @@ def test_numbers_of_other_kinds_are_parameters():
     assert (float(rule.temperature), float(rule.epsilon), scale) == (0.5, 0.25, 2.5)
 
 
+@pytest.mark.slow
 def test_parameters_of_numpy_and_of_float32_are_taken():
     params = jax.tree.map(lambda leaf: np.asarray(leaf + 0.25, np.float32), wrapped().init())
     game = alone(), (np.float32([[0.0, 1.0, 0.5]]),)
@@ -199,6 +200,7 @@ def test_parameters_of_numpy_and_of_float32_are_taken():
                 np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_by_float32_parameters_are_theirs():
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.25, jnp.float32), wrapped().init())
 

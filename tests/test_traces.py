@@ -89,6 +89,7 @@ def test_compiled_once_for_all_values(function, monkeypatch):
     call(function, np.float32(0.2), 0.5, jnp.asarray(0.5), 1, np.float64(1.1), -2.0, ts, 1e-8)
 
 
+@pytest.mark.slow
 def test_simulations_of_other_sizes_share_programs(monkeypatch):
     def simulate(ts, rate=0.1, start=0.0, runs=33, seed=0, **options):
         learners = [Watched(rate, 0.9, ex.EpsilonSoftmax(1.0, 0.1)) for _ in range(2)]

@@ -28,6 +28,7 @@ def extreme(values, sign):
     return sign * (top + (left - right) ** 2 / (8 * (2 * top - left - right)))
 
 
+@pytest.mark.slow
 def test_the_dilemmas_limit_cycle_is_the_published_one():
     wrapped = stateless([[3, 0], [5, 1]], 1.0, 0.8)
 
@@ -66,6 +67,7 @@ def test_all_points_of_a_cycle_belong_to_it():
     assert found.unidentified == 0
 
 
+@pytest.mark.slow
 def test_coordination_has_two_stable_basins_below_one_half():
     wrapped = stateless(np.eye(2), 0.49, 0.0)
     params = starts(1, 1000, 0.0, 1.0)

@@ -172,6 +172,7 @@ def transient(form):
     return {"seed": 0, **sizes, "kinds": kinds, "form": form, "density": 0.5}
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=12)
 @hypothesis.example(transient("deterministic"))
 @hypothesis.example(transient("next_state"))
@@ -201,6 +202,7 @@ def test_averages_of_any_game_equal_the_oracle(description):
     np.testing.assert_allclose(measure, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=12)
 @hypothesis.given(descriptions(states=3, joint_actions=6))
 def test_jacobian_of_any_game_equals_the_complex_step(description):
@@ -267,6 +269,7 @@ def everything():
     return case, jnp.asarray(np.random.default_rng(0).normal(size=size))
 
 
+@pytest.mark.slow
 def test_drift_is_differentiable_by_everything_but_probabilities(everything):
     case, weights = everything
     game = case.wrapped.game
@@ -286,6 +289,7 @@ def test_drift_is_differentiable_by_everything_but_probabilities(everything):
     np.testing.assert_allclose(jax.jit(jax.jacfwd(loss))(0.0), reverse, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_jacobian_is_the_same_in_reverse(everything):
     case, _ = everything
     flat, unravel = ravel_pytree(case.params)
@@ -293,6 +297,7 @@ def test_jacobian_is_the_same_in_reverse(everything):
     assert_close(jax.jit(reverse)(flat), ex.jacobian(case.wrapped, case.params), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [("counterfactual", "q"), ("sarsa", "actor_critic")])
 def test_derivative_by_the_kernel_equals_differences_that_keep_rows(kinds):
     rng = np.random.default_rng(2)
@@ -316,6 +321,7 @@ def test_derivative_by_the_kernel_equals_differences_that_keep_rows(kinds):
     assert_close(np.sum(gradient * direction), difference, 1e-8)
 
 
+@pytest.mark.slow
 def test_derivative_by_padding_is_exactly_zero(everything):
     case, weights = everything
 
@@ -334,6 +340,7 @@ def test_derivative_by_padding_is_exactly_zero(everything):
 # Compilation, batches and memory
 
 
+@pytest.mark.slow
 def test_batches_of_games_and_learners_equal_single_ones():
     rng = np.random.default_rng(3)
     kernels = np.stack([random_kernel(rng, 3, (2, 2)) for _ in range(4)])
@@ -375,6 +382,7 @@ def test_largest_intermediate_looks_inside():
     assert largest_intermediate(jaxpr(jnp.ones((3, 50))).jaxpr) == 2500
 
 
+@pytest.mark.slow
 def test_a_pricing_game_stays_small():
     prices, rng = 15, np.random.default_rng(4)
     payoffs = rng.uniform(size=(prices, prices, 2))
@@ -542,6 +550,7 @@ USERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USERS)
 def test_drift_of_a_users_learner_equals_enumeration(name):
     wrapped, params = user_game(USERS[name])

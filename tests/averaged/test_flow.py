@@ -104,6 +104,7 @@ def test_solution_reports_what_its_params_imply():
         assert_close(solution.rewards[k], rewards, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [("actor_critic", "sarsa"), ("counterfactual", "q")])
 def test_solution_equals_small_steps_of_the_oracle(kinds):
     case = random_case(2, 2, (2, 2), kinds)
@@ -330,6 +331,7 @@ def test_a_failed_solve_can_be_returned(random, golden):
     assert not np.isfinite(found[~reached]).any()
 
 
+@pytest.mark.slow
 def test_a_failed_solve_does_not_raise_in_a_batch():
     wrapped, params0 = matching_pennies()
     batch = jax.tree.map(lambda leaf: jnp.stack([leaf, 0 * leaf]), params0)
@@ -382,6 +384,7 @@ def test_bad_times_are_refused(ts, message):
         ex.solve(wrapped, params0, np.asarray(ts))
 
 
+@pytest.mark.slow
 def test_single_precision_works_and_is_said_once():
     script = """
         import warnings
@@ -415,6 +418,7 @@ def test_single_precision_works_and_is_said_once():
     assert_close([float(value) for value in done.stdout.split()], np.ravel(expected), 1e-4)
 
 
+@pytest.mark.slow
 def test_concrete_values_may_be_closed_over_by_jit(pd):
     params, ts = pd.init(), jnp.array([0.0, 5.0])
     law = jax.jit(lambda scale: scale * ex.stationary_distribution(pd, params))(2.0)

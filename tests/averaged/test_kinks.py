@@ -28,6 +28,7 @@ def test_fast_crossings_are_listed_and_harmless(golden, case, count):
     assert report.error < 1e-5
 
 
+@pytest.mark.slow
 def test_a_fast_crossing_is_found_where_it_is():
     wrapped, params0 = turning(lead(-0.3))
     first, second = of_first_agent(ex.kinks(wrapped, params0, [HORIZON]))
@@ -61,6 +62,7 @@ def by_gradients(theta, ts):
     return jnp.concatenate([jnp.ravel(leaf) for leaf in derivatives])
 
 
+@pytest.mark.slow
 def test_short_visits_beyond_a_tie_are_not_passed_over():
     theta = lead(-2e-5)
     report = ex.kinks(*turning(theta), [HORIZON])
@@ -106,6 +108,7 @@ def same_rewards(start):
     return wrapped, (jnp.asarray(start),)
 
 
+@pytest.mark.slow
 def test_resting_on_a_tie_is_warned_of():
     def build(start):
         return same_rewards(start)

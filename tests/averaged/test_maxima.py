@@ -74,6 +74,7 @@ def test_crossings_of_a_path_are_those_of_a_fine_grid(seed):
     np.testing.assert_allclose(few.time, found.time[: count - 1])
 
 
+@pytest.mark.slow
 def test_the_drift_jumps_by_what_is_said():
     wrapped = of_actions(3, 2, num_states=1)
     rng = np.random.default_rng(1)

@@ -66,6 +66,7 @@ def test_rest_point_and_eigenvalues_equal_golden(golden, wrapped_games, case):
 # Published results without memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tau", "share"), [(1.0, 0.226751), (10.0, 0.463478)])
 def test_the_dilemmas_rest_point_does_not_depend_on_the_discount(tau, share):
     for gamma in (0.0, 0.5, 0.8, 0.9):
@@ -89,6 +90,7 @@ def test_the_dilemmas_rest_point_loses_stability_at_a_hopf_bifurcation():
     assert leading(critical + 1e-4).stability == "unstable"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tau", "outer", "middle"),
     [(0.49, [0.378509, 0.621491], "unstable"), (0.5, [], "singular"), (0.51, [], "stable")],
@@ -199,6 +201,7 @@ def test_derivatives_equal_finite_differences():
     assert np.all(np.abs(reverse) > 1e-4)
 
 
+@pytest.mark.slow
 def test_the_guess_has_no_derivative():
     wrapped = stateless(DILEMMA, 1.0, 0.5)
     slope = jax.grad(lambda guess: ex.rest_point(wrapped, guess).params[0].sum())(wrapped.init())
@@ -285,6 +288,7 @@ def uniform(wrapped, low, high, count=400):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [5.0, 1000.0])
 def test_an_underflowed_policy_is_no_rest(reach):
     # Where the second action is never taken, the bare drift of its value is zero.
@@ -296,6 +300,7 @@ def test_an_underflowed_policy_is_no_rest(reach):
     np.testing.assert_allclose(found.params[0], [[1.0, 0.0]], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_coordination_on_three_actions_has_seven_rest_points():
     wrapped = stateless(np.eye(3), 0.2, 0.0)
     found = ex.rest_points(wrapped, uniform(wrapped, 0.0, 1.0))
@@ -322,6 +327,7 @@ def two_states(gain, gamma):
     return ex.WrappedGame(ex.MarkovGame.deterministic(follows, rewards), [learner, learner])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gain", "gamma"), [(4.0, 0.45), (2.0, 0.8)])
 def test_a_dilemma_of_two_states_has_three_rest_points(gain, gamma):
     wrapped = two_states(gain, gamma)
@@ -351,6 +357,7 @@ def no_rest():
     return ex.WrappedGame(game, [ex.ActorCritic(0.1, 0.1, 0.5, ex.EpsilonSoftmax(1.0, 0.1))])
 
 
+@pytest.mark.slow
 def test_a_missing_rest_point_says_residual_and_last_step():
     wrapped = no_rest()
     reason = r"residual \d.*, last Newton step \d.*vanishes.*agent 0 theta, 0, [01] drifts most, by"

@@ -56,6 +56,7 @@ def test_too_many_derivatives_are_refused_at_once(small):
         ex.sensitivities(build, [np.zeros((225, 15)), np.zeros((225, 15))], [1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ex.QLearning, ex.Sarsa])
 def test_the_estimate_is_what_the_program_takes(monkeypatch, kind):
     wrapped = market(6, kind)

@@ -49,6 +49,7 @@ THETA = {
 }
 
 
+@pytest.mark.slow
 def test_derivatives_are_nested_as_jax_nests_a_jacobian():
     found = ex.sensitivities(bandit, THETA, [0.0, 1.0, 6.0])
     assert found.params[0].shape == (3, 1, 2)
@@ -151,6 +152,7 @@ def test_learners_that_are_not_continuous_are_refused():
         ex.sensitivities(build, THETA, [1.0])
 
 
+@pytest.mark.slow
 def test_a_derivative_that_is_not_finite_names_its_parameter():
     def build(theta):
         return bandit(theta | {"reward": 2 + jnp.sqrt(theta["reward"])})
@@ -160,6 +162,7 @@ def test_a_derivative_that_is_not_finite_names_its_parameter():
         ex.sensitivities(build, THETA | {"reward": jnp.array(0.0)}, [1.0])
 
 
+@pytest.mark.slow
 def test_too_few_steps_are_an_error_that_names_the_time():
     with pytest.raises(RuntimeError, match=r"solved only up to t = .* of 50: .*steps"):
         ex.sensitivities(bandit, THETA, [1.0, 50.0], max_steps=8)
@@ -167,6 +170,7 @@ def test_too_few_steps_are_an_error_that_names_the_time():
     assert found.result == ex.RESULTS.max_steps_reached
 
 
+@pytest.mark.slow
 def test_what_cannot_be_checked_for_kinks_is_warned_of_and_not_raised(monkeypatch):
     monkeypatch.setattr(sensitivities, "kinks", functools.partial(ex.kinks, max_steps=1))
     theta = {"alpha": jnp.asarray(0.5), "lead": jnp.asarray(0.1)}

@@ -85,6 +85,7 @@ def test_the_flow_does_not_depend_on_the_unit(factor, shift):
     np.testing.assert_allclose(solved(factor, shift), solved(1.0), atol=limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "shift"), [*((f, 0.0) for f in FACTORS), (1.0, 1e5)])
 def test_rest_points_do_not_depend_on_the_unit(factor, shift):
     (found, kinds), (expected, like) = at_rest(factor, shift), at_rest(1.0)
@@ -93,6 +94,7 @@ def test_rest_points_do_not_depend_on_the_unit(factor, shift):
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "shift"), [(1e-5, 0.0), (1e9, 0.0), (1.0, 1e5)])
 def test_basins_do_not_depend_on_the_unit(factor, shift):
     (found, labels), (expected, like) = drawn(factor, shift), drawn(1.0)
@@ -100,6 +102,7 @@ def test_basins_do_not_depend_on_the_unit(factor, shift):
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-9, 1e6])
 def test_limit_cycles_do_not_depend_on_the_unit(factor):
     wrapped = scaled((DILEMMA, DILEMMA.T), 1.0, 0.8, factor, rate=1.0)
@@ -108,6 +111,7 @@ def test_limit_cycles_do_not_depend_on_the_unit(factor):
     np.testing.assert_allclose(cycle.period, 95.803, atol=5e-4)  # as published
 
 
+@pytest.mark.slow
 def test_large_payoffs_and_patience_end_at_rest():
     payoffs = np.array([[3.0, 1.5], [3.5, 2.0]])
     wrapped = scaled((payoffs, payoffs.T), 0.5, 0.99, 1e6)
@@ -131,6 +135,7 @@ def test_tiny_rewards_are_not_below_the_tolerance():
     np.testing.assert_allclose(rest, 6e-12, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_rest_points_in_single_precision():
     with jax.enable_x64(False):
         wrapped = scaled(SEXES, 0.35, 0.0, 1.0)
@@ -152,6 +157,7 @@ def traded(factor, shift=0.0):
     return wrapped, jax.tree.map(jnp.asarray, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "shift"), [(1e-9, 0.0), (1e9, 0.0), (1.0, 1e5)])
 def test_kinks_and_fluctuations_do_not_depend_on_the_unit(factor, shift):
     def analysed(factor, shift=0.0):
@@ -183,6 +189,7 @@ def test_kinks_and_fluctuations_do_not_depend_on_the_unit(factor, shift):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
 def test_the_required_scale_and_slopes_do_not_depend_on_the_unit(factor):
     def analysed(factor):

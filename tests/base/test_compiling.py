@@ -24,6 +24,7 @@ def count():
     return compiling._MAPPINGS.read_bytes().count(b"\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not compiling._MAPPINGS.exists(), reason="mappings are counted on Linux")
 def test_programs_are_dropped_before_they_are_too_many(monkeypatch, tmp_path):
     jax.clear_caches()
@@ -82,6 +83,7 @@ def test_a_function_takes_the_settings_of_its_context_to_other_threads():
     assert found == [(np.float64, None), (np.float32, "highest")]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:solving in float32")
 def test_predictions_take_the_settings_of_the_caller(monkeypatch):
     seen = []

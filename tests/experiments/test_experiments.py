@@ -90,6 +90,7 @@ def test_results_are_those_of_the_library(done):
     ]
 
 
+@pytest.mark.slow
 def test_a_rerun_is_the_same_bit_for_bit(done, tmp_path, capsys):
     folder, path = done
     assert main(["run", str(path), "--out", str(tmp_path), "--cache", "off"]) == 0
@@ -132,6 +133,7 @@ def test_another_experiment_is_not_overwritten(done, tmp_path, capsys):
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -165,6 +167,7 @@ def test_messages_name_line_and_key(tmp_path, capsys, old, new, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_what_is_interrupted_goes_on(done, tmp_path, capsys, monkeypatch):
     folder, path = done
@@ -187,6 +190,7 @@ def test_what_is_interrupted_goes_on(done, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "simulate.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_parts_are_joined_when_all_are_there(done, tmp_path, capsys):
     folder, path = done
     run = ["run", str(path), "--out", str(tmp_path / "out"), "--cache", "off"]

@@ -177,6 +177,7 @@ def test_tables_that_do_not_fit_are_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "size"),
     [

@@ -130,6 +130,7 @@ def test_logit_prices(firms, nash, monopoly):
     np.testing.assert_allclose(market.monopoly_prices(), monopoly, atol=5e-7)
 
 
+@pytest.mark.slow
 def test_logit_prices_are_best_replies():
     market = games.LogitMarket(
         3, quality=jnp.array([2.0, 2.5, 1.8]), cost=jnp.array([1.0, 1.3, 0.9]), outside=-0.2

@@ -53,6 +53,7 @@ def rewrite(change):
     return edit
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(tmp_path, saved):
     """Also those in what HDF5 keeps for itself, and in the seal."""
     path = tmp_path / "a.nc"
@@ -65,6 +66,7 @@ def test_every_flipped_bit_is_found(tmp_path, saved):
             io.load(path)
 
 
+@pytest.mark.slow
 def test_every_missing_end_is_found(tmp_path, saved):
     path = tmp_path / "a.nc"
     for left in [*np.random.default_rng(0).integers(len(saved), size=50), len(saved) - 1]:
@@ -201,6 +203,7 @@ def test_forged_data_sets_are_refused(tmp_path, edit):
         io.load(forge(path, path.read_bytes(), edit))
 
 
+@pytest.mark.slow
 def test_files_of_the_layout_before_are_loaded():
     points = io.load(DATA / "results-layout-1.nc")
     found = result("rest points")
@@ -269,6 +272,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FS
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_the_process_goes_on(tmp_path):
     """As a limit of the size of files, which HDF5 does not survive either."""
     assert resource.RLIMIT_FSIZE is not None
@@ -279,6 +283,7 @@ def test_a_full_disk_is_an_error_and_the_process_goes_on(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.nc": b"precious"}
 
 
+@pytest.mark.slow
 def test_comparisons_are_sealed_too(tmp_path):
     io.save(comparisons.market(), tmp_path / "a.nc")
     assert (tmp_path / "a.nc").read_bytes()[-_SEAL_SIZE:].startswith(_SEAL)

@@ -242,6 +242,7 @@ for value in (
 """
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_digests():
     found = []
     for seed in ("1", "2"):

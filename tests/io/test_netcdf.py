@@ -19,6 +19,7 @@ from ergodax.io.structure import take_apart
 from results_of_each_kind import RESULTS, result, run_market
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["dilemma", "market", "untabulated"])
 def test_files_hold_the_data_set(tmp_path, make):
     comparison = getattr(comparisons, make)()
@@ -31,6 +32,7 @@ def test_files_hold_the_data_set(tmp_path, make):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nc", "b.nc"]
 
 
+@pytest.mark.slow
 def test_folders_are_made(tmp_path):
     io.save(comparisons.dilemma(), tmp_path / "new" / "deep" / "a.nc")
     assert (tmp_path / "new" / "deep" / "a.nc").is_file()
@@ -40,6 +42,7 @@ def break_off(descriptor):
     raise OSError("disk full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [b"precious", None])
 def test_failures_leave_nothing_half_written(tmp_path, monkeypatch, old):
     monkeypatch.setattr(os, "fsync", break_off)
@@ -66,6 +69,7 @@ def test_a_complete_file_replaces_the_old_one(tmp_path):
         assert found.sizes["state"] == 4
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match=r"cannot write in the folder '.*file'"):
@@ -86,6 +90,7 @@ def assert_same(found, expected):
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESULTS)
 def test_files_give_the_same_object_back(tmp_path, name):
     saved = result(name)
@@ -123,6 +128,7 @@ def test_nothing_is_stored_twice(tmp_path):
     assert_same(io.load(tmp_path / "a.nc"), simulation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_loaded_simulation_goes_on_bitwise(tmp_path, dtype):
     """With compensation in float32, and the action that Sarsa has drawn already."""
@@ -161,6 +167,7 @@ def write_market(path):
     return path
 
 
+@pytest.mark.slow
 def test_double_precision_is_not_lost_silently(tmp_path):
     path = write_market(tmp_path / "a.nc")
     jax.config.update("jax_enable_x64", False)
@@ -171,6 +178,7 @@ def test_double_precision_is_not_lost_silently(tmp_path):
         jax.config.update("jax_enable_x64", True)
 
 
+@pytest.mark.slow
 def test_learners_of_users_must_be_there(tmp_path, monkeypatch):
     io.save(comparisons.untabulated(), tmp_path / "a.nc")
     monkeypatch.delitem(sys.modules, "comparisons")
@@ -241,6 +249,7 @@ def foreign(path):
     comparisons.market().to_xarray().to_netcdf(path, engine="h5netcdf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -283,6 +292,7 @@ def test_attributes_are_texts_and_numbers(tmp_path, name, value):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_attributes_do_not_hide_how_the_result_was_made(tmp_path):
     with pytest.raises(ValueError, match="'settings' says how the result was made"):
         io.save(comparisons.market(), tmp_path / "a.nc", attributes={"settings": "mine"})
@@ -295,6 +305,7 @@ def test_attributes_do_not_hide_how_the_result_was_made(tmp_path):
         }
 
 
+@pytest.mark.slow
 def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "a.nc").symlink_to(tmp_path / "real" / "b.nc")
@@ -305,6 +316,7 @@ def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path):
     assert io.load(tmp_path / "a.nc").wrapped.game.num_agents == 2
 
 
+@pytest.mark.slow
 def test_home_folders_and_long_names(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     name = "a" * 252 + ".nc"

@@ -60,6 +60,7 @@ def test_a_memoryless_agent_in_a_game_with_memory_is_one_without_memory():
     np.testing.assert_allclose(flatten(found), flatten(expected), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_agents_of_different_memory_meet():
     game = ex.games.prisoners_dilemma()
     coarse = ex.Observing(

@@ -107,6 +107,7 @@ def test_drift_is_that_of_brute_force(name, game):
     np.testing.assert_allclose(single, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @EVERY
 def test_learners_keep_their_contract(name, game):
     ex.check_learner(LEARNERS[name][0], game[0])
@@ -118,6 +119,7 @@ def test_wolf_keeps_its_contract_and_is_for_simulation_only(game):
         ex.drift(wrapped := ex.WrappedGame(game[0], [ex.WolfPHC()] * 2), wrapped.init())
 
 
+@pytest.mark.slow
 def test_double_q_learning_has_the_noise_of_its_coin(game):
     """Beside SARSA, whose events have next actions too."""
     learners = LEARNERS["DoubleQLearning"][0], ex.Sarsa(0.2, 0.6, SOFTMAX)
@@ -131,6 +133,7 @@ def test_double_q_learning_has_the_noise_of_its_coin(game):
     np.testing.assert_allclose(found, values, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_greedy_double_q_learning_is_for_simulation_only(game):
     learner = ex.DoubleQLearning(0.3, 0.8, SOFTMAX)
     ex.check_learner(learner, game[0])
@@ -177,6 +180,7 @@ def test_lenient_learners_forgive_what_any_of_the_others_did():
         np.testing.assert_allclose(found[agent][0], expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_lenient_learners_keep_their_contract_and_say_what_they_need(game):
     faq = ex.FrequencyAdjustedQLearning(0.1, 0.0)
     ex.check_learner(ex.Lenient(faq, 2), ex.games.stag_hunt())

@@ -24,6 +24,7 @@ class RothErev(ex.AbstractLearner):
         return ex.At((t.state,), self.phi * (gain - params[t.state]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "learner",
     [

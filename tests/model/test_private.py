@@ -63,6 +63,7 @@ def test_drift_and_noise_are_those_of_independent_lotteries():
     np.testing.assert_allclose(covariance, expected, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_simulated_lotteries_are_drawn_independently_of_each_other_and_of_the_game():
     wrapped, steps, runs = ex.WrappedGame(game_of(3), [Tossing(), Watching(), Coin()]), 8, 20_000

@@ -55,6 +55,7 @@ def test_the_averaged_equation_has_its_closed_form(rate, total):
     np.testing.assert_allclose(flow.params[0].time, ts, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_reach_into_schedules():
     game = ex.games.prisoners_dilemma()
 
@@ -77,6 +78,7 @@ def test_gradients_reach_into_schedules():
         )
 
 
+@pytest.mark.slow
 def test_fluctuations_and_bias_of_falling_rates():
     """X += alpha(k / N) (r - X) / N: mean and variance by their exact recursions."""
     rate, scale, end = schedules.power(1.5, 0.8, 2.0), 4096, 6.0
@@ -111,6 +113,7 @@ class Earned(ex.AbstractLearner):
         return transition.reward + 0 * params
 
 
+@pytest.mark.slow
 def test_bias_knows_that_the_stationary_law_moves():
     """The mean of sum r(s_k) / N by the exact law of s_k, against x + (b + layer) / N."""
     rng = np.random.default_rng(0)
@@ -132,6 +135,7 @@ def test_bias_knows_that_the_stationary_law_moves():
     np.testing.assert_allclose(shift * scale, scale * (mean - x), rtol=20 / scale)
 
 
+@pytest.mark.slow
 def test_simulation_follows_the_equation():
     learner = ex.QLearning(
         schedules.power(1.0, 0.6), 0.5, ex.EpsilonSoftmax(1.0, schedules.exponential(0.8, 0.5))
@@ -176,6 +180,7 @@ def test_time_stands_still_on_demand():
         ex.basins(wrapped, several, 10.0)
 
 
+@pytest.mark.slow
 def test_learners_with_schedules_keep_the_contract():
     learner = ex.QLearning(schedules.power(0.5, 1.0), exploration=ex.EpsilonSoftmax(1.0, 0.1))
     ex.check_learner(learner, ex.games.prisoners_dilemma())
@@ -215,6 +220,7 @@ def test_bad_schedules(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_schedules_are_swept():
     game = ex.games.prisoners_dilemma()
 

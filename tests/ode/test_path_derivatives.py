@@ -106,6 +106,7 @@ def test_gradients_in_a_batch_equal_differences():
     assert_close(found, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_derivative_by_a_time_is_the_drift():
     wrapped, params0 = bandit(0.5)
     tight = {"rtol": 1e-11, "atol": 1e-11}
@@ -119,6 +120,7 @@ def test_the_derivative_by_a_time_is_the_drift():
     assert_close(found, ravel_pytree(ex.drift(wrapped, params))[0], 1e-8)
 
 
+@pytest.mark.slow
 def test_the_derivative_at_the_start_is_the_identity():
     wrapped, params0 = bandit(0.5)
     x0, unravel = ravel_pytree(params0)
@@ -129,6 +131,7 @@ def test_the_derivative_at_the_start_is_the_identity():
     np.testing.assert_array_equal(jax.jacrev(start)(x0), np.eye(len(x0)))
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_failed_solve_are_not_numbers():
     def total(rate, max_steps):
         return flat_solution(bandit, rate, jnp.array([10.0]), max_steps=max_steps).sum()
@@ -138,6 +141,7 @@ def test_derivatives_of_a_failed_solve_are_not_numbers():
     assert np.isfinite(slope(0.5, 2048))
 
 
+@pytest.mark.slow
 def test_gradients_at_an_exact_symmetry_are_finite_however_little_is_optimised():
     payoffs = np.array([[4.0, 0.0], [3.0, 2.0]])
     game = ex.games.repeated((payoffs, payoffs.T), memory=0)
@@ -179,6 +183,7 @@ def test_second_derivatives_of_smooth_learners(smooth):
     assert_close(found, central_difference(slope, 0.4, 1.0, step=1e-2), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [None, diffrax.DirectAdjoint(), diffrax.ForwardMode()])
 def test_second_derivatives_across_kinks_are_refused(golden, adjoint):
     build, theta = golden_build(golden, "random")

@@ -43,6 +43,7 @@ def test_values_solve_bellman(case, discount):
     np.testing.assert_allclose(single, found[1], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_values_are_differentiable(case):
     game, _, _, policies = case
     first, second = (jnp.asarray(table[0]) for table in policies)
@@ -81,6 +82,7 @@ def test_best_responses_beat_every_strategy(case, agent):
     np.testing.assert_allclose(gains, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_best_values_are_differentiable_by_the_game(case):
     _, kernel, rewards, policies = case
     tables = tuple(table[0] for table in policies)
@@ -95,6 +97,7 @@ def test_best_values_are_differentiable_by_the_game(case):
     np.testing.assert_allclose(slope[0], expected, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("against", ["best response", "one deviation"])
 def test_equilibria_are_found_where_one_looks(against):
     """Grim trigger with explorers: an equilibrium in all states, on the cycle, or not at all."""
@@ -115,6 +118,7 @@ def test_equilibria_are_found_where_one_looks(against):
     assert outcomes.is_equilibrium(game, one, 0.2, against=against, tolerance=0.9)
 
 
+@pytest.mark.slow
 def test_losses_of_one_deviation_and_of_best_responses(case):
     game, kernel, rewards, policies = case
     game = ex.MarkovGame.from_dense(kernel, rewards + 10)
@@ -162,6 +166,7 @@ def walk(strategies, state):
     return seen, len(seen) - seen.index(state)
 
 
+@pytest.mark.slow
 def test_play_ends_on_the_cycle():
     rng = np.random.default_rng(2)
     strategies = tuple(rng.integers(3, size=(2, 40, 9)))

@@ -258,6 +258,7 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
 
 
+@pytest.mark.slow
 def test_names_are_drawn_as_they_are():
     for figure in (
         plot.comparison(odd_game()),

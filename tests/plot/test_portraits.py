@@ -114,6 +114,7 @@ def test_the_letter_on_axes_is_the_learners():
     assert plot.parameters(solution(), 1, "LR").get_ylabel() == "$Q(s, a)$"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observed", ["policies", "parameters"])
 def test_policies_of_a_simulation(observed):
     simulated = simulation(observed)
@@ -145,6 +146,7 @@ def test_parameters_of_a_simulation():
         plot.parameters(path(), 1, 0, sample_runs=1)
 
 
+@pytest.mark.slow
 def test_every_run_its_own_game():
     rates = jnp.array([0.05, 0.1, 0.2])
 
@@ -196,6 +198,7 @@ def recording():
     return matplotlib.figure.Figure().add_subplot(axes_class=Recording)
 
 
+@pytest.mark.slow
 def test_streamlines_are_those_of_the_drift_on_the_slice():
     wrapped, at = triples(), triples().init()
     limits = ((-1.0, 1.0), (0.0, 2.0))
@@ -306,6 +309,7 @@ def test_limits_hold_everything_drawn():
         plot.phase_portrait(coordination(), (0, 1))
 
 
+@pytest.mark.slow
 def test_simplex():
     wrapped = triples()
     flow = ex.solve(wrapped, wrapped.init(), TIMES)
@@ -365,6 +369,7 @@ def test_embedding_of_a_learner_of_ones_own():
         with_policy(wrapped, params, 1, 0, wanted, lambda own, state, probabilities: own)
 
 
+@pytest.mark.slow
 def test_basins_and_their_shares():
     wrapped = coordination()
     rng = np.random.default_rng(0)

@@ -118,6 +118,7 @@ def small(monkeypatch):
     monkeypatch.setattr(calvano2020, "UNCHANGED", 500)
 
 
+@pytest.mark.slow
 def test_a_grid_is_measured(small, tmp_path):
     options = {"sessions": 4, "checkpoint": tmp_path / "sessions.h5"}
     found = replications.replicate("calvano2020", grid=((0.15, 0.3), (1e-2,)), **options)
@@ -133,6 +134,7 @@ def test_a_grid_is_measured(small, tmp_path):
     assert (data.periods[0] != data.periods[1]).any()
 
 
+@pytest.mark.slow
 def test_sessions_that_do_not_converge_are_named(small, monkeypatch):
     monkeypatch.setattr(calvano2020, "_MOST_PERIODS", 600)
     with pytest.warns(UserWarning, match="did not meet the criterion"):

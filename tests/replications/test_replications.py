@@ -15,6 +15,7 @@ from ergodax.replications import agreement, banchio_skrzypacz, den_boer, klein20
 from ergodax.replications.agreement import Quantity, Replication
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["den-boer", "goll", "kaisers-tuyls"])
 def test_computed_numbers_agree(name):
     found = replications.replicate(name)
@@ -122,6 +123,7 @@ def test_turns_are_learnt_from_over_two_periods():
     assert (np.stack(values) != 0).sum() > 10
 
 
+@pytest.mark.slow
 def test_command_lists_and_writes(tmp_path, capsys):
     assert main(["replicate", "--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import xarray
 
 import comparisons
@@ -15,6 +16,7 @@ from ergodax.results.result import Result
 from results_of_each_kind import THETA, build, result
 
 
+@pytest.mark.slow
 def test_contents_are_the_comparison():
     c = comparisons.dilemma()
     data = c.to_xarray()
@@ -55,6 +57,7 @@ def test_coordinates_are_the_games_names():
     assert value == comparisons.dilemma().simulation.mean[1][1][4, 2, 1]
 
 
+@pytest.mark.slow
 def test_everything_is_described():
     for make in (comparisons.dilemma, comparisons.market, comparisons.untabulated):
         data = make().to_xarray()
@@ -156,6 +159,7 @@ def test_labels_of_a_simulation():
     assert settings["key_data"] == saved.key_data.tolist()
 
 
+@pytest.mark.slow
 def test_what_is_observed_is_named():
     wrapped, start = build(THETA)
     observed = {
@@ -185,6 +189,7 @@ def test_labels_of_a_batch_of_solutions():
     assert data.message.values.tolist() == ["successful"] * 3
 
 
+@pytest.mark.slow
 def test_labels_of_derivatives():
     saved = result("sensitivities")
     data = saved.to_xarray()
@@ -220,6 +225,7 @@ def test_only_kinks_that_were_crossed_are_labelled():
     assert [int(data[f"kink_{name}"][0]) for name in ("agent", "row", "old", "new")] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_labels_of_rest_points():
     saved = result("rest point")
     data = saved.to_xarray()

@@ -86,6 +86,7 @@ def test_wrapped_game_says_its_game_and_learners(dilemma, golden):
     assert repr(golden_game(golden, "actor_critic")).splitlines()[1].startswith("  0, 1: Actor")
 
 
+@pytest.mark.slow
 def test_solution_says_its_times_and_status(dilemma):
     assert repr(ex.solve(*dilemma, [0.0, 5.0, 10.0])) == (
         "Solution(3 times from 0 to 10: successful)"

@@ -45,6 +45,7 @@ def test_golden(golden, solved, case):
     assert (np.asarray(found.kinks.row)[count:] == -1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["pd", "random", "mixed", "actor_critic"])
 def test_golden_sources_of_bias(golden, wrapped_games, case):
     values, wrapped = golden[case], wrapped_games[case]
@@ -264,6 +265,7 @@ def test_many_kinks_are_tracked_without_being_asked_for():
     np.testing.assert_allclose(found.time[found.agent >= 0], crossings, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_crossings_within_a_short_time_are_found():
     """Both lie in the same of 2048 equal parts of the time."""
     theta = {"alpha": jnp.asarray(0.5), "lead": jnp.asarray(-2e-5)}
@@ -345,6 +347,7 @@ def coins(discount):
     return wrapped, wrapped.init()
 
 
+@pytest.mark.slow
 def test_resting_on_a_kink_is_said():
     wrapped, params = coins(0.9)
     rests = pytest.warns(UserWarning, match=r"rests on a kink \(agent 0 state home, agent 1")
@@ -366,12 +369,14 @@ def test_resting_on_a_kink_is_said():
     assert compared.agreement == "not computed (no time is far enough from a kink)"
 
 
+@pytest.mark.slow
 def test_a_tie_that_the_drift_does_not_feel_is_no_kink():
     found = ex.fluctuations(*coins(0.0), [3.0])
     assert found.result == ex.RESULTS.successful
     assert float(found.margin.max()) == 0
 
 
+@pytest.mark.slow
 def test_a_crossing_at_a_report_time_is_no_rest():
     wrapped, params0 = turning({"alpha": jnp.asarray(0.5), "lead": jnp.asarray(-0.3)})
     time = float(ex.fluctuations(wrapped, params0, [40.0]).kinks.time[0])

@@ -51,6 +51,7 @@ BRUTE = [("duplicates", ("sarsa", "sarsa")), ("next_state", ("counterfactual", "
 BRUTE += [pytest.param(form, ("q", "actor_critic"), marks=pytest.mark.slow) for form in FORMS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "kinds"), BRUTE)
 def test_brute_force_over_all_events(form, kinds):
     """Unequal action counts, rewards of the next state, duplicate successors, mixed learners."""
@@ -132,6 +133,7 @@ def test_large_games_take_the_form_by_parts(monkeypatch, random, golden):
     np.testing.assert_array_equal(covariance(random, params), by_parts(random, params))
 
 
+@pytest.mark.slow
 def test_pricing_game_in_bounded_memory():
     """225 states of two agents with 15 actions: d = 6750, products only."""
     rng = np.random.default_rng(0)

@@ -40,6 +40,7 @@ def share_within(wrapped, params, scale, first, runs=1000):
 
 
 # The scale at which 95 % of simulated runs stay within.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "simulated"), [(0.0, 101), (1e-4, 101), (1e-3, 101.5), (4e-3, 107), (1e-2, 126)]
 )

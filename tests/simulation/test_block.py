@@ -12,6 +12,7 @@ from reference import KEY, Replay, rows
 pytestmark = pytest.mark.usefixtures("optimised")
 
 
+@pytest.mark.slow
 def test_steps_beyond_the_first_word_of_the_counter(monkeypatch):
     """The step number carries into its second word, and from block to block of report times."""
     offset, original = 2**33 - 20, job.words_of
@@ -27,6 +28,7 @@ def test_steps_beyond_the_first_word_of_the_counter(monkeypatch):
         assert sim.final.state[run] == replay.states[-1]
 
 
+@pytest.mark.slow
 def test_reported_times_are_those_of_the_steps_taken(small):
     ts = np.array([0.0, 0.3, 1.0, 2.1])
     sim = ex.simulate(small.wrapped, small.params, ts, scale=3.7, runs=4, key=KEY, keep_runs=True)
@@ -45,6 +47,7 @@ def test_reported_times_are_those_of_the_steps_taken(small):
     assert sim.result == ex.RESULTS.successful
 
 
+@pytest.mark.slow
 def test_many_report_times(small):
     """More than fit into one block, with a last block that is not full."""
     few, many = np.array([0.0, 40.0, 75.0]), np.arange(76.0)

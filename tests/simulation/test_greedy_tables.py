@@ -82,6 +82,7 @@ def test_steps_are_those_of_xla(case, dtype):
     assert_same(again.final, more.final)
 
 
+@pytest.mark.slow
 def test_runs_stop_where_they_do_with_xla():
     wrapped = CASES["fading"][0]()
     until = ex.until.greedy_unchanged(300)
@@ -94,6 +95,7 @@ def test_runs_stop_where_they_do_with_xla():
         assert_same(getattr(found, name), getattr(expected, name))
 
 
+@pytest.mark.slow
 def test_every_run_has_its_own_game():
     def build(rate):
         fading = ex.schedules.exponential(1.0, rate=rate)
@@ -110,6 +112,7 @@ def test_every_run_has_its_own_game():
         assert_same(getattr(found, name), getattr(expected, name))
 
 
+@pytest.mark.slow
 def test_xla_says_what_diverges():
     wrapped = ex.WrappedGame(game(), [greedy(30.0), greedy()])
     options = dict(runs=70, key=KEY)
@@ -120,6 +123,7 @@ def test_xla_says_what_diverges():
     assert str(said[0].message) == str(expected[0].message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6, 1.0])
 def test_ties_are_broken_as_xla_does(epsilon):
     wrapped = ex.WrappedGame(game(), [greedy(0.0, 0.0, epsilon)] * 2)
@@ -148,6 +152,7 @@ class Own(ex.QLearning):
     """A user's own."""
 
 
+@pytest.mark.slow
 def test_others_are_left_to_xla():
     wrapped = CASES["constant"][0]()
     small = ex.WrappedGame(game(states=3), [greedy(), greedy()])

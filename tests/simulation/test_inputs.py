@@ -13,6 +13,7 @@ from reference import KEY, assert_counts
 pytestmark = pytest.mark.usefixtures("optimised")
 
 
+@pytest.mark.slow
 def test_the_first_state_by_number_by_name_or_from_the_initial_law():
     initial = np.array([0.5, 0.0, 0.1, 0.15, 0.25])
     names = ["calm", "never", "rain", "storm", "fog"]
@@ -34,6 +35,7 @@ def test_the_first_state_by_number_by_name_or_from_the_initial_law():
     assert_counts(np.bincount(drawn, minlength=5), initial)
 
 
+@pytest.mark.slow
 def test_numbers_may_be_integers_or_of_numpy(small):
     ts, expected = np.arange(3), None
     for scale, runs, state in [

@@ -81,6 +81,7 @@ def test_the_papers_example_is_the_same_bitwise_in_batches_of_any_size(kind):
     np.testing.assert_array_equal(values[1], values[2])
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_numbers_and_another_key_others():
     case = random_case(51, 3, (2, 2), ("q", "actor_critic"), "state_action")
     options = dict(ts=np.array([5.0, 10.0]), runs=20, keep_runs=True)
@@ -95,6 +96,7 @@ def test_the_same_key_gives_the_same_numbers_and_another_key_others():
     assert not (other[:, :, None] == first[:, :, None]).all(axis=-1).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [16, 100])
 def test_moments_are_those_of_the_kept_runs(batch_size):
     case = random_case(52, 3, (2, 3), ("q", "actor_critic"), "next_state")
@@ -109,6 +111,7 @@ def test_moments_are_those_of_the_kept_runs(batch_size):
         assert (values.std(axis=0) > 0).any()
 
 
+@pytest.mark.slow
 def test_the_final_standing_is_the_last_one_reported(small):
     ts = np.array([3.0, 9.0])
     sim = ex.simulate(small.wrapped, small.params, ts, runs=37, key=KEY, keep_runs=True)

@@ -178,6 +178,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 def test_one_kernel_takes_the_steps_of_a_loop_bit_for_bit(on_card):
     call = advanced(*two(ex.QLearning(0.1, 0.9, SOFT, 10.0)), "float32", [7, 0, 2])
     expected = call()

@@ -28,6 +28,7 @@ LAWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_actions", "kinds", "form", "density", "steps"), LAWS)
 def test_ensembles_follow_the_exact_law(num_actions, kinds, form, density, steps):
     case = random_case(21, 3, num_actions, kinds, form, density)
@@ -54,6 +55,7 @@ def test_float32_ensembles_follow_the_exact_law():
     assert_law(case, 2, 0.4, runs=100_000, dtype=jnp.float32, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_ensembles_start_from_the_initial_law():
     case = random_case(22, 3, (2, 2), ("q", "q"), "deterministic")
     initial = np.array([0.1, 0.0, 0.9])

@@ -88,6 +88,7 @@ def test_numbers_do_not_depend_on_how_the_work_is_cut(wrapped, monkeypatch, dtyp
         np.testing.assert_array_equal(a, b[:, 2:])
 
 
+@pytest.mark.slow
 def test_ctrl_c_returns_the_complete_runs(wrapped, short_blocks):
     expected = simulate(wrapped, runs=128)
     with pytest.MonkeyPatch.context() as patch:
@@ -101,6 +102,7 @@ def test_ctrl_c_returns_the_complete_runs(wrapped, short_blocks):
     assert_same(part, expected)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_first_round_returns_the_times_reached(wrapped, short_blocks):
     expected = simulate(wrapped, TIMES[:3], runs=64)
     with pytest.MonkeyPatch.context() as patch:
@@ -120,6 +122,7 @@ def test_ctrl_c_in_the_first_round_returns_the_times_reached(wrapped, short_bloc
             simulate(wrapped, TIMES[3:])
 
 
+@pytest.mark.slow
 def test_runs_with_their_own_games_keep_those_that_are_complete(wrapped, short_blocks):
     games = jax.vmap(lambda _: wrapped)(jnp.arange(300))
     with pytest.MonkeyPatch.context() as patch:
@@ -170,6 +173,7 @@ def test_an_interrupted_simulation_goes_on_from_its_checkpoint(
     assert_same(again, resumed)
 
 
+@pytest.mark.slow
 def test_foreign_and_damaged_checkpoints_are_refused_and_left_alone(wrapped, tmp_path):
     path = tmp_path / "finished"
     simulate(wrapped, checkpoint=path)
@@ -195,6 +199,7 @@ def test_foreign_and_damaged_checkpoints_are_refused_and_left_alone(wrapped, tmp
     assert path.read_bytes() == content[:-1]
 
 
+@pytest.mark.slow
 def test_forged_checkpoints_are_refused(wrapped, short_blocks, monkeypatch):
     """With right digests, but with arrays missing, of other shapes, or senseless."""
     states = []
@@ -221,6 +226,7 @@ def test_forged_checkpoints_are_refused(wrapped, short_blocks, monkeypatch):
     assert_same(simulate(wrapped), simulate(wrapped, batch_size=512))
 
 
+@pytest.mark.slow
 def test_another_function_is_another_simulation(wrapped, tmp_path):
     """Functions that share a name and a file are told apart by what they do."""
     path = tmp_path / "unfinished"
@@ -282,6 +288,7 @@ np.savez(sys.argv[-1], *jax.tree.leaves((sim.mean, sim.variance, sim.rewards, si
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_as_if_it_had_not_been(tmp_path):
     """SIGKILL at several moments, some of them while the checkpoint is being written."""
     path = tmp_path / "unfinished"
@@ -308,6 +315,7 @@ def test_a_killed_process_goes_on_as_if_it_had_not_been(tmp_path):
             np.testing.assert_array_equal(resumed[name], whole[name])
 
 
+@pytest.mark.slow
 def test_a_simulation_goes_on_where_it_ended(wrapped):
     for dtype in (jnp.float32, jnp.float64):
         whole = simulate(wrapped, dtype=dtype)

@@ -24,6 +24,7 @@ def _merged(values, width):
     return mean, result.square["x"] / (runs - 1), result.total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 63, 64, 65, 500, 1000])
 def test_moments_are_those_of_all_runs_whatever_the_batches(runs):
     rng = np.random.default_rng(runs)

@@ -118,6 +118,7 @@ class Tanh(eqx.Module):
         return jnp.tanh(x)
 
 
+@pytest.mark.slow
 def test_learners_with_dense_increments_and_pytrees():
     case = user_case(Tanh())
     assert_law(case, 2, 0.6, runs=100_000)
@@ -129,6 +130,7 @@ def test_learners_with_dense_increments_and_pytrees():
     assert set(sim.mean[1]) == {"baseline", "weights"}
 
 
+@pytest.mark.slow
 def test_learners_may_hold_functions():
     """Any callable field, such as a network's activation, not only arrays and modules."""
     options = dict(ts=np.array([5.0]), runs=3, key=KEY)
@@ -154,6 +156,7 @@ class OracleGreedyQ(oracle.QLearning):
         return np.eye(len(row))[row.argmax()]
 
 
+@pytest.mark.slow
 def test_argmax_policies_can_be_simulated():
     rng = np.random.default_rng(41)
     game, dense = random_game(rng, 4, (3, 3), "deterministic")

@@ -32,6 +32,7 @@ def rows(tree, run):
     return [np.asarray(leaf)[run] for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [jax.vmap, eqx.filter_vmap])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_every_run_plays_its_own_game(mapped, dtype):
@@ -53,6 +54,7 @@ def test_every_run_plays_its_own_game(mapped, dtype):
         assert batch.final.state[run] == alone.final.state[run]
 
 
+@pytest.mark.slow
 def test_every_run_has_its_own_parameters_and_first_state():
     wrapped = build(jax.tree.map(lambda leaf: leaf[1], THETAS))
     rng = np.random.default_rng(0)
@@ -111,6 +113,7 @@ class TestEpsilonGreedy:
         ):
             ex.EpsilonGreedy(1.5)
 
+    @pytest.mark.slow
     def test_it_can_be_simulated_but_not_averaged(self):
         learner = ex.QLearning(0.1, 0.9, ex.EpsilonGreedy(0.1))
         wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(), [learner, learner])

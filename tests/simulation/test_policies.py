@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("optimised")
 README = ex.RothErev(0.01, forgetting=1.0, experimentation=0.0)
 
 
+@pytest.mark.slow
 def test_runs_whose_policy_became_negative_are_lost_and_named():
     payoffs = np.array([[1, 0.8], [-0.5, -0.2]])
     game = ex.games.repeated((payoffs, payoffs.T), memory=0)
@@ -58,6 +59,7 @@ class PassingSarsa(Passing):
     needs_next_action = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Passing, PassingSarsa])
 @pytest.mark.parametrize("bad", [(1.3, -0.3), (0.8, -0.3), (0.5, 0.4), (9, 0.5), (0.5, 0.6)])
 def test_a_single_bad_step_does_not_slip_through(kind, bad):

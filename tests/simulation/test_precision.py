@@ -56,6 +56,7 @@ def test_small_float32_increments_are_not_lost():
     assert abs(sum_of_rewards / steps - 0.1) > 1e-4
 
 
+@pytest.mark.slow
 def test_float32_means_are_exact_to_the_last_place(pd, golden):
     """Sums over hundreds of runs round no more than one number does."""
     params = unflatten(pd, golden["pd"]["x0"])

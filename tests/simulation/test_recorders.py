@@ -86,6 +86,7 @@ def simulate(wrapped, ts, recorder, runs=70, **options):
     return ex.simulate(wrapped, wrapped.init(), ts, runs=runs, recorder=recorder, **options)
 
 
+@pytest.mark.slow
 def test_time_average_of_policies(wrapped):
     """That of a simulation that keeps every step."""
     every = ex.simulate(
@@ -103,6 +104,7 @@ def test_time_average_of_policies(wrapped):
             np.testing.assert_allclose(variance[k], found[:, k].var(axis=0, ddof=1), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_first_passage(wrapped):
     ts = np.arange(0, 61) / 2
     first = simulate(wrapped, ts, None).values[0][:, :, 0, 0]
@@ -117,6 +119,7 @@ def test_first_passage(wrapped):
     )
 
 
+@pytest.mark.slow
 def test_histogram_of_joint_actions(wrapped):
     """It starts anew at every report, and adds up to the visits of states."""
     sim = simulate(wrapped, [0.0, 3.0, 10.0], JointActions())
@@ -143,6 +146,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_records_are_labelled_and_saved(wrapped, tmp_path):
     options = {"scale": 3, "runs": 5, "key": KEY, "keep_runs": True}
     found = ex.simulate(wrapped, wrapped.init(), [2.0, 4.0], recorder=JointActions(), **options)
@@ -164,6 +168,7 @@ def test_without_a_recorder_and_with_one_the_rest_is_the_same(wrapped):
     assert_same(eqx.tree_at(lambda s: s.recorded, sim, None), plain)
 
 
+@pytest.mark.slow
 def test_records_do_not_depend_on_how_the_work_is_cut(wrapped, monkeypatch):
     ts, recorder = [0.0, 5.0, 20.0, 50.0], TimeAverage(wrapped.policies)
     expected = simulate(wrapped, ts, recorder, runs=150)
@@ -200,6 +205,7 @@ def test_records_go_on_from_a_checkpoint(wrapped, monkeypatch, tmp_path, blocks)
         simulate(wrapped, ts, JointActions(), **options)
 
 
+@pytest.mark.slow
 def test_runs_with_games_of_their_own_have_recorders_of_their_own():
     temperatures, ts = jnp.array([0.3, 0.6, 0.9]), [10.0]
     many, starts = jax.vmap(build)(temperatures)

@@ -11,6 +11,7 @@ from reference import KEY
 pytestmark = pytest.mark.usefixtures("optimised")
 
 
+@pytest.mark.slow
 def test_kept_runs_and_observables_have_run_and_time_axes(small):
     ts = np.array([0.0, 3.0, 9.0, 12.0, 13.0])
     options = dict(runs=21, key=KEY, keep_runs=True, batch_size=16)
@@ -30,6 +31,7 @@ def test_kept_runs_and_observables_have_run_and_time_axes(small):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_any_function_of_the_parameters_can_be_observed(small):
     def observe(params):
         return {"best": jnp.argmax(params[0][0]), "greedy": params[1][0, 0] > params[1][0, 1]}

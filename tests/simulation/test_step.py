@@ -27,6 +27,7 @@ REPLAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_actions", "kinds", "form", "density"), REPLAYS)
 def test_every_run_follows_the_definition(num_actions, kinds, form, density):
     case = random_case(10, 3, num_actions, kinds, form, density)
@@ -61,6 +62,7 @@ def test_every_run_follows_the_definition(num_actions, kinds, form, density):
         np.testing.assert_allclose(sim.rewards[k], rewards.mean(axis=(0, 1)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_float32_follows_the_same_paths():
     case = random_case(10, 3, (2, 2), ("q", "sarsa"), "duplicates")
     options = dict(scale=3.0, runs=40, key=KEY, keep_runs=True, initial_state=1)
@@ -95,6 +97,7 @@ class Tally(ex.AbstractLearner):
         return ex.At((transition.action,), one), ex.At((transition.state,), one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_states", "num_actions"), [(64, 32), (65, 33), (80, 40)])
 def test_many_states_and_many_actions(num_states, num_actions):
     """On both sides of the sizes where the simulator changes its method."""
@@ -117,6 +120,7 @@ def test_many_states_and_many_actions(num_states, num_actions):
 
 
 # Games of different sizes, because a program compiled with other numbers would be used again.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "uniform", "dtype"),
     [
@@ -184,6 +188,7 @@ class AlternatingSarsa(Alternating):
     needs_next_action: ClassVar[bool] = True
 
 
+@pytest.mark.slow
 def test_policies_read_the_updated_parameters():
     """The policy that draws a_{k+1} reads X_{k+1}."""
     wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(1.5), [Alternating(), Alternating()])
@@ -192,6 +197,7 @@ def test_policies_read_the_updated_parameters():
         np.testing.assert_array_equal(own["executed"], [1, 50])
 
 
+@pytest.mark.slow
 def test_next_actions_are_drawn_before_the_update_by_all_agents():
     """With one SARSA learner among them, a_{k+1} is drawn from X_k, for all agents alike."""
     wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(1.5), [AlternatingSarsa(), Alternating()])
@@ -222,6 +228,7 @@ class Promise(ex.AbstractLearner):
         }
 
 
+@pytest.mark.slow
 def test_the_next_action_of_an_update_is_the_one_executed():
     game, _ = random_game(np.random.default_rng(33), 4, (3, 3, 2), "state_action")
     wrapped = ex.WrappedGame(game, [Promise(), Promise(), ex.QLearning()])

@@ -168,6 +168,7 @@ def test_the_high_word_of_the_step_is_used():
     assert np.unique(numbers).size == numbers.size
 
 
+@pytest.mark.slow
 def test_counters_never_coincide(monkeypatch):
     """Every (step, pair of draws) has a counter of its own, up to the limits of both."""
     seen = []

@@ -136,6 +136,7 @@ def test_runs_are_those_of_simulate(every_step, found):
     np.testing.assert_array_equal(found.state, states[run, found.steps])
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_who_shares_the_batch(wrapped, found, monkeypatch):
     with pytest.warns(UserWarning, match="did not meet"):
         alone = simulate_until(wrapped, found.until, batch_size=512, runs=400)
@@ -178,6 +179,7 @@ def test_parameters_settle_where_brute_force_says(wrapped, every_step):
     assert 5 < found.reached.sum() < 145
 
 
+@pytest.mark.slow
 def test_a_users_criterion_stops_runs(wrapped, every_step):
     found = simulate_until(wrapped, Gained(jnp.asarray(-np.inf)))
     assert not found.steps.any()  # met before the first step
@@ -190,6 +192,7 @@ def test_a_users_criterion_stops_runs(wrapped, every_step):
     np.testing.assert_array_equal(found.steps_to_convergence, found.steps)
 
 
+@pytest.mark.slow
 def test_every_run_has_its_own_game():
     rates = jnp.linspace(0.01, 0.3, 70)
     many = jax.vmap(build)(rates)
@@ -208,6 +211,7 @@ def test_every_run_has_its_own_game():
     assert (np.diff(found.steps).mean()) > 0
 
 
+@pytest.mark.slow
 def test_unfinished_work_goes_on(wrapped, found, tmp_path, monkeypatch):
     path, run = tmp_path / "unfinished", pool.Pool.run
     short_blocks(monkeypatch)
@@ -255,6 +259,7 @@ class Broken(ex.QLearning):
         return super().policy(params, state) * jnp.where(params.max() > 2.5, 2.0, 1.0)
 
 
+@pytest.mark.slow
 def test_lost_runs_stop_and_are_counted():
     game = ex.games.prisoners_dilemma(1.5)
     wrapped = ex.WrappedGame(game, [Broken(0.1), ex.QLearning(0.3)])

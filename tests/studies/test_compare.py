@@ -52,6 +52,7 @@ def test_repr_says_the_gaps():
     )
 
 
+@pytest.mark.slow
 def test_solution_and_simulation_are_those_of_solve_and_simulate():
     wrapped, key = comparisons.dilemma_game(), jax.random.key(5)
     params, ts = wrapped.init(), np.array([0.0, 3.14159, 7.05, 8.0, 9.0])
@@ -253,6 +254,7 @@ def test_poor_separation_is_said():
     assert "the ODE may not describe the learners at this scale" in str(c)
 
 
+@pytest.mark.slow
 def test_separation_is_left_out_for_many_parameters():
     game = ex.MarkovGame.deterministic(np.zeros((1, 257), int), np.zeros((1, 257, 1)))
     wrapped = ex.WrappedGame(game, [ex.QLearning()])
@@ -354,6 +356,7 @@ class Cooling(comparisons.Logit):
         return {"bias": push, "slope/a": params["slope/a"] * jnp.expm1(-self.rate)}
 
 
+@pytest.mark.slow
 def test_parameters_without_noise_are_looked_at_apart():
     game = ex.games.repeated((np.eye(2), np.eye(2)), memory=0)
     wrapped, key = ex.WrappedGame(game, [Cooling()] * 2), jax.random.key(0)

@@ -133,6 +133,7 @@ def test_the_smallest_exploration_that_restores_competitive_play():
 # The optimiser
 
 
+@pytest.mark.slow
 def test_minima_within_every_kind_of_bounds():
     minima = {"free": -3.0, "above": 2.5, "below": -4.0, "between": 0.75, "table": [[0.2, 0.9]]}
     bounds = {
@@ -228,6 +229,7 @@ def test_standard_errors_of_a_linear_model_are_exact():
     np.testing.assert_allclose(spread, 1, atol=5 * np.sqrt(2 / 4000))
 
 
+@pytest.mark.slow
 def test_errors_cover_the_true_value_where_the_ode_is_biased():
     """A temperature estimated from means of 100 runs at N = 1, without a kink."""
     ts, runs, repeats, truth = np.array([10.0, 20.0, 40.0]), 100, 300, {"tau": 1.0}

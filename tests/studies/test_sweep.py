@@ -95,6 +95,7 @@ def test_a_paired_design_runs_along_sets():
     assert_sets_equal_solutions(data, dilemma, thetas, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_other_parameters_get_variables_of_their_own(tmp_path):
     def build(theta):
         game = ex.MarkovGame.deterministic(np.zeros((1, 2, 3), int), np.ones((1, 2, 3, 2)))
@@ -127,6 +128,7 @@ def assert_sets_equal_simulations(data, build, names, ts, *, key, **options):
         np.testing.assert_allclose(data.rewards[k], expected.rewards, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sets", "runs", "batch_size"),
     # Eight ensembles fill 64 lanes; then three do not; one alone fills a device by itself.
@@ -143,6 +145,7 @@ def test_simulations_equal_single_ones(sets, runs, batch_size):
     np.testing.assert_allclose(data.policy.sum("action"), 1, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "copies_fit"), [(jnp.float32, True), (float, False)])
 def test_simulations_with_first_states_of_their_own(monkeypatch, dtype, copies_fit):
     module = importlib.import_module("ergodax.simulation.side_by_side")
@@ -169,6 +172,7 @@ def test_a_set_whose_runs_diverge_spoils_no_other():
     np.testing.assert_allclose(found, x[[0, 2]], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_of_simulations_goes_on(tmp_path, monkeypatch):
     thetas, folder, ts = {"tau": np.linspace(0.4, 2, 5)}, tmp_path / "sweep", [3.0]
     simulation = {"key": jax.random.key(1), "runs": 40}
@@ -195,6 +199,7 @@ def test_an_interrupted_sweep_of_simulations_goes_on(tmp_path, monkeypatch):
             ex.sweep(dilemma, thetas, ts, simulation=changed, folder=folder)
 
 
+@pytest.mark.slow
 def test_learners_that_cannot_be_averaged_can_be_simulated():
     def build(theta):
         learner = ex.QLearning(0.1, 0.9, ex.EpsilonGreedy(theta["epsilon"]))
@@ -211,6 +216,7 @@ def test_learners_that_cannot_be_averaged_can_be_simulated():
 # One compile, and sets that fail
 
 
+@pytest.mark.slow
 def test_all_batches_share_one_trace():
     traces = []
 
@@ -321,6 +327,7 @@ def test_several_devices_share_the_sets():
 # Interruption
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on(tmp_path):
     thetas, folder = {"tau": np.linspace(0.4, 2, 7)}, tmp_path / "sweep"
     expected = ex.sweep(dilemma, thetas, TS, batch_size=2)
@@ -421,6 +428,7 @@ def with_function(function):
     return build
 
 
+@pytest.mark.slow
 def test_another_function_is_another_sweep(tmp_path):
     thetas, folder = {"tau": [0.5]}, tmp_path / "sweep"
     found = ex.sweep(with_function(jnp.tanh), thetas, TS, folder=folder)
@@ -443,6 +451,7 @@ def test_processes_that_share_a_folder_spoil_nothing(tmp_path):
     xarray.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_behind_does_not_block(tmp_path):
     (tmp_path / ".piece-00000000.0123.tmp").write_bytes(b"cut off")
     data = ex.sweep(dilemma, {"tau": [0.5]}, TS, folder=tmp_path)
@@ -485,6 +494,7 @@ def test_a_full_disk_loses_no_set(tmp_path, monkeypatch):
 # Bad input
 
 
+@pytest.mark.slow
 def test_names_of_the_data_set_are_refused_before_the_work():
     def unequal(theta):
         game = ex.MarkovGame.deterministic(np.zeros((1, 2, 3), int), np.ones((1, 2, 3, 2)))
@@ -526,6 +536,7 @@ def test_a_build_that_looks_at_values_is_refused():
         ex.sweep(build, {"tau": [0.5, 2.0]}, TS)
 
 
+@pytest.mark.slow
 def test_invalid_sets_are_named():
     with pytest.raises(
         ValueError, match=r"EpsilonSoftmax\.temperature must be .* found -1\.0 at tau = -1, gamma"
