@@ -292,7 +292,6 @@ def _simulate(game, rate, decay, sessions, seed, checkpoint, progress) -> Stoppe
         max_steps=_MOST_PERIODS,
         runs=sessions,
         key=jax.random.key(seed),
-        dtype="float32",
         checkpoint=checkpoint,
         progress=progress,
     )
