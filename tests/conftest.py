@@ -71,9 +71,9 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def bounded_mappings():
-    """Forgets compiled programs long before they are too many: 10000 mappings hold some 2 GiB."""
+    """Forgets compiled programs long before they are too many: 5000 mappings hold some GiB."""
     yield
-    drop_programs(10_000)
+    drop_programs(5_000)
 
 
 @pytest.fixture(scope="module")

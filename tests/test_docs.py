@@ -106,11 +106,13 @@ def test_comparison_of_printed_texts():
             assert_prints(wrong, "a [1 2.0] b")
 
 
+@pytest.mark.slow
 def test_pages_build_without_warnings(built):
     for name in PAGES:
         assert (built / name).with_suffix(".html").exists()
 
 
+@pytest.mark.slow
 def test_pages_need_no_network(built):
     """Formulas are MathML; scripts, styles and pictures lie beside the pages."""
     for page in built.rglob("*.html"):
@@ -126,12 +128,14 @@ def test_formulas_group_their_numbers():
         assert re.findall(r"(?:frac|[\^_])\d\d", re.sub(r"`[^`]*`", "", text)) == [], name
 
 
+@pytest.mark.slow
 def test_names_on_pages_are_linked(built):
     page = (built / "howto" / "cores.html").read_text()
     assert 'href="../api.html#ergodax.simulate"' in page
     assert 'href="../api.html#ergodax.use_all_cores"' in page
 
 
+@pytest.mark.slow
 def test_notebooks_are_on_the_site(built):
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         page = (built / "notebooks" / notebook.name).with_suffix(".html")
@@ -139,6 +143,7 @@ def test_notebooks_are_on_the_site(built):
         assert "<img" in page.read_text()
 
 
+@pytest.mark.slow
 def test_reference_has_every_public_name(built):
     page = (built / "api.html").read_text()
     public = [

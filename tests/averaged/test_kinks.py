@@ -81,6 +81,7 @@ def test_short_visits_beyond_a_tie_are_not_passed_over():
     assert error(by_gradients(theta, jnp.array([*report.stops, HORIZON]))) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_crossing_that_is_hardly_one_is_warned_of():
     with pytest.warns(UserWarning, match=r"uncertain: .*\s+crossing at t = 5\.\d+: agent 0"):
         of_sensitivities(lead(-2e-7))

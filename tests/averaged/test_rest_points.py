@@ -218,6 +218,7 @@ def both(monkeypatch, function):
     return by_matrix, function()
 
 
+@pytest.mark.slow
 def test_without_the_jacobian_the_rest_point_is_the_same(monkeypatch):
     def value(gamma):
         wrapped = stateless(DILEMMA, 1.0, gamma)

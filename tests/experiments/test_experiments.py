@@ -104,6 +104,7 @@ def test_a_rerun_is_the_same_bit_for_bit(done, tmp_path, capsys):
     assert capsys.readouterr().out.count("is done already") == 4
 
 
+@pytest.mark.slow
 def test_a_paper_is_replicated_without_a_game(tmp_path, capsys):
     path = write(tmp_path, '[replicate]\nname = "den-boer"\n')
     assert main(["run", str(path), "--cache", "off"]) == 0

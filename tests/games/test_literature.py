@@ -147,6 +147,7 @@ def test_logit_prices_are_best_replies():
     np.testing.assert_allclose(slope, (higher - lower) / 2e-5, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_prices_are_found_for_every_set_of_a_sweep():
     def build(theta):
         market = games.LogitMarket(cost=theta["cost"])

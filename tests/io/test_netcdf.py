@@ -54,6 +54,7 @@ def test_failures_leave_nothing_half_written(tmp_path, monkeypatch, old):
     assert left == ({"a.nc": old} if old else {})
 
 
+@pytest.mark.slow
 def test_a_data_set_that_cannot_be_stored(tmp_path):
     (tmp_path / "a.nc").write_bytes(b"precious")
     data = comparisons.dilemma().to_xarray().assign_attrs(bad={"a": 1})

@@ -113,6 +113,7 @@ def test_learners_keep_their_contract(name, game):
     ex.check_learner(LEARNERS[name][0], game[0])
 
 
+@pytest.mark.slow
 def test_wolf_keeps_its_contract_and_is_for_simulation_only(game):
     ex.check_learner(ex.WolfPHC(), game[0])
     with pytest.raises(ValueError, match="continuous"):

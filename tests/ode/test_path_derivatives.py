@@ -47,6 +47,7 @@ def jacobians(golden):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES[:2], pytest.param("mixed", marks=pytest.mark.slow)])
 def test_derivatives_through_kinks_equal_golden_in_both_modes(golden, jacobians, case):
     theta, reverse, forward = jacobians[case]

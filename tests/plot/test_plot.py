@@ -169,6 +169,7 @@ def test_comparison_figure():
     assert axes[0, 0].figure.get_supxlabel() == "time (unscaled steps)"
 
 
+@pytest.mark.slow
 def test_comparison_figure_without_tables():
     figure = plot.comparison(comparisons.untabulated())
     assert [ax.get_ylabel() for ax in grid(figure)[:, 0]] == [
@@ -271,6 +272,7 @@ def test_names_are_drawn_as_they_are():
         assert not any("$1.00" in text.replace(r"\$", "") for text in found)
 
 
+@pytest.mark.slow
 def test_one_state_has_no_name_and_the_figure_no_blank_half():
     figure = plot.comparison(odd_game())
     assert [ax.get_title() for ax in figure.axes] == [""] * 4

@@ -245,6 +245,7 @@ def test_policies_that_cannot_be_are_left_out():
     assert 0 < possible.sum() < possible.size
 
 
+@pytest.mark.slow
 def test_paths_runs_and_rest_points_over_the_flow():
     flow, kept = path(), simulation("parameters")
     wrapped = coordination()

@@ -42,6 +42,7 @@ def best_against(firm):
     return lambda actions: int(own[:, actions[1 - firm]].argmax())
 
 
+@pytest.mark.slow
 def test_sessions_are_measured_by_playing_them(case):
     params, states, data = case
     assert data.cycle_length.max() > 1

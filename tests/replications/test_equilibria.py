@@ -53,6 +53,7 @@ def cycle_of(strategies, state, count):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_prices", "decay", "wait", "sessions"),
     [(3, 1e-3, 2000, 24), pytest.param(15, 2e-5, 20_000, 4, marks=pytest.mark.slow)],

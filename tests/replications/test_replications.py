@@ -159,6 +159,7 @@ def test_single_precision_is_refused():
         replications.replicate("goll")
 
 
+@pytest.mark.slow
 def test_auctions_are_measured_by_their_bids(monkeypatch):
     """By the figures' counts, and by sessions too short to settle."""
     for auction, printed in banchio_skrzypacz._COUNTS.items():

@@ -30,6 +30,7 @@ def solved(golden, wrapped_games):
     return solve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["pd", "random", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_golden(golden, solved, case):
     values, found = golden[case], solved(case)

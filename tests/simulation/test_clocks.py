@@ -47,6 +47,7 @@ def assert_same(found, expected, rows):
             np.testing.assert_array_equal(a[rows][live], b[rows][live])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 of")
 def test_a_shared_clock_changes_no_number():
     together, apart = np.zeros(RUNS), np.append(np.zeros(RUNS), 2.0)

@@ -21,6 +21,7 @@ MIXTURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "dtype"),
     [*MIXTURES[-2:], *(pytest.param(*one, marks=pytest.mark.slow) for one in MIXTURES[:-2])],

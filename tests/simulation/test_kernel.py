@@ -267,6 +267,7 @@ CRITERIA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [*CRITERIA][:1] + [pytest.param(c, marks=pytest.mark.slow) for c in [*CRITERIA][1:]]
 )

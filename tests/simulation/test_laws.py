@@ -136,6 +136,7 @@ FROZEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_actions", "kinds", "form", "density"),
     [*FROZEN[:2], *(pytest.param(*one, marks=pytest.mark.slow) for one in FROZEN[2:])],

@@ -76,6 +76,7 @@ def test_plans_cut_long_intervals_and_lose_no_step():
     assert len({len(b.lengths) for b in blocks}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_numbers_do_not_depend_on_how_the_work_is_cut(wrapped, monkeypatch, dtype):
     reference = simulate(wrapped, dtype=dtype)

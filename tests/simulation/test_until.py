@@ -110,6 +110,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_runs_stop_where_brute_force_says(wrapped, every_step, found):
     greedy = [t == t.max(axis=-1, keepdims=True) for t in tables(wrapped, every_step[0])]
     same = np.ones((RUNS, STEPS + 1), bool)

@@ -84,6 +84,7 @@ def test_solution_and_simulation_are_those_of_solve_and_simulate():
         )
 
 
+@pytest.mark.slow
 def test_lists_of_times_and_whole_scales_will_do():
     wrapped, key = comparisons.dilemma_game(), jax.random.key(0)
     c = ex.compare(wrapped, wrapped.init(), comparisons.TIMES.tolist(), scale=10, runs=64, key=key)

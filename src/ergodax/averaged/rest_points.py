@@ -6,6 +6,7 @@ theorem a rest point moves with a hyper-parameter theta as `dx*/dtheta = -DF(x*)
 which is what `jax.grad` through `rest_point` computes.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -145,7 +146,10 @@ class RestPoint(Result):
 
     def __repr__(self) -> str:
         batch = self.residual.ndim
-        size = sum(np.prod(leaf.shape[batch:]) for leaf in jax.tree.leaves(self.params))
+        if self.jacobian is None:
+            size = sum(math.prod(leaf.shape[batch:]) for leaf in jax.tree.leaves(self.params))
+        else:
+            size = self.jacobian.shape[-1]
         if batch or not is_concrete(self.residual):
             return f"RestPoint({size} parameters: {describe_result(self.result)})"
         known = self.jacobian is not None and self.result == RESULTS.successful

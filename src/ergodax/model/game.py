@@ -393,7 +393,8 @@ def _project_tangent(probabilities, padded):
 def _project_tangent_jvp(primals, tangents):
     probabilities, padded = primals
     tangent = jnp.where(padded, 0.0, tangents[0])
-    mean = tangent.sum(-1, keepdims=True) / (~padded).sum(-1, keepdims=True)
+    stored = (~padded).sum(-1, keepdims=True).astype(tangent.dtype)
+    mean = tangent.sum(-1, keepdims=True) / stored
     return probabilities, jnp.where(padded, 0.0, tangent - mean)
 
 
