@@ -148,9 +148,9 @@ def required_scale(
         seed: seeds the paths.
 
     Returns:
-        N, a float, right to about a per cent at N = 100; rather too large where single updates are
-        rare and large (by 11 % at N = 30 in one example), and below about 10 an extrapolation.
-        Zero if nothing is learned, so that any scale will do.
+        N, a float. By simulation it was right to 1.3 % at N = 100 in three examples; at N = 30 it
+        lay between 5 % too small (prisoner's dilemma) and 11 % too large (rare, large updates).
+        Below about 10 it is an extrapolation. Zero if nothing is learned: any scale will do.
 
     Raises:
         ValueError: as `fluctuations`, or if an argument does not fit.
