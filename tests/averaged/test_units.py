@@ -117,7 +117,7 @@ def test_large_payoffs_and_patience_end_at_rest():
     wrapped = scaled((payoffs, payoffs.T), 0.5, 0.99, 1e6)
     # An action that falls behind is not tried for ages: they start near.
     nearby = starts(3, -0.05, 0.05)
-    params0 = jax.tree.map(lambda leaf: 1e6 * (jnp.array([239.84, 240.34]) + leaf), nearby)
+    params0 = jax.tree.map(lambda leaf: 1e6 * (jnp.array([[[239.84, 240.34]]]) + leaf), nearby)
     (rest,) = ex.basins(wrapped, params0, 1e5).attractors
     assert rest.kind == "rest point"
     assert rest.rest.stability == "stable"

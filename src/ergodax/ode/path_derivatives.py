@@ -297,17 +297,17 @@ class _Tangent(NamedTuple):
             return ts, jnp.asarray(len(ts)), lambda values: values
         path, degree = self.path, len(_NODES) - 1
         widths = jnp.diff(path.times)
-        stops = (path.times[:-1, None] + widths[:, None] * _NODES[:-1]).ravel()
+        stops = (path.times[:-1, None] + jnp.multiply.outer(widths, _NODES[:-1])).ravel()
         count = degree * (path.count - 1) + 1
         stops = jnp.append(stops, jnp.inf).at[count - 1].set(path.times[path.count - 1])
         step = jax.vmap(path.step)(ts)
         s = (ts - path.times[step]) / widths[step]
         others = [np.delete(_NODES, j) for j in range(degree + 1)]
         weights = [
-            jnp.prod((s[:, None] - other) / (node - other), axis=1)
+            jnp.prod(jnp.subtract.outer(s, other) / (node - other)[None], axis=1)
             for node, other in zip(_NODES, others, strict=True)
         ]
-        rows = degree * step[:, None] + np.arange(degree + 1)
+        rows = jnp.add.outer(degree * step, np.arange(degree + 1, dtype=step.dtype))
         return (
             stops,
             count,

@@ -105,7 +105,7 @@ class ControlVariate(AbstractRecorder):
     def _joint_policy(self, params, state):
         joint = jnp.ones(())
         for learner, own in zip(self.wrapped.learners, params, strict=True):
-            joint = joint[..., None] * learner.policy(own, state)
+            joint = jnp.multiply.outer(joint, learner.policy(own, state))
         return joint
 
     def _path_at(self, t):
@@ -113,7 +113,7 @@ class ControlVariate(AbstractRecorder):
         cells = jax.tree.leaves(self.path)[0].shape[0] - 1
         width = self.end / cells
         cell = jnp.clip((t / width).astype(int), 0, cells - 1)
-        u = t / width - cell
+        u = t / width - cell.astype(width.dtype)
 
         def of_leaf(path, velocity):
             begin, end = width * velocity[cell], width * velocity[cell + 1]
@@ -150,7 +150,7 @@ def control_variate(
     scores = scores.reshape(_BINS, *shape)
     if not wrapped.needs_next_action:
         # Outcomes are drawn whatever the parameters: their mean can be taken beforehand.
-        means = jnp.sum(scores * game.probabilities, axis=-1)
+        means = jnp.sum(scores * game.probabilities[None], axis=-1)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], predicted.params))
     return ControlVariate(
         wrapped=wrapped,
