@@ -57,8 +57,8 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.stem not in long)
 
 
-# Pages and programs do as users may; schedules have values in float64 where float32 is simulated.
-_MIXED = ("tests", "simulation", "replications", "notebooks")
+# Pages and programs do as users may.
+_MIXED = ("tests", "notebooks")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -71,7 +71,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def bounded_mappings():
-    """Forgets compiled programs long before they are too many: 5000 mappings hold some GiB."""
+    """Forgets compiled programs before they hold much memory, and long before they are too many."""
     yield
     drop_programs(5_000)
 

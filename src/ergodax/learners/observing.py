@@ -124,6 +124,7 @@ class Observing(AbstractFilter):
             return moved.reshape(*moved.shape[:place], -1, *moved.shape[place + 2 :])
 
         scaled = weights.reshape(*weights.shape, *(1,) * (game.num_agents + 1))
+        scaled = scaled.astype(game.probabilities.dtype)
         probabilities = jnp.moveaxis(game.probabilities[members] * scaled, 1, 1 + game.num_agents)
         return MarkovGame(
             jnp.asarray(seen)[side_by_side(game.successors)],

@@ -65,10 +65,12 @@ class Clocked(AbstractOuterLearner):
     learner: AbstractLearner
 
     def at(self, t: Any) -> AbstractLearner:
-        """The learner with its schedules replaced by their values at time t."""
+        """The learner with its schedules replaced by their values at time t, in its precision."""
+        t = jnp.asarray(t)
+        t = t if jnp.issubdtype(t.dtype, jnp.inexact) else t.astype(float)
 
         def value(leaf):
-            return jnp.asarray(leaf(jnp.asarray(t)), float) if is_schedule(leaf) else leaf
+            return jnp.asarray(leaf(t), t.dtype) if is_schedule(leaf) else leaf
 
         return jax.tree.map(value, self.learner, is_leaf=is_schedule)
 
@@ -122,7 +124,8 @@ def check_schedules(learners: tuple, ts: Any, by_run: bool = False) -> None:
 
 def _check_modules(agent: int, module: Any, times: np.ndarray, by_run: bool) -> None:
     def along(schedule):
-        return jax.vmap(schedule)(jnp.asarray(times, float))
+        numbers = [a for a in jax.tree.leaves(schedule) if eqx.is_inexact_array(a)]
+        return jax.vmap(schedule)(jnp.asarray(times, jnp.result_type(*numbers or [float])))
 
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)

@@ -29,8 +29,9 @@ SOURCE = (
 )
 PERIODS, UNCHANGED = 1_000_000, 1000
 _PUBLISHED = 1000  # sessions
-# Sections 3 and 4. Of first values the paper says that they are optimistic: here those of earning
-# the whole good for ever. A tie is decided by a draw.
+# The paper's numbers are those of notes that reproduce it (github.com/fe-lipe-c/ML_Games_Group); the
+# paper itself was not compared. Sections 3 and 4; first values are said to be optimistic: here those
+# of earning the whole good for ever. A tie is decided by a draw.
 RATE, DISCOUNT, EXPLORATION, DECAY, FIRST = 0.05, 0.99, 0.025, 2e-4, 100.0
 _AUCTIONS = {"first price": first_price_auction, "second price": second_price_auction}
 # Sessions by what the seller earns: the counts printed in Figure 1.
@@ -89,6 +90,7 @@ def replicate(sessions: int = 100, *, seed: int = 0, progress: bool = False) -> 
         data,
         notes=(
             f"{left_out} sessions whose bids had not settled are left out, as in the paper.",
+            "The paper's numbers are those of notes that reproduce it (fe-lipe-c/ML_Games_Group).",
             "The paper does not say with which optimistic values bidders begin: here with 100.",
             f"2 x {sessions} sessions at {np.mean(speeds) / 1e6:.1f} million steps/s.",
         ),

@@ -91,7 +91,7 @@ class TurnLearner(AbstractLearner):
         error = jnp.where(mine | (params.other < 0), 0.0, target - params.values[place])
         return Memory(
             At(place, self.learning_rate * error),
-            jnp.where(mine, standing - params.other, 0.0),
+            jnp.where(mine, standing.astype(params.other.dtype) - params.other, 0.0),
             jnp.where(mine, t.reward - params.reward, 0.0),
         )
 

@@ -414,7 +414,7 @@ def advance_until(
             return (carry[0] < length) & (carry[-1] > fewest)
 
         if holds:
-            at = jnp.where(idle | stopped(runs, own, zero, idle), 0, -1)
+            at = jnp.where(idle | stopped(runs, own, zero, idle), zero, -1)
             taken, (runs, at), _ = jax.lax.while_loop(
                 goes_on, look_later, (zero, (runs, to_lanes(at)), under_way)
             )
