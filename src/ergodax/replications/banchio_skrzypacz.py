@@ -29,9 +29,9 @@ SOURCE = (
 )
 PERIODS, UNCHANGED = 1_000_000, 1000
 _PUBLISHED = 1000  # sessions
-# The paper's numbers are those of notes that reproduce it (github.com/fe-lipe-c/ML_Games_Group); the
-# paper itself was not compared. Sections 3 and 4; first values are said to be optimistic: here those
-# of earning the whole good for ever. A tie is decided by a draw.
+# The paper's numbers are those of notes that reproduce it (github.com/fe-lipe-c/ML_Games_Group); it
+# was not compared itself. Sections 3 and 4; first values are said to be optimistic: here those of
+# earning the whole good for ever. A tie is decided by a draw.
 RATE, DISCOUNT, EXPLORATION, DECAY, FIRST = 0.05, 0.99, 0.025, 2e-4, 100.0
 _AUCTIONS = {"first price": first_price_auction, "second price": second_price_auction}
 # Sessions by what the seller earns: the counts printed in Figure 1.
