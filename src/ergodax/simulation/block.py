@@ -102,7 +102,20 @@ class Report(NamedTuple):
     values: tuple
 
 
-@compiled
+# On processors with AVX-512 the compiler would use only half of every vector register. And it would
+# hand small parts of a step, one agent's schedule say, to other threads: that takes longer than to
+# compute them. Sums of many lanes would go to a library, which rounds otherwise than its own code:
+# a run's numbers would depend on how many there are in a batch.
+_COMPILER: dict[str, Any] = {
+    "compiler_options": {
+        "xla_cpu_prefer_vector_width": 512,
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+        "xla_cpu_experimental_ynn_fusion_type": "",
+    }
+}
+
+
+@functools.partial(compiled, **_COMPILER)
 def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float[Array, "R S"]):
     """Where the runs stand before their first step; their random numbers are those of step 0.
 
@@ -130,7 +143,7 @@ def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float
     return from_lanes(over_lanes(of_run, *to_lanes((keys, params0, law, own))))
 
 
-@compiled
+@functools.partial(compiled, **_COMPILER)
 def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R"]) -> Run:
     """The runs with nothing recorded yet, each leaf `[R, ...]`."""
 
@@ -174,17 +187,6 @@ def _from_lanes(runs: Run) -> Run:
 
     params = jax.tree.map(of_agent, runs.standing.params, is_leaf=is_clocked)
     return runs._replace(standing=runs.standing._replace(params=params))
-
-
-# On processors with AVX-512 the compiler would use only half of every vector register. And it would
-# hand small parts of a step, one agent's schedule say, to other threads: that takes longer than to
-# compute them.
-_COMPILER: dict[str, Any] = {
-    "compiler_options": {
-        "xla_cpu_prefer_vector_width": 512,
-        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    }
-}
 
 
 @functools.partial(compiled, **_COMPILER)

@@ -192,9 +192,8 @@ def simulate(
 
     Time t is step `floor(scale t)`. A run's random numbers depend on `key`, its number and the step
     alone, and neither runs nor moments on `batch_size`, `devices`, `ts` or interruptions: to the
-    last bit, unless a learner or recorder adds many terms in one step (as counterfactual learners
-    do on dense games), whose order the compiler chooses by the size of a batch. They have
-    23 bits in either precision: an action of probability below 6e-8 may never be drawn.
+    last bit on processors. They have 23 bits in either precision: an action of probability below
+    6e-8 may never be drawn.
 
     Runs are spread over all devices of JAX's default kind, unless `jax.default_device` names one;
     see `use_all_cores` for those of a processor. In a job of several processes that
