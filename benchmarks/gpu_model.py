@@ -148,8 +148,7 @@ def simulated(
         in_kernel=in_kernel,
     )
     keys = run_keys(jax.random.key(0), jnp.arange(GROUP, dtype=jnp.uint32))
-    begun = block.start(setting, keys, rows.params0, rows.law)
-    runs = block.start_recorders(setting, *begun)
+    runs = block.start(setting, keys, rows.params0, rows.law)
     arrays, static = eqx.partition(setting, eqx.is_array)
 
     def advance(arrays, *others):

@@ -161,7 +161,7 @@ def solve(
         wrapped,
         params0,
         jnp.asarray(ts, dtype=float),
-        diffrax.Tsit5() if solver is None else solver,
+        solver,
         jnp.asarray(rtol, dtype=float),
         jnp.asarray(atol, dtype=float),
         adjoint,

@@ -182,7 +182,7 @@ def sensitivities(
         build,
         theta,
         jnp.asarray(ts, dtype=float),
-        diffrax.Tsit5() if solver is None else solver,
+        solver,
         jnp.asarray(rtol, dtype=float),
         jnp.asarray(atol, dtype=float),
         max_steps,

@@ -127,13 +127,12 @@ def check_rewards(game: Any, rewards: np.ndarray) -> None:
         )
 
 
-def warn_unresolved(rewards: np.ndarray, dtype: Any, stacklevel: int = 3) -> None:
+def warn_unresolved(rewards: np.ndarray, dtype: Any) -> None:
     """Warns if an agent's rewards differ by too little, for their size, to be told apart.
 
     Args:
         rewards: finite, agents last, as precise as they were given.
         dtype: JAX's precision.
-        stacklevel: as for `warnings.warn`.
     """
     by_agent = rewards.reshape(-1, rewards.shape[-1]).astype(float)
     lowest, highest = by_agent.min(axis=0), by_agent.max(axis=0)
@@ -146,7 +145,7 @@ def warn_unresolved(rewards: np.ndarray, dtype: Any, stacklevel: int = 3) -> Non
             f"in {np.dtype(dtype).name} numbers of this size are {spacing[agent]:.1e} apart, so "
             "that differences are lost, and more of them in values. Subtract a constant from all "
             "rewards, or compute in float64.",
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
 
 

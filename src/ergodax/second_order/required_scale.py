@@ -167,13 +167,8 @@ def required_scale(
     most = _MOST_NUMBERS // max(1, sum(np.size(leaf) for leaf in jax.tree.leaves(params0)))
     if paths > most:
         raise ValueError(f"paths must be at most {most} here, for memory; found {paths}.")
-    predicted = fluctuations(
-        wrapped,
-        params0,
-        np.linspace(0, end, CELLS + 1),
-        initial_state=initial_state,
-        bias=True,
-    )
+    grid = np.linspace(0, end, CELLS + 1)
+    predicted = fluctuations(wrapped, params0, grid, initial_state=initial_state, bias=True)
     _, linear = linearise(predicted)
     lag = _lag(predicted, np.random.default_rng([seed, 1]), paths)
     words = np.array([seed], dtype=np.uint32)

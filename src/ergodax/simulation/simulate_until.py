@@ -249,14 +249,9 @@ def simulate_until(
     state = jax.eval_shape(single.init, one, inputs.like)
     _check_done(single, state)
     check_result(inputs, (reported, state), 1, True)
+    size = bytes_of_run(inputs, state)
     execution = plan_execution(
-        bytes_of_run(inputs, state),
-        inputs.runs,
-        devices=devices,
-        batch_size=batch_size,
-        checkpoint=checkpoint,
-        progress=progress,
-        shared=True,
+        size, inputs.runs, devices, batch_size, progress=progress, shared=True
     )
     others = {"key": key, "scale": scale, "until": until, "max_steps": max_steps}
     others |= {"start": None if start is None else start.steps}
