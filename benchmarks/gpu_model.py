@@ -181,8 +181,8 @@ def dilemma(learner: Any) -> ex.WrappedGame:
 def solved(values: Any) -> Any:
     """The inner solver of `sweep`."""
     mesh = Mesh(np.array([cuda_programs.card()]), ("sets",))
-    options = gpu.TOLERANCE, gpu.TOLERANCE, 4096, mesh
-    return _solve_batch.__wrapped__(gpu.build, gpu.NAMES, values, np.array(gpu.TIMES), *options)
+    options = np.array(gpu.TIMES), gpu.SOLVER, mesh
+    return _solve_batch.__wrapped__(gpu.build, gpu.NAMES, values, *options)
 
 
 def of_sets(function: Callable) -> Found:

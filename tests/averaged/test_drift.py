@@ -19,6 +19,7 @@ from ergodax.model.game import padding
 from helpers import (
     FORMS,
     KINDS,
+    RothErev,
     assert_close,
     central_difference,
     flatten,
@@ -414,22 +415,6 @@ def test_a_pricing_game_stays_small():
 
 
 # Learners of a user
-
-
-class RothErev(ex.AbstractLearner):
-    """Roth and Erev (1995): propensities decay at rate phi and grow by the reward received."""
-
-    phi: jax.Array = ex.hyper(0.01)
-
-    def init(self, game, agent, *, key):
-        return jnp.ones((game.num_states, game.num_actions[agent]))
-
-    def policy(self, x, state):
-        return x[state] / x[state].sum()
-
-    def update(self, x, t, game, agent):
-        gain = t.reward * jax.nn.one_hot(t.action, x.shape[1])
-        return ex.At((t.state,), self.phi * (gain - x[t.state]))
 
 
 class LinearQ(ex.AbstractLearner):

@@ -25,7 +25,7 @@ def greedy(game: MarkovGame, policies: tuple) -> tuple[tuple, Bool[Array, "*R S 
         `[S, n]`: what is played there is a choice of this function and not of the agent. Of a
         cycle that `play` finds, `tied & on_cycle[..., None]` says where it rests on such a choice.
     """
-    tables = check_tables(game, policies, "policies", "[S, A_i] of probabilities or values")
+    tables = check_tables(game, policies, "[S, A_i] of probabilities or values")
     best = tuple(jnp.argmax(table, axis=-1) for table in tables)
     tied = [(table == table.max(axis=-1, keepdims=True)).sum(axis=-1) > 1 for table in tables]
     return best, jnp.stack(tied, axis=-1)

@@ -48,8 +48,9 @@ from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
 from .inputs import Inputs, check_inputs, check_rows, take
+from .job import Job
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
-from .shared import plan_job
+from .shared import plan_work
 from .step import Ensemble
 from .streams import run_keys
 
@@ -288,7 +289,8 @@ def simulate(
     unfinished = Store(checkpoint, "simulation", inputs._asdict() | others)
 
     before = time.perf_counter()
-    job, save = plan_job(
+    job, save = plan_work(
+        Job,
         unfinished,
         inputs,
         functools.partial(run_keys, key),

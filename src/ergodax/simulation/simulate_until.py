@@ -34,9 +34,9 @@ from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
 from .inputs import check_inputs, check_rows, take
-from .pool import is_lost
+from .pool import Pool, is_lost
 from .recorders import AbstractRecorder, check_recorder
-from .shared import plan_pool
+from .shared import plan_work
 from .simulate import NO_DERIVATIVES, check_continued, describe_lost
 from .step import MISPLAYED, Ensemble, Run, lost_by
 from .streams import run_keys
@@ -258,7 +258,8 @@ def simulate_until(
     unfinished = Store(checkpoint, "simulation until", inputs._asdict() | others)
 
     before = time.perf_counter()
-    pool, save = plan_pool(
+    pool, save = plan_work(
+        Pool,
         unfinished,
         inputs,
         functools.partial(run_keys, key),
