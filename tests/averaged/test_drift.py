@@ -514,11 +514,11 @@ def enumerated_drift(wrapped, params):
     return total
 
 
-def user_game(learners, seed=0):
-    rng = np.random.default_rng(seed)
+def user_game(learners):
+    rng = np.random.default_rng(0)
     game, _ = random_game(rng, 3, (2, 3, 2)[: len(learners)], "next_state", density=0.7)
     wrapped = ex.WrappedGame(game, learners)
-    flat, unravel = ravel_pytree(wrapped.init(jax.random.key(seed)))
+    flat, unravel = ravel_pytree(wrapped.init(jax.random.key(0)))
     return wrapped, unravel(jnp.abs(flat + rng.uniform(0.1, 1, size=flat.size)))
 
 
