@@ -326,6 +326,8 @@ def closed_classes(chain: np.ndarray) -> tuple[list[list[int]], list[int]]:
     Returns:
         A list of closed classes (lists of states) and the list of transient states.
     """
+    if (chain > 0).all():  # most often; SciPy takes a while to import
+        return [list(range(len(chain)))], []
     from scipy.sparse.csgraph import connected_components
 
     count, label = connected_components(chain > 0, directed=True, connection="strong")
