@@ -157,16 +157,8 @@ def solve(
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_schedules(wrapped.learners, ts)
     warn_single_precision()
-    solved = _solve(
-        wrapped,
-        params0,
-        jnp.asarray(ts, dtype=float),
-        solver,
-        jnp.asarray(rtol, dtype=float),
-        jnp.asarray(atol, dtype=float),
-        adjoint,
-        max_steps,
-    )
+    times, rtol, atol = (jnp.asarray(number, dtype=float) for number in (ts, rtol, atol))
+    solved = _solve(wrapped, params0, times, solver, rtol, atol, adjoint, max_steps)
     solution = Solution(wrapped=wrapped, **solved)
     if throw:
         check_reached(solution)

@@ -80,7 +80,7 @@ def check_law(law: Any, num_states: int) -> Any:
         return np.full(num_states, 1.0 / num_states)
     law = check_table("initial", law, (num_states,))
     if is_concrete(law):
-        check_distribution("initial", np.asarray(law))
+        check_distribution(np.asarray(law))
     return law
 
 
@@ -157,14 +157,14 @@ def check_probabilities(where: str, policy: np.ndarray) -> None:
         raise ValueError(f"{where} must sum to 1; found {policy}, sum {policy.sum():.6g}.")
 
 
-def check_distribution(field: str, values: np.ndarray) -> None:
-    """Raises ValueError unless the values are a distribution over states."""
+def check_distribution(values: np.ndarray) -> None:
+    """Raises ValueError unless the initial law is a distribution over states."""
     bad = ~np.isfinite(values) | (values < 0)
     if bad.any():
         state = int(np.argmax(bad))
-        raise ValueError(f"{field} probability {values[state]} of state {state} is not valid.")
+        raise ValueError(f"initial probability {values[state]} of state {state} is not valid.")
     if abs(values.sum() - 1.0) > _tolerance(values):
-        raise ValueError(f"{field} probabilities sum to {values.sum():.10g}, not 1.")
+        raise ValueError(f"initial probabilities sum to {values.sum():.10g}, not 1.")
 
 
 def _tolerance(values: np.ndarray) -> float:
