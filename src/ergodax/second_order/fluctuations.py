@@ -115,14 +115,13 @@ def fluctuations(
     check_covariance("fluctuations", wrapped, params0, times=np.shape(ts)[0], bias=bias)
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
 
-    times, rtol, atol = (jnp.asarray(number, dtype=float) for number in (ts, rtol, atol))
-    law = jnp.asarray(first_state_law(wrapped.game, initial_state))
-    options: dict[str, Any] = dict(scale=scale, bias=bias, rtol=rtol, atol=atol, adjoint=adjoint)
+    times, law = jnp.asarray(ts, dtype=float), first_state_law(wrapped.game, initial_state)
+    options: dict[str, Any] = dict(scale=scale, bias=bias, adjoint=adjoint, max_steps=max_steps)
+    options |= {"rtol": jnp.asarray(rtol, dtype=float), "atol": jnp.asarray(atol, dtype=float)}
 
     def solve(most: int) -> Fluctuations:
         check_room(64 * most * size**2, f"to track {most} kinks", "lower max_kinks")
-        options["max_kinks"] = most
-        return fluctuate(wrapped, params0, times, law, max_steps=max_steps, **options)
+        return fluctuate(wrapped, params0, times, jnp.asarray(law), max_kinks=most, **options)
 
     solution = solve(tracked[0])
     for most in tracked[1:]:
