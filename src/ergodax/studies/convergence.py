@@ -166,15 +166,11 @@ class ConvergenceStudy(Result):
 
     def to_xarray(self) -> "xarray.Dataset":
         """The study as a labelled data set along `scale`; fitted constants are attributes."""
+        names = ("strong_constant", "strong_theory", "strong_slope", "weak_constant", "weak_slope")
         constants: dict[str, Any] = {
-            "t1": self.t1,
-            "runs": self.runs,
-            "weak_theory": self.weak_theory,
+            name: getattr(self, name) for name in ("t1", "runs", "weak_theory")
         }
-        for name in (
-            *("strong_constant", "strong_theory", "strong_slope"),
-            *("weak_constant", "weak_slope"),
-        ):
+        for name in names:
             constants[name], constants[f"{name}_error"] = getattr(self, name)
         return super().to_xarray().assign_attrs(constants)
 
