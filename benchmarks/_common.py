@@ -35,6 +35,21 @@ def q_learners(values: dict[str, np.ndarray]) -> ex.WrappedGame:
     return ex.WrappedGame(game, learners)
 
 
+def q_learners_at(like: ex.WrappedGame, theta: dict) -> tuple[ex.WrappedGame, tuple]:
+    """Returns Q-learners with other hyper-parameters, all agents the same, and where they start."""
+    learners = [
+        ex.QLearning(
+            theta["alpha"],
+            theta["gamma"],
+            ex.EpsilonSoftmax(theta["tau"], learner.exploration.epsilon),
+            learner.initial,
+        )
+        for learner in like.learners
+    ]
+    wrapped = ex.WrappedGame(like.game, learners)
+    return wrapped, wrapped.init()
+
+
 def best_of(count: int, call: Callable[[], object]) -> float:
     """Returns the shortest wall time of several calls, in seconds, results waited for."""
     times = []

@@ -31,7 +31,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import ergodax as ex
-from _common import best_of, golden, machine, q_learners, table
+from _common import best_of, golden, machine, q_learners, q_learners_at, table
 from ergodax.simulation.lanes import is_large
 from ergodax.studies.sweep import _solve_batch
 from gpu_numbers import compared, interpret_kernels, rounding
@@ -40,6 +40,7 @@ CHAIN = 512
 # Bytes that device memory moves at least for a number somewhere in a table: one sector.
 SECTOR = 32
 TOLERANCE = 1e-6
+SOLVER = {"rtol": TOLERANCE, "atol": TOLERANCE, "max_steps": 4096}
 TIMES = (500.0, 1000.0)
 # Of a solution that is differentiated: its path is stored at up to this many steps; it takes 35.
 STORED = 64
@@ -351,17 +352,7 @@ def memory() -> float:
 
 def build(theta):
     """The paper's example at other hyper-parameters."""
-    learners = [
-        ex.QLearning(
-            theta["alpha"],
-            theta["gamma"],
-            ex.EpsilonSoftmax(theta["tau"], learner.exploration.epsilon),
-            learner.initial,
-        )
-        for learner in PAPER.learners
-    ]
-    wrapped = ex.WrappedGame(PAPER.game, learners)
-    return wrapped, wrapped.init()
+    return q_learners_at(PAPER, theta)
 
 
 NAMES = ("alpha", "gamma", "tau")
@@ -370,9 +361,7 @@ NAMES = ("alpha", "gamma", "tau")
 def solved(values, device):
     """The inner solver of `sweep`, on all sets in one batch."""
     mesh = Mesh(np.array([device]), ("sets",))
-    outcome, _ = _solve_batch(
-        build, NAMES, jnp.asarray(values), np.array(TIMES), TOLERANCE, TOLERANCE, 4096, mesh
-    )
+    outcome, _ = _solve_batch(build, NAMES, jnp.asarray(values), np.array(TIMES), SOLVER, mesh)
     return outcome["parameters"]
 
 

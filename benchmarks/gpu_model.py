@@ -148,8 +148,7 @@ def simulated(
         in_kernel=in_kernel,
     )
     keys = run_keys(jax.random.key(0), jnp.arange(GROUP, dtype=jnp.uint32))
-    begun = block.start(setting, keys, rows.params0, rows.law)
-    runs = block.start_recorders(setting, *begun)
+    runs = block.start(setting, keys, rows.params0, rows.law)
     arrays, static = eqx.partition(setting, eqx.is_array)
 
     def advance(arrays, *others):
@@ -182,8 +181,8 @@ def dilemma(learner: Any) -> ex.WrappedGame:
 def solved(values: Any) -> Any:
     """The inner solver of `sweep`."""
     mesh = Mesh(np.array([cuda_programs.card()]), ("sets",))
-    options = gpu.TOLERANCE, gpu.TOLERANCE, 4096, mesh
-    return _solve_batch.__wrapped__(gpu.build, gpu.NAMES, values, np.array(gpu.TIMES), *options)
+    options = np.array(gpu.TIMES), gpu.SOLVER, mesh
+    return _solve_batch.__wrapped__(gpu.build, gpu.NAMES, values, *options)
 
 
 def of_sets(function: Callable) -> Found:

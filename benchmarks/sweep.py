@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
 import ergodax as ex
-from _common import golden, machine, q_learners, table
+from _common import golden, machine, q_learners, q_learners_at, table
 from ergodax.model.observable import parameters_and_policies
 
 TOLERANCE = 1e-6
@@ -45,17 +45,7 @@ def main() -> None:
 
 def build(theta):
     """The paper's example at other hyper-parameters."""
-    learners = [
-        ex.QLearning(
-            theta["alpha"],
-            theta["gamma"],
-            ex.EpsilonSoftmax(theta["tau"], learner.exploration.epsilon),
-            learner.initial,
-        )
-        for learner in PAPER.learners
-    ]
-    wrapped = ex.WrappedGame(PAPER.game, learners)
-    return wrapped, wrapped.init()
+    return q_learners_at(PAPER, theta)
 
 
 def random_design(count: int) -> dict[str, np.ndarray]:

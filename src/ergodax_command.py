@@ -4,6 +4,7 @@ It stands outside of the package, whose import takes a second, so that Ctrl-C me
 a word and not with a traceback.
 """
 
+import gc
 import os
 import sys
 
@@ -11,7 +12,12 @@ import sys
 def program() -> None:
     """Runs the command line."""
     try:
+        # All that is imported stays: it is never looked through for what could be freed.
+        gc.disable()
         from ergodax.cli import program as run
+
+        gc.freeze()
+        gc.enable()
     except KeyboardInterrupt:
         print("ergodax: error: interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # what is half imported may not survive an orderly end

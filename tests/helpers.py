@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
 import oracle
+from ergodax.simulation.job import Job
 
 KINDS = ("q", "sarsa", "counterfactual", "actor_critic")
 FORMS = ("state_action", "next_state", "duplicates", "deterministic")
@@ -50,6 +51,23 @@ def make_oracle_learner(spec):
         "counterfactual": oracle.CounterfactualQLearning,
     }
     return classes[spec.kind](spec.alpha, spec.gamma, spec.tau, spec.eps)
+
+
+class RothErev(ex.AbstractLearner):
+    """A user's learner: propensities decay at rate phi and grow by the reward received."""
+
+    phi: jax.Array = ex.hyper(0.01)
+
+    def init(self, game, agent, *, key):
+        return jnp.ones((game.num_states, game.num_actions[agent]))
+
+    def policy(self, params, state):
+        return params[state] / params[state].sum()
+
+    def update(self, params, transition, game, agent):
+        t = transition
+        gain = t.reward * jax.nn.one_hot(t.action, params.shape[1])
+        return ex.At((t.state,), self.phi * (gain - params[t.state]))
 
 
 def random_specs(rng, kinds):
@@ -187,6 +205,19 @@ def flatten_times(params):
     return np.asarray(jax.vmap(lambda p: ravel_pytree(p)[0])(params))
 
 
+def interrupt_after(monkeypatch, count, work=Job):
+    """Ctrl-C once `count` blocks of a simulation are done."""
+    run = work.run
+
+    def interrupted(self):
+        for k, taken in enumerate(run(self)):
+            yield taken
+            if k + 1 == count:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "run", interrupted)
+
+
 @contextlib.contextmanager
 def annotations_off():
     """Switches the checks of annotations off, to see what users see who get a shape wrong."""
@@ -242,6 +273,16 @@ def golden_build(golden, case):
         return wrapped, unflatten(wrapped, values["x0"])
 
     return build, theta
+
+
+def learnt_cooperation(epsilon):
+    """How often two Q-learners with this exploration cooperate, after learning for long."""
+    payoffs = np.array([[4.0, 0.0], [3.0, 2.0]])
+    learner = ex.QLearning(0.1, 0.0, ex.EpsilonSoftmax(0.25, epsilon), [[4.0, 3.0]])
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
+    wrapped = ex.WrappedGame(game, [learner, learner])
+    params = ex.solve(wrapped, wrapped.init(), [300.0]).params
+    return wrapped.policies(jax.tree.map(lambda leaf: leaf[-1], params))[0][0, 0]
 
 
 # Agent 0 finds its first action worse until agent 1, who knows nothing of it, has learned to play

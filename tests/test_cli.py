@@ -17,6 +17,7 @@ import comparisons
 import ergodax as ex
 from ergodax import cli
 from ergodax.cli import main, output, running
+from helpers import interrupt_after
 
 SMALL = ["--runs", "64", "--t1", "20", "--points", "5"]
 
@@ -223,14 +224,8 @@ def test_an_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_comparison_cut_short_is_written_and_exits_as_interrupted(tmp_path, capsys, monkeypatch):
-    job = importlib.import_module("ergodax.simulation.job")
-    original, capacity = job.Job.run, importlib.import_module("ergodax.simulation.capacity")
-
-    def interrupted(self):
-        yield next(original(self))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(job.Job, "run", interrupted)
+    capacity = importlib.import_module("ergodax.simulation.capacity")
+    interrupt_after(monkeypatch, 1)
     monkeypatch.setattr(capacity, "PROCESSOR", capacity.PROCESSOR._replace(cache=1))
     assert compare(*SMALL, "--runs", "300", "--out", str(tmp_path)) == 130
     assert "interrupted: what is written was complete by then" in capsys.readouterr().err

@@ -110,10 +110,9 @@ SINGLE = """
         keys = run_keys(jax.random.key(0), jnp.arange(64, dtype=jnp.uint32))
         every = lambda leaf: jnp.broadcast_to(leaf, (64, *leaf.shape))
         def program(keys):
-            standing, faults = block.start(
+            runs = block.start(
                 setting, keys, jax.tree.map(every, params0), every(wrapped.game.initial)
             )
-            runs = block.start_recorders(setting, standing, faults)
             lengths, due = jnp.array([3, 4], jnp.int32), jnp.ones(2, bool)
             live = jnp.ones(64, bool)
             return block.advance.__wrapped__(

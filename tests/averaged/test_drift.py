@@ -19,6 +19,7 @@ from ergodax.model.game import padding
 from helpers import (
     FORMS,
     KINDS,
+    RothErev,
     assert_close,
     central_difference,
     flatten,
@@ -416,22 +417,6 @@ def test_a_pricing_game_stays_small():
 # Learners of a user
 
 
-class RothErev(ex.AbstractLearner):
-    """Roth and Erev (1995): propensities decay at rate phi and grow by the reward received."""
-
-    phi: jax.Array = ex.hyper(0.01)
-
-    def init(self, game, agent, *, key):
-        return jnp.ones((game.num_states, game.num_actions[agent]))
-
-    def policy(self, x, state):
-        return x[state] / x[state].sum()
-
-    def update(self, x, t, game, agent):
-        gain = t.reward * jax.nn.one_hot(t.action, x.shape[1])
-        return ex.At((t.state,), self.phi * (gain - x[t.state]))
-
-
 class LinearQ(ex.AbstractLearner):
     """Q-learning with values linear in features `[S, A, d]`; increments are dense."""
 
@@ -529,11 +514,11 @@ def enumerated_drift(wrapped, params):
     return total
 
 
-def user_game(learners, seed=0):
-    rng = np.random.default_rng(seed)
+def user_game(learners):
+    rng = np.random.default_rng(0)
     game, _ = random_game(rng, 3, (2, 3, 2)[: len(learners)], "next_state", density=0.7)
     wrapped = ex.WrappedGame(game, learners)
-    flat, unravel = ravel_pytree(wrapped.init(jax.random.key(seed)))
+    flat, unravel = ravel_pytree(wrapped.init(jax.random.key(0)))
     return wrapped, unravel(jnp.abs(flat + rng.uniform(0.1, 1, size=flat.size)))
 
 

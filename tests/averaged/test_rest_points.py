@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 
 import ergodax as ex
 from ergodax.averaged import rest_points
-from helpers import Spec, assert_close, central_difference, flatten, make_learner, unflatten
+from helpers import assert_close, central_difference, flatten, unflatten
 
 
 def stateless(payoffs, tau, gamma, learning_rate=1.0):
@@ -126,13 +126,13 @@ def test_matching_pennies_rests_in_a_centre():
     assert found.stability == "centre"
 
 
-def transient_game(kind="q"):
+def transient_game():
     """State 2 is left for ever; states 0 and 1 lead to each other."""
     kernel = np.zeros((3, 2, 2, 3))
     kernel[:2, ..., :2] = np.random.default_rng(1).dirichlet([1, 1], size=(2, 2, 2))
     kernel[2, ..., 0], kernel[2, ..., 2] = 0.7, 0.3
     rewards = np.random.default_rng(2).normal(size=(3, 2, 2, 2))
-    learner = make_learner(Spec(kind, 0.1, 0.7, 0.5, 0.1))
+    learner = ex.QLearning(0.1, 0.7, ex.EpsilonSoftmax(0.5, 0.1))
     full = ex.WrappedGame(ex.MarkovGame.from_dense(kernel, rewards), [learner, learner])
     core = ex.MarkovGame.from_dense(kernel[:2, ..., :2], rewards[:2])
     return full, ex.WrappedGame(core, [learner, learner])

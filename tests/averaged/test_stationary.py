@@ -52,14 +52,14 @@ def exact_law(chain):
     return np.array([float(row[-1]) for row in rows])
 
 
-def dyadic_chain(rng, size, bits=10, density=1.0):
-    """A random chain whose entries are multiples of 2^-bits: its rows sum to one exactly."""
+def dyadic_chain(rng, size, density=1.0):
+    """A random chain whose entries are multiples of 2^-10: its rows sum to one exactly."""
     chain = np.zeros((size, size))
     for s in range(size):
         support = np.flatnonzero(rng.random(size) < density)
         support = np.unique([*support, (s + 1) % size])
-        cuts = np.sort(rng.choice(np.arange(1, 2**bits), size=len(support) - 1, replace=False))
-        chain[s, support] = np.diff([0, *cuts, 2**bits]) / 2**bits
+        cuts = np.sort(rng.choice(np.arange(1, 2**10), size=len(support) - 1, replace=False))
+        chain[s, support] = np.diff([0, *cuts, 2**10]) / 2**10
     return chain
 
 

@@ -14,7 +14,7 @@ from ergodax.cli import main
 from ergodax.experiments.build import GAMES, LEARNERS, Builder
 from ergodax.experiments.experiment import Experiment
 from ergodax.experiments.source import Source
-from ergodax.simulation import job
+from helpers import interrupt_after
 
 HEAD = """\
 seed = 3
@@ -173,14 +173,8 @@ def test_messages_name_line_and_key(tmp_path, capsys, old, new, message):
 def test_what_is_interrupted_goes_on(done, tmp_path, capsys, monkeypatch):
     folder, path = done
     run = ["run", str(path), "--out", str(tmp_path), "--cache", "off"]
-    original = job.Job.run
-
-    def interrupted(self):
-        yield next(original(self))
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as context:
-        context.setattr(job.Job, "run", interrupted)
+        interrupt_after(context, 1)
         assert main(run) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (tmp_path / "simulate.nc").exists()

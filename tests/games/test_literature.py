@@ -208,14 +208,14 @@ def test_two_prices_and_the_equilibria_of_den_boer():
     shift = np.array([1, 0, 0, 1])  # collude after equal prices
     grim = np.array([0, 0, 0, 1])  # collude only after both did
 
-    def gain_of_deviating(strategy, epsilon, discount=0.95):
+    def gain_of_deviating(strategy, epsilon):
         other = np.where(np.arange(2) == strategy[:, None], 1 - epsilon / 2, epsilon / 2)
         reward, values = other @ profit.T, np.zeros((4, 2))
         following = 2 * np.arange(2)[:, None] + np.arange(2)  # state after (own, other's)
         for _ in range(2000):
             # The other explores, the best reply does not.
             best = values.max(axis=1)[following]
-            values = reward + discount * np.einsum("sb,ab->sa", other, best)
+            values = reward + 0.95 * np.einsum("sb,ab->sa", other, best)
         return (values.max(axis=1) - values[np.arange(4), strategy]).max()
 
     for strategy, threshold in ((shift, 0.291760), (grim, 0.514902)):

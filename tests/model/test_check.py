@@ -7,21 +7,7 @@ import pytest
 import ergodax as ex
 from ergodax.games import prisoners_dilemma, repeated
 from ergodax.model import check
-
-
-class RothErev(ex.AbstractLearner):
-    phi: jax.Array = ex.hyper(0.01)
-
-    def init(self, game, agent, *, key):
-        return jnp.ones((game.num_states, game.num_actions[agent]))
-
-    def policy(self, params, state):
-        return params[state] / params[state].sum()
-
-    def update(self, params, transition, game, agent):
-        t = transition
-        gain = t.reward * jax.nn.one_hot(t.action, params.shape[1])
-        return ex.At((t.state,), self.phi * (gain - params[t.state]))
+from helpers import RothErev
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from helpers import (
     flatten_derivatives,
     golden_build,
     golden_derivatives,
+    learnt_cooperation,
     random_case,
 )
 
@@ -144,17 +145,8 @@ def test_derivatives_of_a_failed_solve_are_not_numbers():
 
 @pytest.mark.slow
 def test_gradients_at_an_exact_symmetry_are_finite_however_little_is_optimised():
-    payoffs = np.array([[4.0, 0.0], [3.0, 2.0]])
-    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
-
-    def cooperation(epsilon):
-        learner = ex.QLearning(0.1, 0.0, ex.EpsilonSoftmax(0.25, epsilon), [[4.0, 3.0]])
-        wrapped = ex.WrappedGame(game, [learner, learner])
-        params = ex.solve(wrapped, wrapped.init(), [300.0]).params
-        return wrapped.policies(jax.tree.map(lambda leaf: leaf[-1], params))[0][0, 0]
-
     # Two identical learners stay identical; the module compiles with little optimisation.
-    values, slopes = jax.jit(lambda e: jax.vmap(jax.value_and_grad(cooperation))(e))(
+    values, slopes = jax.jit(lambda e: jax.vmap(jax.value_and_grad(learnt_cooperation))(e))(
         jnp.array([0.5 - 1e-3, 0.5, 0.5 + 1e-3])
     )
     assert_close(slopes[1], (values[2] - values[0]) / 2e-3, 1e-5)

@@ -20,10 +20,10 @@ TIMES = np.linspace(0.0, 40.0, 5)
 LEFT = ((0, 0, "L"), (1, 0, "L"))
 
 
-def coordination(memory=0, epsilon=0.0):
+def coordination(memory=0):
     payoffs = (np.eye(2), np.eye(2))
     game = ex.games.repeated(payoffs, memory=memory, action_names=[["L", "R"]] * 2)
-    learner = ex.QLearning(0.1, 0.0, ex.EpsilonSoftmax(0.3, epsilon), [0.6, 0.4])
+    learner = ex.QLearning(0.1, 0.0, ex.EpsilonSoftmax(0.3), [0.6, 0.4])
     return ex.WrappedGame(game, [learner, learner])
 
 

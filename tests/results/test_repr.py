@@ -129,7 +129,7 @@ def test_simulation_says_its_runs_times_and_status(dilemma):
 def rest_point(jacobian, result=ex.RESULTS.successful):
     zero = jnp.zeros(jacobian.shape[:-2])
     wrapped = build({"temperature": 0.5})[0]
-    return ex.RestPoint(wrapped, (), zero + 2e-17, zero, jacobian, result)
+    return ex.RestPoint(wrapped, (jnp.zeros(3),), zero + 2e-17, zero, jacobian, result)
 
 
 def test_rest_point_says_its_stability():

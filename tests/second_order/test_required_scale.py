@@ -21,7 +21,7 @@ def alternating(noise, rate=1.0):
     return wrapped, wrapped.init()
 
 
-def share_within(wrapped, params, scale, first, runs=1000):
+def share_within(wrapped, params, scale, first):
     """Share of simulated runs that stay within the tolerance at all steps."""
     ts = np.arange(1, int(END * scale) + 1) / scale
     flow = np.asarray(ex.solve(wrapped, params, ts).params[0])
@@ -30,7 +30,7 @@ def share_within(wrapped, params, scale, first, runs=1000):
         params,
         ts,
         scale=scale,
-        runs=runs,
+        runs=1000,
         key=jax.random.key(1),
         initial_state=first,
         keep_runs=True,

@@ -144,7 +144,7 @@ def enumerate_law(case, steps, scale, initial, redraw=None):
     return weights, points
 
 
-def assert_law(case, steps, scale, *, runs, initial=None, key=KEY, tolerance=1e-9, **options):
+def assert_law(case, steps, scale, *, runs, initial=None, tolerance=1e-9, **options):
     """Simulates `runs` runs and compares their law after `steps` steps with the exact one."""
     size = case.game.num_states
     initial = np.full(size, 1 / size) if initial is None else initial
@@ -155,7 +155,7 @@ def assert_law(case, steps, scale, *, runs, initial=None, key=KEY, tolerance=1e-
         np.array([steps / scale]),
         scale=scale,
         runs=runs,
-        key=key,
+        key=KEY,
         keep_runs=True,
         batch_size=4096,
         **options,

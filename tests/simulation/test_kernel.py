@@ -113,7 +113,7 @@ def advanced(wrapped, params0, dtype, lengths, own_game=False):
     )
     setting = begin(compensated, own_game, 0, 64, mesh)
     keys = run_keys(jax.random.key(0), jnp.arange(RUNS, dtype=jnp.uint32))
-    runs = block.start_recorders(setting, *block.start(setting, keys, rows.params0, rows.law))
+    runs = block.start(setting, keys, rows.params0, rows.law)
     lengths = jnp.array(lengths, jnp.int32)
     others = keys, runs, jnp.ones(RUNS, bool), words_of(2**32 - 3), lengths, lengths > 0
 

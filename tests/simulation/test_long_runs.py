@@ -15,6 +15,7 @@ import pytest
 import ergodax as ex
 from ergodax import plot
 from ergodax.base import memory
+from helpers import interrupt_after
 
 store_module = importlib.import_module("ergodax.io.store")
 job_module = importlib.import_module("ergodax.simulation.job")
@@ -46,17 +47,16 @@ def assert_same(found, expected, names=("mean", "variance", "values", "rewards",
             np.testing.assert_array_equal(a, b)
 
 
-def _interrupt_after(monkeypatch, count):
-    """Ctrl-C once `count` blocks are done."""
-    run = job_module.Job.run
-
-    def interrupted(self):
-        for k, taken in enumerate(run(self)):
-            yield taken
-            if k + 1 == count:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(job_module.Job, "run", interrupted)
+def assert_goes_on(later, whole, first):
+    """A simulation is what another one is from a report time on."""
+    for name in ("mean", "variance"):
+        for a, b in zip(
+            *(jax.tree.leaves(getattr(sim, name)) for sim in (later, whole)), strict=True
+        ):
+            np.testing.assert_array_equal(a, b[first:])
+    np.testing.assert_array_equal(later.rewards, whole.rewards[first:])
+    for a, b in zip(jax.tree.leaves(later.final), jax.tree.leaves(whole.final), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_numbers_do_not_depend_on_how_the_work_is_cut(wrapped, monkeypatch, dtyp
 def test_ctrl_c_returns_the_complete_runs(wrapped, short_blocks):
     expected = simulate(wrapped, runs=128)
     with pytest.MonkeyPatch.context() as patch:
-        _interrupt_after(patch, 25)
+        interrupt_after(patch, 25)
         with pytest.warns(
             UserWarning, match="interrupted: 128 of 300 runs are complete, up to t = 30"
         ):
@@ -107,7 +107,7 @@ def test_ctrl_c_returns_the_complete_runs(wrapped, short_blocks):
 def test_ctrl_c_in_the_first_round_returns_the_times_reached(wrapped, short_blocks):
     expected = simulate(wrapped, TIMES[:3], runs=64)
     with pytest.MonkeyPatch.context() as patch:
-        _interrupt_after(patch, 4)
+        interrupt_after(patch, 4)
         with pytest.warns(
             UserWarning, match="interrupted: 64 of 300 runs are complete, up to t = 8"
         ):
@@ -118,7 +118,7 @@ def test_ctrl_c_in_the_first_round_returns_the_times_reached(wrapped, short_bloc
     with pytest.raises(ValueError, match="was interrupted between report times"):
         simulate(wrapped, TIMES[3:], start=part)
     with pytest.MonkeyPatch.context() as patch:
-        _interrupt_after(patch, 1)
+        interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             simulate(wrapped, TIMES[3:])
 
@@ -127,7 +127,7 @@ def test_ctrl_c_in_the_first_round_returns_the_times_reached(wrapped, short_bloc
 def test_runs_with_their_own_games_keep_those_that_are_complete(wrapped, short_blocks):
     games = jax.vmap(lambda _: wrapped)(jnp.arange(300))
     with pytest.MonkeyPatch.context() as patch:
-        _interrupt_after(patch, 4)
+        interrupt_after(patch, 4)
         with pytest.warns(UserWarning, match="interrupted: 64 of 300 runs"):
             part = ex.simulate(
                 games, wrapped.init(), TIMES, scale=3, key=KEY, batch_size=64, keep_runs=True
@@ -143,7 +143,7 @@ def test_an_interrupted_simulation_goes_on_from_its_checkpoint(
     path = tmp_path / "unfinished"
     expected = simulate(wrapped)
     with pytest.MonkeyPatch.context() as patch:
-        _interrupt_after(patch, blocks)
+        interrupt_after(patch, blocks)
         if blocks == 1:
             with pytest.raises(KeyboardInterrupt):
                 simulate(wrapped, TIMES[1:], checkpoint=path)
@@ -161,14 +161,7 @@ def test_an_interrupted_simulation_goes_on_from_its_checkpoint(
         patch.setattr(job_module.Job, "run", counted)
         resumed = simulate(wrapped, TIMES[1:], checkpoint=path, batch_size=512)
     assert started[0] > 0
-    for name in ("mean", "variance"):
-        for a, b in zip(
-            *(jax.tree.leaves(getattr(sim, name)) for sim in (resumed, expected)), strict=True
-        ):
-            np.testing.assert_array_equal(a, b[1:])
-    np.testing.assert_array_equal(resumed.rewards, expected.rewards[1:])
-    for a, b in zip(jax.tree.leaves(resumed.final), jax.tree.leaves(expected.final), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_goes_on(resumed, expected, 1)
     # What is finished is not done again.
     again = simulate(wrapped, TIMES[1:], checkpoint=path)
     assert_same(again, resumed)
@@ -205,7 +198,7 @@ def test_forged_checkpoints_are_refused(wrapped, short_blocks, monkeypatch):
     """With right digests, but with arrays missing, of other shapes, or senseless."""
     states = []
     monkeypatch.setattr(store_module.Store, "save", lambda self, state, **_: states.append(state()))
-    _interrupt_after(monkeypatch, 11)
+    interrupt_after(monkeypatch, 11)
     with pytest.warns(UserWarning, match="interrupted"):
         simulate(wrapped)
     monkeypatch.undo()
@@ -324,14 +317,7 @@ def test_a_simulation_goes_on_where_it_ended(wrapped):
         second = ex.simulate(
             wrapped, None, TIMES[2:], scale=3, key=KEY, start=first, keep_runs=True
         )
-        for name in ("mean", "variance"):
-            for a, b in zip(
-                *(jax.tree.leaves(getattr(sim, name)) for sim in (second, whole)), strict=True
-            ):
-                np.testing.assert_array_equal(a, b[2:])
-        np.testing.assert_array_equal(second.rewards, whole.rewards[2:])
-        for a, b in zip(jax.tree.leaves(second.final), jax.tree.leaves(whole.final), strict=True):
-            np.testing.assert_array_equal(a, b)
+        assert_goes_on(second, whole, 2)
     with pytest.raises(ValueError, match="another key"):
         simulate(wrapped, TIMES[2:], start=first, key=jax.random.key(9))
     with pytest.raises(ValueError, match="initial_state and start cannot both be given"):

@@ -10,27 +10,10 @@ import pytest
 
 import ergodax as ex
 import oracle
-from helpers import Case, random_game
+from helpers import Case, RothErev, random_game
 from reference import KEY, Replay, assert_law, rows
 
 pytestmark = pytest.mark.usefixtures("optimised")
-
-
-class RothErev(ex.AbstractLearner):
-    """Roth and Erev (1995): propensities decay at rate phi and grow by the reward received."""
-
-    phi: jax.Array = ex.hyper(0.01)
-
-    def init(self, game, agent, *, key):
-        return jnp.ones((game.num_states, game.num_actions[agent]))
-
-    def policy(self, params, state):
-        return params[state] / params[state].sum()
-
-    def update(self, params, transition, game, agent):
-        t = transition
-        gain = t.reward * jax.nn.one_hot(t.action, params.shape[1])
-        return ex.At((t.state,), self.phi * (gain - params[t.state]))
 
 
 class OracleRothErev:

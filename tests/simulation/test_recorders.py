@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.simulation import capacity, job
+from ergodax.simulation import capacity
+from helpers import interrupt_after
 
 KEY = jax.random.key(4)
 
@@ -187,17 +188,9 @@ def test_records_go_on_from_a_checkpoint(wrapped, monkeypatch, tmp_path, blocks)
     ts, recorder = [1.0, 20.0, 50.0], TimeAverage(wrapped.policies)
     monkeypatch.setattr(capacity, "PROCESSOR", capacity.PROCESSOR._replace(block=640))
     expected = simulate(wrapped, ts, recorder, runs=150)
-    run = job.Job.run
-
-    def interrupted(self):
-        for k, taken in enumerate(run(self)):
-            yield taken
-            if k + 1 == blocks:
-                raise KeyboardInterrupt
-
     options = {"runs": 150, "checkpoint": tmp_path / "unfinished"}
     with monkeypatch.context() as patch:
-        patch.setattr(job.Job, "run", interrupted)
+        interrupt_after(patch, blocks)
         with pytest.warns(UserWarning, match="interrupted"):
             simulate(wrapped, ts, recorder, **options)
     assert_same(simulate(wrapped, ts, recorder, **options), expected)

@@ -11,7 +11,7 @@ import pytest
 
 import ergodax as ex
 from ergodax.simulation import capacity, pool
-from helpers import annotations_off
+from helpers import annotations_off, interrupt_after
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -214,17 +214,10 @@ def test_every_run_has_its_own_game():
 
 @pytest.mark.slow
 def test_unfinished_work_goes_on(wrapped, found, tmp_path, monkeypatch):
-    path, run = tmp_path / "unfinished", pool.Pool.run
+    path = tmp_path / "unfinished"
     short_blocks(monkeypatch)
-
-    def interrupted(self):
-        for k, stopped in enumerate(run(self)):
-            yield stopped
-            if k == 7:
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(pool.Pool, "run", interrupted)
+        interrupt_after(patch, 8, pool.Pool)
         with pytest.warns(UserWarning, match=r"interrupted: \d+ of 150 runs have stopped; '"):
             part = simulate_until(wrapped, found.until, checkpoint=path)
     assert part.result == ex.RESULTS.interrupted

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import ergodax as ex
+from helpers import learnt_cooperation
 
 # Cost of a reverse-mode gradient, in solutions of the ODE: what grid searches get in return.
 GRADIENT_COST = 5
@@ -104,22 +105,14 @@ def test_temperature_and_learning_rates_for_a_target_of_cooperation():
 
 @pytest.mark.slow
 def test_the_smallest_exploration_that_restores_competitive_play():
-    payoffs = np.array([[4.0, 0.0], [3.0, 2.0]])
-    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
-
-    def cooperation(epsilon):
-        learner = ex.QLearning(0.1, 0.0, ex.EpsilonSoftmax(0.25, epsilon), [[4.0, 3.0]])
-        wrapped = ex.WrappedGame(game, [learner, learner])
-        solution = ex.solve(wrapped, wrapped.init(), [300.0])
-        return wrapped.policies(last(solution.params))[0][0, 0]
-
     def loss(theta):
-        return theta["epsilon"] + 1e3 * jnp.maximum(cooperation(theta["epsilon"]) - 0.25, 0) ** 2
+        excess = jnp.maximum(learnt_cooperation(theta["epsilon"]) - 0.25, 0)
+        return theta["epsilon"] + 1e3 * excess**2
 
     start, bounds = {"epsilon": 0.5}, {"epsilon": (0, 1)}
     found = ex.fit(loss, start, bounds=bounds, optimizer=BACKTRACKING, rtol=1e-6)
     smallest = float(found.theta["epsilon"])
-    curve = jax.jit(jax.vmap(cooperation))
+    curve = jax.jit(jax.vmap(learnt_cooperation))
     # Below it cooperation lasts; from it on play is competitive.
     below, here, above = curve(jnp.array([smallest - 1e-4, smallest, smallest + 1e-4]))
     assert below > 0.25 + 1e-3

@@ -5,6 +5,7 @@ other end x0 the flow is followed further until it comes back through the plane 
 (a Poincare section): if it closes there, that is a limit cycle, and the time it took its period.
 """
 
+import functools
 import warnings
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ _NEAR = 0.05
 _MOST_RETURNS = 20
 _NEWTON_STEPS = 3
 _MOST_STRAYS = 32
+_solve = functools.partial(solve, adjoint=diffrax.ForwardMode(), throw=False)
 
 
 class Attractor(eqx.Module):
@@ -257,24 +259,12 @@ def _settle_all(wrapped, params0, count: int, options, progress: bool):
 @compiled
 def _settle(wrapped, params0, time, rtol, atol, max_steps):
     def settle(params0):
-        solution = _solve(wrapped, params0, jnp.asarray(time)[None], rtol, atol, max_steps)
+        options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+        solution = _solve(wrapped, params0, jnp.asarray(time)[None], **options)
         ends = jax.tree.map(lambda leaf: leaf[-1], solution.params)
         return ends, solution.result == RESULTS.successful
 
     return jax.vmap(settle)(params0)
-
-
-def _solve(wrapped, params0, ts, rtol, atol, max_steps):
-    return solve(
-        wrapped,
-        params0,
-        ts,
-        rtol=rtol,
-        atol=atol,
-        adjoint=diffrax.ForwardMode(),
-        max_steps=max_steps,
-        throw=False,
-    )
 
 
 def _attractor(wrapped, start, tolerance, rtol, atol) -> Attractor | None:
@@ -354,7 +344,7 @@ def _velocity(wrapped, params):
 def _go_round(wrapped, params, period, rtol, atol):
     """Points over a time at equal intervals, the point at its end, and the velocity there."""
     ts = period * jnp.arange(_SAMPLES + 1, dtype=float) / _SAMPLES
-    path = _solve(wrapped, params, ts, rtol, atol, 16**4).params
+    path = _solve(wrapped, params, ts, rtol=rtol, atol=atol).params
     back = jax.tree.map(lambda leaf: leaf[-1], path)
     x, _, field = flat_drift(back)
     return jax.tree.map(lambda leaf: leaf[:-1], path), back, field(x, wrapped)

@@ -157,16 +157,8 @@ def solve(
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_schedules(wrapped.learners, ts)
     warn_single_precision()
-    solved = _solve(
-        wrapped,
-        params0,
-        jnp.asarray(ts, dtype=float),
-        diffrax.Tsit5() if solver is None else solver,
-        jnp.asarray(rtol, dtype=float),
-        jnp.asarray(atol, dtype=float),
-        adjoint,
-        max_steps,
-    )
+    numbers = [jnp.asarray(number, dtype=float) for number in (ts, rtol, atol)]
+    solved = _solve(wrapped, params0, solver, adjoint, max_steps, *numbers)
     solution = Solution(wrapped=wrapped, **solved)
     if throw:
         check_reached(solution)
@@ -174,7 +166,7 @@ def solve(
 
 
 @lightly_compiled
-def _solve(wrapped, params0, ts, solver, rtol, atol, adjoint, max_steps) -> dict[str, Any]:
+def _solve(wrapped, params0, solver, adjoint, max_steps, ts, rtol, atol) -> dict[str, Any]:
     wrapped = preserve_rows(wrapped)
     # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
     start, unravel, field = flat_drift(params0)

@@ -166,7 +166,6 @@ def kinks(
     owned = owners(wrapped)
     if not len(owned.agent):
         return KinkReport((), wrapped)
-    method = diffrax.Tsit5() if solver is None else solver
     end = float(np.asarray(ts)[-1])
     precision = 16 * float(jnp.finfo(jnp.result_type(float)).eps)
     rtol, atol = max(rtol, precision), max(atol, precision)
@@ -179,7 +178,7 @@ def kinks(
     x, result = ravel_pytree(params0)[0], RESULTS.max_steps_reached
     while result == RESULTS.max_steps_reached and steps < max_steps:
         span = jnp.asarray(end - t, dtype=float)
-        *found, result = _follow(wrapped, params0, jnp.asarray(x), span, method, *tolerances)
+        *found, result = _follow(wrapped, params0, jnp.asarray(x), span, solver, *tolerances)
         times, points, rows = map(np.asarray, found)
         taken = int(np.isfinite(times).sum())
         search.look(t + times[:taken], points[:taken], rows[:, : taken - 1])

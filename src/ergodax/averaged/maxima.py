@@ -14,6 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
+from ..base.compiling import lightly_compiled
 from ..model.wrapped import WrappedGame
 from ..ode.path import Path, evaluate, level_times, quintic
 from .units import units
@@ -235,6 +236,17 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
     return state.found, state.count > most
 
 
+@lightly_compiled
+def _tables(wrapped, params):
+    """The values under all maxima at every time, `[K, M, A]`."""
+
+    def table(params):
+        flat, unravel = ravel_pytree(params)
+        return Maxima(wrapped, unravel).table(flat)
+
+    return jax.vmap(table)(params)
+
+
 def changes(wrapped: WrappedGame, params) -> Bool[np.ndarray, " K"]:
     """At which times of a trajectory some maximum has changed its owner since the time before.
 
@@ -244,9 +256,7 @@ def changes(wrapped: WrappedGame, params) -> Bool[np.ndarray, " K"]:
         wrapped: a game and its learners.
         params: parameters of all agents, each leaf `[K, ...]`.
     """
-    unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], params))[1]
-    maxima = Maxima(wrapped, unravel)
-    values = np.asarray(jax.vmap(lambda params: maxima.table(ravel_pytree(params)[0]))(params))
+    values = np.asarray(_tables(wrapped, params))
     values = np.where(owners(wrapped).present, values, -np.inf)
     best = values == values.max(axis=-1, keepdims=True)
     moved = ~(best[1:] & best[:-1]).any(axis=-1)

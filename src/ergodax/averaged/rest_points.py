@@ -146,10 +146,7 @@ class RestPoint(Result):
 
     def __repr__(self) -> str:
         batch = self.residual.ndim
-        if self.jacobian is None:
-            size = sum(math.prod(leaf.shape[batch:]) for leaf in jax.tree.leaves(self.params))
-        else:
-            size = self.jacobian.shape[-1]
+        size = sum(math.prod(leaf.shape[batch:]) for leaf in jax.tree.leaves(self.params))
         if batch or not is_concrete(self.residual):
             return f"RestPoint({size} parameters: {describe_result(self.result)})"
         known = self.jacobian is not None and self.result == RESULTS.successful

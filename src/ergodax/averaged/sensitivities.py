@@ -177,16 +177,8 @@ def sensitivities(
         beside=np.shape(ts)[0] * count * size_of(params0),
     )
     warn_single_precision()
-    solve = functools.partial(
-        _sensitivities,
-        build,
-        theta,
-        jnp.asarray(ts, dtype=float),
-        diffrax.Tsit5() if solver is None else solver,
-        jnp.asarray(rtol, dtype=float),
-        jnp.asarray(atol, dtype=float),
-        max_steps,
-    )
+    times, *tolerances = (jnp.asarray(number, dtype=float) for number in (ts, rtol, atol))
+    solve = functools.partial(_sensitivities, build, theta, times, solver, *tolerances, max_steps)
     found = Sensitivities(wrapped, *solve(jnp.full(_MOST_STOPS, jnp.inf)))
     if is_concrete(found.end_time) and found.result == RESULTS.successful:
         try:

@@ -10,6 +10,7 @@ Everything here is plain array code without LAPACK: it batches well under `vmap`
 factorisations of two systems at once can lock up the CPU's thread pool (seen with jaxlib 0.10.2).
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,25 +57,16 @@ def _censor(chain: Float[Array, "S S"], written_out: bool = True) -> _Censored:
         return _Censored(matrix, jnp.where(states == k, total, leave))
 
     start = _Censored(chain, jnp.zeros_like(chain[0]))
-    return _downwards(chain.shape[0], remove, start, written_out)
+    return _for_each(range(len(chain) - 1, 0, -1), remove, start, written_out)
 
 
-def _downwards(size: int, body: Callable[[Any, Any], Any], carry: Any, written_out: bool) -> Any:
-    """Runs `body(k, carry)` for k = size - 1, .., 1; short loops can be written out."""
-    if written_out and size <= _UNROLLED:
-        for k in range(size - 1, 0, -1):
-            carry = body(k, carry)
-        return carry
-    return jax.lax.fori_loop(1, size, lambda k, carry: body(size - k, carry), carry)
-
-
-def _upwards(size: int, body: Callable[[Any, Any], Any], carry: Any, written_out: bool) -> Any:
-    """Runs `body(k, carry)` for k = 1, .., size - 1; short loops can be written out."""
-    if written_out and size <= _UNROLLED:
-        for k in range(1, size):
-            carry = body(k, carry)
-        return carry
-    return jax.lax.fori_loop(1, size, body, carry)
+def _for_each(order: range, body: Callable[[Any, Any], Any], carry: Any, written_out: bool) -> Any:
+    """Runs `body(k, carry)` for all k in order; short loops can be written out."""
+    if written_out and len(order) < _UNROLLED:
+        return functools.reduce(lambda carry, k: body(k, carry), order, carry)
+    return jax.lax.fori_loop(
+        0, len(order), lambda i, carry: body(order.start + order.step * i, carry), carry
+    )
 
 
 @jax.custom_jvp
@@ -101,7 +93,7 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
         return jnp.where(states == k, here, jnp.where(closes, 0, law))
 
     start = (states == 0).astype(chain.dtype)
-    law = _upwards(chain.shape[0], restore, start, written_out=True)
+    law = _for_each(range(1, len(chain)), restore, start, written_out=True)
     return law / law.sum()
 
 
@@ -141,8 +133,8 @@ def poisson_solver(
             here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
             return jnp.where(states == k, here, x)
 
-        censored = _downwards(size, remove, b[order], written_out)
-        x = _upwards(size, restore, jnp.zeros_like(b), written_out)[order]
+        censored = _for_each(range(size - 1, 0, -1), remove, b[order], written_out)
+        x = _for_each(range(1, size), restore, jnp.zeros_like(b), written_out)[order]
         return x - law * x.sum()
 
     return solve
@@ -334,6 +326,8 @@ def closed_classes(chain: np.ndarray) -> tuple[list[list[int]], list[int]]:
     Returns:
         A list of closed classes (lists of states) and the list of transient states.
     """
+    if (chain > 0).all():  # most often; SciPy takes a while to import
+        return [list(range(len(chain)))], []
     from scipy.sparse.csgraph import connected_components
 
     count, label = connected_components(chain > 0, directed=True, connection="strong")

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import importlib
 import os
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 from .game import Chosen, choose_game
 
 _CACHE_BYTES = 2**28
+# What draws and writes results takes a second to import.
+_OUTPUT = ("matplotlib.figure", "matplotlib.backends.backend_agg", "xarray", "h5netcdf")
 
 
 def start(options: argparse.Namespace) -> Chosen:
@@ -19,6 +23,8 @@ def start(options: argparse.Namespace) -> Chosen:
     prepare(options.cache)
     chosen = choose_game(options)
     prepare_folder(options.out)
+    # Python has little else to do while XLA compiles.
+    threading.Thread(target=lambda: [*map(importlib.import_module, _OUTPUT)]).start()
     return chosen
 
 

@@ -113,15 +113,9 @@ class Folder:
         except (ValueError, OSError) as error:
             raise ValueError(f"{here} holds no experiment that can be read: {error}") from None
         new = self._experiment.keys.model_dump()
-        found = [
-            *(
-                k
-                for k in old
-                if old[k] != new[k] and not (k in Tasks.model_fields and old[k] is None)
-            ),
-            *(k for k in record if record[k] != self._record.get(k)),
-        ]
-        found = [name for name in found if name != "title"]
+        added = {"title", *(k for k in Tasks.model_fields if old[k] is None)}
+        found = [k for k in old if old[k] != new[k] and k not in added]
+        found += [k for k in record if record[k] != self._record.get(k)]
         if found:
             raise ValueError(
                 f"{here} holds another experiment, which differs in {', '.join(found)}: give "

@@ -1,7 +1,6 @@
 """What an experiment may do: one class per task, whose fields are its keys in the file."""
 
 import abc
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -20,8 +19,6 @@ from ..simulation.simulate_until import simulate_until
 from ..studies.compare import compare
 from ..studies.convergence import convergence_study
 from ..studies.sweep import sweep
-
-Dtype = Literal["float64", "float32"]
 
 
 class Setup(NamedTuple):
@@ -76,24 +73,21 @@ class _Timed(Task):
         )
 
 
-class _Sampled(_Timed):
+class Ensembles(BaseModel):
+    """What is simulated, of a sweep too if it does not solve."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
     runs: int = Field(1000, ge=1)
     scale: float = Field(10.0, gt=0, allow_inf_nan=False)
-    dtype: Dtype = "float64"
+    dtype: Literal["float64", "float32"] = "float64"
 
     def ensemble(self, setup: Setup) -> dict[str, Any]:
-        """What `simulate` and `compare` are told of the runs."""
-        return {
-            "scale": self.scale,
-            "runs": self.runs,
-            "dtype": self.dtype,
-            "key": setup.key,
-            "initial_state": setup.initial_state,
-            "progress": setup.progress,
-        }
+        """What `simulate` and others are told of the runs."""
+        own = {"scale": self.scale, "runs": self.runs, "dtype": self.dtype}
+        return own | {"key": setup.key, "initial_state": setup.initial_state}
 
 
-class Simulate(_Sampled):
+class Simulate(Ensembles, _Timed):
     """An ensemble of runs."""
 
     observe: Literal["parameters", "policies"] = "parameters"
@@ -108,6 +102,7 @@ class Simulate(_Sampled):
             observe=PARAMETERS if self.observe == "parameters" else setup.wrapped.policies,
             keep_runs=self.keep_runs,
             checkpoint=unfinished,
+            progress=setup.progress,
             **self.ensemble(setup),
         )
 
@@ -116,16 +111,14 @@ class Simulate(_Sampled):
         return _of_agent(plot.policies if self.observe == "policies" else plot.parameters, result)
 
 
-class Until(Task):
+class Until(Ensembles, Task):
     """Runs that each stop when they meet a criterion."""
 
     max_steps: int = Field(ge=1)
     criterion: Literal["greedy_unchanged", "settled"] = "greedy_unchanged"
     steps: int = Field(100_000, ge=1)
     tolerance: float | None = Field(None, gt=0)
-    runs: int = Field(1000, ge=1)
     scale: float = Field(1.0, gt=0, allow_inf_nan=False)
-    dtype: Dtype = "float64"
 
     def carry_out(self, setup: Setup, unfinished: Path) -> Any:
         """Simulates."""
@@ -139,13 +132,9 @@ class Until(Task):
             setup.wrapped.init(),
             criterion,
             max_steps=self.max_steps,
-            key=setup.key,
-            runs=self.runs,
-            scale=self.scale,
-            initial_state=setup.initial_state,
-            dtype=self.dtype,
             checkpoint=unfinished,
             progress=setup.progress,
+            **self.ensemble(setup),
         )
 
 
@@ -165,12 +154,13 @@ class Solve(_Timed):
         return _of_agent(plot.parameters, result)
 
 
-class Compare(_Sampled):
+class Compare(Ensembles, _Timed):
     """An ensemble of runs beside the averaged ODE."""
 
     def carry_out(self, setup: Setup, unfinished: Path) -> Any:
         """Simulates, solves and measures the gap."""
-        return compare(setup.wrapped, setup.wrapped.init(), self.ts, **self.ensemble(setup))
+        params0, given = setup.wrapped.init(), self.ensemble(setup)
+        return compare(setup.wrapped, params0, self.ts, progress=setup.progress, **given)
 
     def figure(self, setup: Setup, result: Any) -> Any:
         """Draws both."""
@@ -203,15 +193,6 @@ class Convergence(Task):
         return plot.convergence(result).figure
 
 
-class Ensembles(BaseModel):
-    """How a sweep simulates instead of solving."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    runs: int = Field(1000, ge=1)
-    scale: float = Field(10.0, gt=0, allow_inf_nan=False)
-    dtype: Dtype = "float64"
-
-
 class Sweep(_Timed):
     """Many parameter sets, solved or simulated."""
 
@@ -221,18 +202,12 @@ class Sweep(_Timed):
 
     def carry_out(self, setup: Setup, unfinished: Path) -> Any:
         """Solves or simulates all sets."""
-        simulation: Mapping[str, Any] | None = None
-        if self.simulation is not None:
-            simulation = dict(self.simulation) | {
-                "key": setup.key,
-                "initial_state": setup.initial_state,
-            }
         return sweep(
             setup.build,
             cast(Any, self.values),
             self.ts,
             design=self.design,
-            simulation=simulation,
+            simulation=self.simulation and self.simulation.ensemble(setup),
             folder=unfinished,
             part=setup.part,
             progress=setup.progress,

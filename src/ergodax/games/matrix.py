@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Real
@@ -152,6 +153,12 @@ def bimatrix(
     return repeated(tables, memory=memory, action_names=action_names, initial=initial)
 
 
+def table_of(rows: Sequence[Sequence[Any]]) -> Any:
+    """A table of numbers in rows: of NumPy, or of JAX where one is traced."""
+    concrete = all(map(is_concrete, jax.tree.leaves(rows)))
+    return (np if concrete else jnp).array(rows, dtype=float)
+
+
 def prisoners_dilemma(g: Real[ArrayLike, ""] = 1.5, *, memory: int = 1) -> MarkovGame:
     """The prisoner's dilemma of Kerzreho (2025), there with a memory of one round.
 
@@ -163,7 +170,6 @@ def prisoners_dilemma(g: Real[ArrayLike, ""] = 1.5, *, memory: int = 1) -> Marko
         g: the gain from cooperation.
         memory: number of past rounds remembered.
     """
-    g = jnp.asarray(check_number("g", g), dtype=float)
-    both = jnp.full_like(g, 2)
-    own = jnp.stack([jnp.stack([2 * g, g]), jnp.stack([2 + g, both])])
+    g = check_number("g", g)
+    own = table_of([[2 * g, g], [2 + g, 2]])
     return bimatrix(own, own.T, memory=memory, action_names=[["C", "D"], ["C", "D"]])

@@ -54,10 +54,8 @@ def with_signals(
     def of_pairs(table):  # the state before counts, not the signal before
         return jnp.repeat(table, joint, axis=0)
 
-    names = list(itertools.product(*(range(count) for count in counts)))
-    texts = ["".join(map(str, signal)) for signal in names]
-    if max(counts) > 10:
-        texts = ["-".join(map(str, signal)) for signal in names]
+    between = "-" if max(counts) > 10 else ""
+    texts = [between.join(map(str, signal)) for signal in itertools.product(*map(range, counts))]
     paired = MarkovGame(
         of_pairs(successors.reshape(outcomes)),
         of_pairs((game.probabilities[..., None] * law).reshape(outcomes)),

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..base.checks import check_number, check_numbers, describe
 from ..model.game import MarkovGame
-from .matrix import bimatrix
+from .matrix import bimatrix, table_of
 
 # A number, or an array of no axes, which JAX may be tracing.
 Payoff = Float[Array, ""] | float
@@ -15,10 +14,7 @@ Payoff = Float[Array, ""] | float
 
 def _named(rows: Any, actions: list[str], memory: int) -> MarkovGame:
     """The repeated game of payoffs given as rows of pairs of numbers, any of them traced."""
-    tables = [
-        jnp.stack([jnp.stack([jnp.asarray(pair[i], dtype=float) for pair in row]) for row in rows])
-        for i in range(2)
-    ]
+    tables = [table_of([[pair[i] for pair in row] for row in rows]) for i in range(2)]
     return bimatrix(*tables, memory=memory, action_names=[actions] * 2)
 
 

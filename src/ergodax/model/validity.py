@@ -80,7 +80,7 @@ def check_law(law: Any, num_states: int) -> Any:
         return np.full(num_states, 1.0 / num_states)
     law = check_table("initial", law, (num_states,))
     if is_concrete(law):
-        check_distribution("initial", np.asarray(law))
+        check_distribution(np.asarray(law))
     return law
 
 
@@ -127,13 +127,12 @@ def check_rewards(game: Any, rewards: np.ndarray) -> None:
         )
 
 
-def warn_unresolved(rewards: np.ndarray, dtype: Any, stacklevel: int = 3) -> None:
+def warn_unresolved(rewards: np.ndarray, dtype: Any) -> None:
     """Warns if an agent's rewards differ by too little, for their size, to be told apart.
 
     Args:
         rewards: finite, agents last, as precise as they were given.
         dtype: JAX's precision.
-        stacklevel: as for `warnings.warn`.
     """
     by_agent = rewards.reshape(-1, rewards.shape[-1]).astype(float)
     lowest, highest = by_agent.min(axis=0), by_agent.max(axis=0)
@@ -146,7 +145,7 @@ def warn_unresolved(rewards: np.ndarray, dtype: Any, stacklevel: int = 3) -> Non
             f"in {np.dtype(dtype).name} numbers of this size are {spacing[agent]:.1e} apart, so "
             "that differences are lost, and more of them in values. Subtract a constant from all "
             "rewards, or compute in float64.",
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
 
 
@@ -158,14 +157,14 @@ def check_probabilities(where: str, policy: np.ndarray) -> None:
         raise ValueError(f"{where} must sum to 1; found {policy}, sum {policy.sum():.6g}.")
 
 
-def check_distribution(field: str, values: np.ndarray) -> None:
-    """Raises ValueError unless the values are a distribution over states."""
+def check_distribution(values: np.ndarray) -> None:
+    """Raises ValueError unless the initial law is a distribution over states."""
     bad = ~np.isfinite(values) | (values < 0)
     if bad.any():
         state = int(np.argmax(bad))
-        raise ValueError(f"{field} probability {values[state]} of state {state} is not valid.")
+        raise ValueError(f"initial probability {values[state]} of state {state} is not valid.")
     if abs(values.sum() - 1.0) > _tolerance(values):
-        raise ValueError(f"{field} probabilities sum to {values.sum():.10g}, not 1.")
+        raise ValueError(f"initial probabilities sum to {values.sum():.10g}, not 1.")
 
 
 def _tolerance(values: np.ndarray) -> float:

@@ -93,11 +93,8 @@ class WrappedGame(eqx.Module):
         Returns:
             A tuple with one pytree of parameters per agent.
         """
-        keys = (
-            [None] * len(self.learners)
-            if key is None
-            else jax.random.split(check_key(key), len(self.learners))
-        )
+        count = len(self.learners)
+        keys = [None] * count if key is None else jax.random.split(check_key(key), count)
         return tuple(
             learner.init(self.game, agent, key=keys[agent])
             for agent, learner in enumerate(self.learners)
@@ -141,14 +138,11 @@ class WrappedGame(eqx.Module):
 
     def are_policies(self, policies: tuple[Float[Array, "S _"], ...]) -> Bool[Array, ""]:
         """Whether all rows are probabilities: not negative, and of sum one, up to 1e-5."""
-        return jnp.all(
-            jnp.stack(
-                [
-                    jnp.all(policy >= -1e-5) & jnp.all(jnp.abs(policy.sum(axis=-1) - 1) <= 1e-5)
-                    for policy in policies
-                ]
-            )
-        )
+        sound = [
+            jnp.all(policy >= -1e-5) & jnp.all(jnp.abs(policy.sum(axis=-1) - 1) <= 1e-5)
+            for policy in policies
+        ]
+        return jnp.all(jnp.stack(sound))
 
     def joint_policy(self, policies: tuple[Float[Array, "S _"], ...]) -> Float[Array, "S *A"]:
         """Probabilities of the joint actions, `[S, A_1, .., A_n]`: agents draw independently."""

@@ -346,15 +346,21 @@ class _Explicit:
             k=(before.next - before.t).astype(slopes.dtype) * slopes,
         )
 
-        def inside(carry):
-            index, _ = carry
-            return taken & (index < len(ts)) & (ts[index] <= before.next)
+        return report(step, taken, before.next, ts, index, values)
 
-        def write(carry):
-            index, values = carry
-            return index + 1, values.at[index].set(step.evaluate(ts[index]))
 
-        return jax.lax.while_loop(inside, write, (index, values))
+def report(step, taken, until, ts, index, values):
+    """Evaluates a step, if it was taken, at the report times within it, and counts these."""
+
+    def inside(carry):
+        index, _ = carry
+        return taken & (index < len(ts)) & (ts[index] <= until)
+
+    def write(carry):
+        index, values = carry
+        return index + 1, values.at[index].set(step.evaluate(ts[index]))
+
+    return jax.lax.while_loop(inside, write, (index, values))
 
 
 def _by_diffrax(solve, start, begin, end, ts, keep) -> Solved:

@@ -34,7 +34,7 @@ _NODES = (1 - np.cos(np.pi * np.arange(6) / 5)) / 2
 
 
 @eqx.filter_custom_jvp
-def solve_differentiably(x0, args, ts, *, vector_field, solver, rtol, atol, max_steps, unit, stop):
+def solve_differentiably(x0, args, ts, *, vector_field, max_steps, **options):
     """Solves dx/dt = vector_field(x, args) from x0 at time 0; derivatives as the module says.
 
     Args:
@@ -42,44 +42,26 @@ def solve_differentiably(x0, args, ts, *, vector_field, solver, rtol, atol, max_
         args: a pytree that the vector field depends on.
         ts: report times, increasing, `[K]`.
         vector_field: a function of `(x, args)` that returns `[d]`.
-        solver: a diffrax solver.
-        rtol: relative tolerance per step.
-        atol: absolute tolerance per step.
         max_steps: the largest number of steps; None for the defaults.
-        unit: of x.
-        stop: says when to end early, as for `integrate`.
+        **options: solver, tolerances, unit and when to stop, as for `integrate`.
 
     Returns:
         The solution at `ts`, `[K, d]`, and a tuple of what diffrax says of it: the times reached
         (infinite where it failed), statistics, result, the last point.
     """
-    solved = integrate(
-        vector_field,
-        x0,
-        ts[-1],
-        args,
-        ts=ts,
-        rtol=rtol,
-        atol=atol,
-        solver=solver,
-        max_steps=max_steps or MAX_STEPS,
-        unit=unit,
-        stop=stop,
-    )
+    options["max_steps"] = max_steps or MAX_STEPS
+    solved = integrate(vector_field, x0, ts[-1], args, ts=ts, **options)
     return solved.ys, (solved.ts, solved.stats, solved.result, solved.end[1])
 
 
 @solve_differentiably.def_jvp
-def _solve_differentiably_jvp(
-    primals, tangents, *, vector_field, solver, rtol, atol, max_steps, unit, stop
-):
+def _solve_differentiably_jvp(primals, tangents, *, vector_field, **options):
     x0, args, ts = once(primals)
     x0_dot, args_dot, ts_dot = tangents
     moved = jax.tree.map(
         lambda leaf, dot: None if dot is None else leaf, args, args_dot, is_leaf=lambda x: x is None
     )
-    options = (vector_field, solver, rtol, atol, max_steps, unit, stop)
-    ys, tangent, rest = _linearise(x0, args, moved, ts, *options)
+    ys, tangent, rest = _linearise(x0, args, moved, ts, vector_field, **options)
     inputs, unravel = ravel_pytree((x0_dot, args_dot))
 
     def forward(inputs):
@@ -100,22 +82,7 @@ def _solve_differentiably_jvp(
     return (ys, rest), (derivative, jax.tree.map(lambda _: None, rest))
 
 
-def solve_with_tangents(
-    x0,
-    args,
-    ts,
-    x0_dot,
-    args_dot,
-    stops,
-    *,
-    vector_field,
-    solver,
-    rtol,
-    atol,
-    max_steps,
-    unit,
-    stop,
-):
+def solve_with_tangents(x0, args, ts, x0_dot, args_dot, stops, **options):
     """The solution and p tangents, which are solved for together, with the same steps.
 
     Args:
@@ -126,13 +93,7 @@ def solve_with_tangents(
         args_dot: how the floating-point arrays of `args` move, each leaf with a leading axis p.
         stops: further times at which steps of the tangents end, in any order, `[S]`; infinite ones
             are left out.
-        vector_field: as for `solve_differentiably`.
-        solver: as for `solve_differentiably`.
-        rtol: as for `solve_differentiably`.
-        atol: as for `solve_differentiably`.
-        max_steps: as for `solve_differentiably`.
-        unit: as for `solve_differentiably`.
-        stop: as for `solve_differentiably`.
+        **options: as for `solve_differentiably`.
 
     Returns:
         The solution `[K, d]` and the tangents `[K, p, d]` at `ts`, NaN if the solve fails, and what
@@ -140,15 +101,13 @@ def solve_with_tangents(
     """
     x0, args, ts = once((x0, args, ts))
     moved = eqx.filter(args, eqx.is_inexact_array)
-    options = (vector_field, solver, rtol, atol, max_steps, unit, stop)
-    ys, tangent, rest = _linearise(x0, args, moved, ts, *options, first_step=1e-4 * ts[-1])
+    options["first_step"] = 1e-4 * ts[-1]
+    ys, tangent, rest = _linearise(x0, args, moved, ts, **options)
     tangents = tangent.forward(x0_dot, args_dot, ts, stops)
     return ys, tangents * jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan), rest
 
 
-def _linearise(
-    x0, args, moved, ts, vector_field, solver, rtol, atol, max_steps, unit, stop, **further
-):
+def _linearise(x0, args, moved, ts, vector_field, *, rtol, atol, max_steps, **options):
     """The solution at `ts`, the ODE linearised along its path, and what diffrax says of it."""
     # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
     least = _LEAST * jnp.finfo(x0.dtype).eps
@@ -160,11 +119,8 @@ def _linearise(
         ts=ts,
         rtol=jnp.maximum(PATH_TOLERANCE * rtol, least),
         atol=jnp.maximum(PATH_TOLERANCE * atol, least),
-        solver=solver,
         max_steps=max_steps or STORED_STEPS,
-        unit=unit,
-        stop=stop,
-        **further,
+        **options,
     )
 
     def velocity(x, moved):

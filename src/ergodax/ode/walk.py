@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .batching import anywhere, select
-from .integrate import MAX_STEPS
+from .integrate import MAX_STEPS, report
 
 # A jump is located by dividing a step into _PARTS parts _ROUNDS times.
 _PARTS, _ROUNDS = 8, 8
@@ -151,16 +151,7 @@ class Walk(NamedTuple):
     def _report(self, s: _State, h, k, new: _State, ts, index, stored):
         """Evaluates a step that was taken at the report times within it."""
         step = diffrax.Tsit5.interpolation_cls(t0=s.t, t1=s.t + h, y0=s.y, y1=new.y, k=h * k)
-
-        def inside(standing):
-            index, _ = standing
-            return (new.t != s.t) & (index < len(ts)) & (ts[index] <= new.t)
-
-        def write(standing):
-            index, stored = standing
-            return index + 1, stored.at[index].set(step.evaluate(ts[index]))
-
-        return jax.lax.while_loop(inside, write, (index, stored))
+        return report(step, new.t != s.t, new.t, ts, index, stored)
 
     def _step(self, s: _State, end, values):
         """Tries one step of Tsitouras' method, at most to the next stop or jump.

@@ -72,7 +72,7 @@ def deviation_response(
     runs = tables[0].shape[:-1]
     if isinstance(action, str):
         action = _named(action, game.action_names[agent])
-    played = _broadcast("action", action, runs, game.num_states, game.action_names[agent])
+    played = _broadcast(action, runs, game.num_states, game.action_names[agent])
     start = np.asarray(check_array("state", state, "a state, or one per run"))
     if not np.issubdtype(start.dtype, np.integer) or start.shape not in ((), runs):
         raise ValueError(f"state must be a state, or one per run; found {state}.")
@@ -105,25 +105,25 @@ def _named(action: str, names: Sequence[str]) -> int:
     return list(names).index(action)
 
 
-def _broadcast(name, action, runs, num_states: int, names: Sequence[str]):
+def _broadcast(action, runs, num_states: int, names: Sequence[str]):
     """The action played in every state, `[*R, S]`."""
     count = len(names)
-    found = np.asarray(check_array(name, action, "an action, or one per run or state"))
+    found = np.asarray(check_array("action", action, "an action, or one per run or state"))
     if not np.issubdtype(found.dtype, np.integer) or found.min() < 0 or found.max() >= count:
         raise ValueError(
-            f"{name} must be an action, 0 to {count - 1}; found {action}. "
+            f"action must be an action, 0 to {count - 1}; found {action}. "
             f"Their names serve as well: {', '.join(names)}."
         )
     if found.shape == runs and runs != ():
         if runs == (num_states,):
             raise ValueError(
-                f"{name} of shape {runs} could be one per run or one per state: give "
-                f"{name}[:, None] or {name}[None, :]."
+                f"action of shape {runs} could be one per run or one per state: give "
+                f"action[:, None] or action[None, :]."
             )
         found = found[:, None]
     if found.shape not in ((), (num_states,), (1, num_states), (*runs, 1), (*runs, num_states)):
         raise ValueError(
-            f"{name} must be one action, one per run, or one per state, {(*runs, num_states)}; "
+            f"action must be one action, one per run, or one per state, {(*runs, num_states)}; "
             f"found shape {found.shape}."
         )
     return jnp.broadcast_to(jnp.asarray(found), (*runs, num_states))

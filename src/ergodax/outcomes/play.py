@@ -25,7 +25,7 @@ def greedy(game: MarkovGame, policies: tuple) -> tuple[tuple, Bool[Array, "*R S 
         `[S, n]`: what is played there is a choice of this function and not of the agent. Of a
         cycle that `play` finds, `tied & on_cycle[..., None]` says where it rests on such a choice.
     """
-    tables = check_tables(game, policies, "policies", "[S, A_i] of probabilities or values")
+    tables = check_tables(game, policies, "[S, A_i] of probabilities or values")
     best = tuple(jnp.argmax(table, axis=-1) for table in tables)
     tied = [(table == table.max(axis=-1, keepdims=True)).sum(axis=-1) > 1 for table in tables]
     return best, jnp.stack(tied, axis=-1)
@@ -102,35 +102,20 @@ def _play(game: MarkovGame, strategies, start) -> Play:
     size = game.num_states
 
     def step(carry, time):
-        state, first_seen = carry
-        first_seen = first_seen.at[state].min(time)
+        state, last_seen = carry
+        last_seen = last_seen.at[state].set(time)
         actions = jnp.stack([own[state] for own in strategies])
         following, rewards = outcome(game, state, actions)
-        return (following, first_seen), (state, actions, rewards)
+        return (following, last_seen), (state, actions, rewards)
 
-    never = jnp.full(size, size, jnp.int32)
-    (again, first_seen), (states, actions, rewards) = jax.lax.scan(
-        step, (start.astype(jnp.int32), never), jnp.arange(size, dtype=jnp.int32)
+    time, never = jnp.arange(size, dtype=jnp.int32), jnp.full(size, -1, jnp.int32)
+    (again, last_seen), (states, actions, rewards) = jax.lax.scan(
+        step, (start.astype(jnp.int32), never), time
     )
-
-    # After S steps play is on the cycle, so that `again` lies on it; walk around once.
-    def around(carry):
-        state, length = carry
-        return outcome(game, state, [own[state] for own in strategies])[0], length + 1
-
-    once = around((again, jnp.int32(0)))
-    _, length = jax.lax.while_loop(lambda carry: carry[0] != again, around, once)
-    on_cycle = jax.lax.fori_loop(
-        0,
-        length,
-        lambda _, carry: (
-            outcome(game, carry[0], [own[carry[0]] for own in strategies])[0],
-            carry[1].at[carry[0]].set(True),
-        ),
-        (again, jnp.zeros(size, bool)),
-    )[1]
-    transient = jnp.where(on_cycle, first_seen, size).min()
-    time = jnp.arange(size, dtype=jnp.int32)
+    # After S steps play is on the cycle: it is what was seen since `again` was seen last.
+    length = size - last_seen[again]
+    on_cycle = last_seen >= last_seen[again]
+    transient = jnp.sum(last_seen >= 0, dtype=jnp.int32) - length
     shown = time < transient + length
     counted = (time >= transient) & shown
     mean = jnp.sum(jnp.where(counted[:, None], rewards, 0), axis=0) / length.astype(rewards.dtype)

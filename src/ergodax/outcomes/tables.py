@@ -13,38 +13,39 @@ from ..model.game import MarkovGame
 _AT_ONCE = 64  # runs mapped at the same time: games with hundreds of states have large tables
 
 
-def check_policies(game: MarkovGame, policies: Any, name: str = "policies") -> tuple:
+def check_policies(game: MarkovGame, policies: Any) -> tuple:
     """Returns policies, or one per run, as arrays.
 
     Raises:
         ValueError: unless there is a table `[S, A_i]`, or `[R, S, A_i]`, of probabilities for every
             agent.
     """
-    tables = check_tables(game, policies, name, "[S, A_i] of probabilities")
+    tables = check_tables(game, policies, "[S, A_i] of probabilities")
     for agent, table in enumerate(tables):
         if is_concrete(table):
             sums = np.asarray(table).sum(axis=-1)
             if not (np.asarray(table) >= -1e-6).all() or not np.allclose(sums, 1, atol=1e-4):
                 raise ValueError(
-                    f"{name} of agent {agent} must be probabilities that sum to 1 in every state."
+                    f"policies of agent {agent} must be probabilities that sum to 1 in every state."
                 )
     return tables
 
 
-def check_tables(game: MarkovGame, tables: Any, name: str, what: str) -> tuple:
+def check_tables(game: MarkovGame, policies: Any, what: str) -> tuple:
     """Returns tables `[S, A_i]` or `[R, S, A_i]` as arrays; raises ValueError for other shapes."""
-    found = _check_arrays(game, tables, name)
-    _check_shapes(name, found, [(game.num_states, count) for count in game.num_actions], what)
+    found = _check_arrays("policies", game, policies)
+    _check_shapes("policies", found, [(game.num_states, count) for count in game.num_actions], what)
     return found
 
 
-def check_strategies(game: MarkovGame, strategies: Any, name: str = "strategies") -> tuple:
+def check_strategies(game: MarkovGame, strategies: Any) -> tuple:
     """Returns strategies, or one per run, as arrays of whole numbers.
 
     Raises:
         ValueError: unless there is a table `[S]`, or `[R, S]`, of actions for every agent.
     """
-    tables = _check_arrays(game, strategies, name)
+    name = "strategies"
+    tables = _check_arrays(name, game, strategies)
     _check_shapes(name, tables, [(game.num_states,)] * game.num_agents, "[S] of actions")
     for agent, (table, count) in enumerate(zip(tables, game.num_actions, strict=True)):
         if not jnp.issubdtype(table.dtype, jnp.integer):
@@ -54,7 +55,7 @@ def check_strategies(game: MarkovGame, strategies: Any, name: str = "strategies"
     return tables
 
 
-def _check_arrays(game, tables, name) -> tuple:
+def _check_arrays(name, game, tables) -> tuple:
     check_type("game", game, MarkovGame, "a MarkovGame")
     check_type(name, tables, (tuple, list), f"a tuple of {game.num_agents} tables, one per agent")
     if len(tables) != game.num_agents:

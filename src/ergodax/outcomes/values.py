@@ -82,10 +82,7 @@ def action_values(
     discounts, doublings = _check_discount(game, discount)
 
     def one(policies):
-        rewards, kernel = _decision(game, policies, agent)
-        own = jnp.einsum("sa,sa->s", policies[agent], rewards)
-        worth = _discounted(_chain(game, policies), own, discounts[agent], doublings)
-        return _look_ahead(rewards, kernel, discounts[agent], worth)
+        return _once(game, policies, agent, discounts[agent], doublings)
 
     return over_runs(one, check_policies(game, policies), 2)
 
@@ -222,10 +219,7 @@ def q_loss(
             if full:
                 table = _best(game, policies, agent, gamma, doublings).action_values
             else:
-                rewards, kernel = _decision(game, policies, agent)
-                own = jnp.einsum("sa,sa->s", policies[agent], rewards)
-                worth = _discounted(_chain(game, policies), own, gamma, doublings)
-                table = _look_ahead(rewards, kernel, gamma, worth)
+                table = _once(game, policies, agent, gamma, doublings)
             played = jnp.einsum("sa,sa->s", policies[agent], table)
             losses.append(1 - played / table.max(axis=-1))
         return jnp.stack(losses, axis=-1)
@@ -347,6 +341,14 @@ def _decision(game, policies, agent):
 
 def _look_ahead(rewards, kernel, discount, worth):
     return rewards + discount * jnp.matmul(kernel, worth, precision="highest")
+
+
+def _once(game, policies, agent, discount, doublings):
+    """Values of an agent's actions `[S, A_i]`, all agents following their policies afterwards."""
+    rewards, kernel = _decision(game, policies, agent)
+    own = jnp.einsum("sa,sa->s", policies[agent], rewards)
+    worth = _discounted(_chain(game, policies), own, discount, doublings)
+    return _look_ahead(rewards, kernel, discount, worth)
 
 
 def _best(game, policies, agent, discount, doublings) -> BestResponse:

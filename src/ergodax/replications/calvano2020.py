@@ -55,18 +55,8 @@ _TABLE = {
 def learners(game: MarkovGame, rate: float = RATE, decay: float = DECAY) -> WrappedGame:
     """The paper's two learners: they begin from the values against a rival that draws prices."""
     explore = EpsilonGreedy(Exponential(1.0, decay))
-    return WrappedGame(
-        game,
-        [
-            QLearning(
-                rate,
-                DISCOUNT,
-                explore,
-                initial=initial_values(game, agent, "uniform play", discount=DISCOUNT),
-            )
-            for agent in range(2)
-        ],
-    )
+    starts = [initial_values(game, agent, "uniform play", discount=DISCOUNT) for agent in range(2)]
+    return WrappedGame(game, [QLearning(rate, DISCOUNT, explore, start) for start in starts])
 
 
 def measure(market: LogitMarket, game: MarkovGame, params: tuple, state: Any) -> xarray.Dataset:
@@ -333,19 +323,12 @@ def _over_grid(points: dict[tuple[float, float], xarray.Dataset]) -> tuple[Quant
     for (rate, decay), data in points.items():
         known = (rate, decay) == (RATE, DECAY)
         place = f"alpha {rate:g}, beta {decay:g}"
-        gain, millions = data["profit_gain"].values, _millions(data)
-        quantities += [
-            mean_of(
-                f"profit gain, {place}", "0.849" if known else None, gain, gain.std(), _PUBLISHED
-            ),
-            mean_of(
-                f"million periods, {place}",
-                "1.751" if known else None,
-                millions,
-                millions.std(),
-                _PUBLISHED,
-            ),
-        ]
+        for name, published, values in (
+            ("profit gain", "0.849", data["profit_gain"].values),
+            ("million periods", "1.751", _millions(data)),
+        ):
+            told = published if known else None
+            quantities.append(mean_of(f"{name}, {place}", told, values, values.std(), _PUBLISHED))
     return tuple(quantities)
 
 

@@ -139,9 +139,9 @@ def replicate(sessions: int = 200, *, seed: int = 0, progress: bool = False) -> 
         axis=-1,
     )[np.arange(sessions), end]
     optimality = own / best
+    mean, profit = optimality.mean(axis=1), np.asarray(cycle.rewards)
     nash = (optimality > 1 - _NASH).all(axis=1)
-    joint = nash & (np.abs(np.asarray(cycle.rewards) - 0.125) < 1e-6).all(axis=1)
-    profit = np.asarray(cycle.rewards)
+    joint = nash & (np.abs(profit - 0.125) < 1e-6).all(axis=1)
     data = xarray.Dataset(
         {
             "profit": (("session", "agent"), profit, attributes("profit on the cycle")),
@@ -159,13 +159,7 @@ def replicate(sessions: int = 200, *, seed: int = 0, progress: bool = False) -> 
         (
             share_of("share in Nash equilibrium", "0.667", nash, _PUBLISHED),
             share_of("share in it at the joint optimum", "0.241", joint, _PUBLISHED),
-            mean_of(
-                "value as a share of the best reply's",
-                "0.97",
-                optimality.mean(axis=1),
-                optimality.mean(axis=1).std(),
-                _PUBLISHED,
-            ),
+            mean_of("value as a share of the best reply's", "0.97", mean, mean.std(), _PUBLISHED),
         ),
         data,
         notes=(f"{sessions} sessions at {runs.steps_per_second / 1e6:.1f} million steps/s.",),

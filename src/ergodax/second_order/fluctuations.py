@@ -107,28 +107,21 @@ def fluctuations(
     rtol, atol = check_solver(rtol, atol, max_steps, None, adjoint)
     tracked = _TRACKED if max_kinks is None else (check_count("max_kinks", max_kinks, least=0),)
     bias, throw = check_flag("bias", bias), check_flag("throw", throw)
-    scale = None if scale is None else check_scale(scale)
+    if scale is not None:
+        scale = jnp.asarray(check_scale(scale), dtype=float)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_kinks(wrapped)
     check_schedules(wrapped.learners, ts)
     check_covariance("fluctuations", wrapped, params0, times=np.shape(ts)[0], bias=bias)
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
 
+    times, law = jnp.asarray(ts, dtype=float), first_state_law(wrapped.game, initial_state)
+    options: dict[str, Any] = dict(scale=scale, bias=bias, adjoint=adjoint, max_steps=max_steps)
+    options |= {"rtol": jnp.asarray(rtol, dtype=float), "atol": jnp.asarray(atol, dtype=float)}
+
     def solve(most: int) -> Fluctuations:
         check_room(64 * most * size**2, f"to track {most} kinks", "lower max_kinks")
-        return fluctuate(
-            wrapped,
-            params0,
-            jnp.asarray(ts, dtype=float),
-            jnp.asarray(first_state_law(wrapped.game, initial_state)),
-            scale=None if scale is None else jnp.asarray(scale, dtype=float),
-            bias=bias,
-            max_kinks=most,
-            rtol=jnp.asarray(rtol, dtype=float),
-            atol=jnp.asarray(atol, dtype=float),
-            adjoint=adjoint,
-            max_steps=max_steps,
-        )
+        return fluctuate(wrapped, params0, times, jnp.asarray(law), max_kinks=most, **options)
 
     solution = solve(tracked[0])
     for most in tracked[1:]:

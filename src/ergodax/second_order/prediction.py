@@ -141,18 +141,15 @@ class Fluctuations(Result):
         There the fluctuations are not Gaussian, and neither band nor corrected mean hold. Where C
         is zero, as at the start, nothing is near.
         """
-        return jnp.any(
-            self.margin * jnp.sqrt(jnp.asarray(check_scale(scale), self.margin.dtype)) < NEAR,
-            axis=1,
-        )
+        return _near(self.margin, jnp.asarray(check_scale(scale), self.margin.dtype))
 
     def layer(self, scale: Real[ArrayLike, ""]) -> Float[Array, "K d"]:
         """`-E v(x_t, c_k)`, `[K, d]`: what step k = t N still knows of the first state.
 
         It is added to b. It fades after some mixing times, except in a periodic chain.
         """
-        steps = jnp.rint(self.ts * check_scale(scale)).astype(int)
-        return _layers(self.wrapped, self.params, self.initial, steps)
+        scale = jnp.asarray(check_scale(scale), self.ts.dtype)
+        return _layers(self.wrapped, self.params, self.initial, self.ts, scale)
 
     def corrected_mean(self, scale: Real[ArrayLike, ""]) -> Any:
         """`x + b / N`, the layer of the initial state included, leaves `[K, ...]`.
@@ -240,7 +237,13 @@ def _shifted(params, shift):
 
 
 @lightly_compiled
-def _layers(wrapped, params, initial, steps):
+def _near(margin, scale):
+    return jnp.any(margin * jnp.sqrt(scale) < NEAR, axis=1)
+
+
+@lightly_compiled
+def _layers(wrapped, params, initial, ts, scale):
+    steps = jnp.rint(ts * scale).astype(int)
     return jax.lax.map(lambda a: _layer(wrapped, a[0], initial, a[1]), (params, steps))
 
 

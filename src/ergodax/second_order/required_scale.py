@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jaxtyping import Array, Real
 
 from ..averaged.stationary import preserve_rows
@@ -167,13 +166,8 @@ def required_scale(
     most = _MOST_NUMBERS // max(1, sum(np.size(leaf) for leaf in jax.tree.leaves(params0)))
     if paths > most:
         raise ValueError(f"paths must be at most {most} here, for memory; found {paths}.")
-    predicted = fluctuations(
-        wrapped,
-        params0,
-        np.linspace(0, end, CELLS + 1),
-        initial_state=initial_state,
-        bias=True,
-    )
+    grid = np.linspace(0, end, CELLS + 1)
+    predicted = fluctuations(wrapped, params0, grid, initial_state=initial_state, bias=True)
     _, linear = linearise(predicted)
     lag = _lag(predicted, np.random.default_rng([seed, 1]), paths)
     words = np.array([seed], dtype=np.uint32)
@@ -197,6 +191,8 @@ def required_scale(
     (noise, beyond), lagged = reach(0.0), max(float(np.abs(part).max()) for part in lag)
     if noise == lagged == 0:
         return 0.0
+    from scipy.optimize import root_scalar  # takes a third of a second to import
+
     # In the inverse root of N it is an increasing function, since U is symmetric and unimodal, and
     # a set that is both shrinks and moves away from its centre (Anderson 1955). The inverse root
     # at which both bounds together reach the tolerance is at most 1 / .62 times too small.
@@ -208,7 +204,7 @@ def required_scale(
         low *= 0.99
     while excess(high) < 0:
         high *= 1.2
-    found = scipy.optimize.root_scalar(excess, bracket=(low, high), rtol=5e-4)
+    found = root_scalar(excess, bracket=(low, high), rtol=5e-4)
     return float(found.root) ** -2
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ..base.compiling import compiled
@@ -32,7 +32,6 @@ from .step import (
     lost_by,
     settle,
     step,
-    time_of,
     words_of,
 )
 from .steps import advanced, is_gpu
@@ -72,6 +71,10 @@ class Setting(eqx.Module):
     mesh: Mesh = eqx.field(static=True)
     in_kernel: bool = eqx.field(static=True, default=False)
     in_step: bool = eqx.field(default=False, static=True)
+
+    def spread(self, tree: Any) -> Any:
+        """Puts every device's runs on it, as blocks of steps return them."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
 
 class Stops(NamedTuple):
@@ -116,17 +119,17 @@ _COMPILER: dict[str, Any] = {
 
 
 @functools.partial(compiled, **_COMPILER)
-def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float[Array, "R S"]):
-    """Where the runs stand before their first step; their random numbers are those of step 0.
+def start(
+    setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Any, standing: Any = None
+) -> Run:
+    """The runs before their first step, with nothing recorded yet, each leaf `[R, ...]`.
 
     Args:
         setting: what is simulated.
-        keys: key words of the runs.
+        keys: key words of the runs; random numbers are those of step 0.
         params0: initial parameters, each leaf `[R, ...]`.
-        law: law of every run's first state.
-
-    Returns:
-        Where they stand, and faults of the policies that actions were drawn from.
+        law: law of every run's first state, `[R, S]`.
+        standing: where the runs stand, if they have begun already.
     """
 
     def of_run(key, params, law, own):
@@ -139,24 +142,20 @@ def start(setting: Setting, keys: UInt32[Array, "R 2"], params0: Any, law: Float
         compensation = jax.tree.map(jnp.zeros_like, params) if setting.compensated else None
         return Ensemble(params, compensation, state, joint_action), faults
 
-    own = setting.wrapped if setting.per_run else ()
-    return from_lanes(over_lanes(of_run, *to_lanes((keys, params0, law, own))))
-
-
-@functools.partial(compiled, **_COMPILER)
-def start_recorders(setting: Setting, standing: Ensemble, faults: Int[Array, " R"]) -> Run:
-    """The runs with nothing recorded yet, each leaf `[R, ...]`."""
-
-    def of_run(params, own):
+    def recorded(params, own):
         wrapped, recorders = own
         states = tuple(recorder.init(wrapped, params) for recorder in recorders)
         return jax.tree.map(jnp.asarray, states)
 
-    axis = eqx.if_array(0) if setting.per_run else None
-    recorded = eqx.filter_vmap(of_run, in_axes=(0, axis), axis_size=standing.state.shape[0])(
-        standing.params, (setting.wrapped, setting.recorders)
-    )
-    return Run(standing, recorded, faults)
+    faults = jnp.zeros(len(keys), jnp.int32)
+    if standing is None:
+        own = setting.wrapped if setting.per_run else ()
+        begun = over_lanes(of_run, *to_lanes((keys, params0, law, own)))
+        standing, faults = from_lanes(begun)
+    axes = 0, eqx.if_array(0) if setting.per_run else None
+    records = eqx.filter_vmap(recorded, in_axes=axes, axis_size=len(keys))
+    own = setting.wrapped, setting.recorders
+    return Run(standing, records(standing.params, own), faults)
 
 
 def _in_lanes(setting: Setting, runs: Run) -> Run:
@@ -233,11 +232,7 @@ def advance(
             """A run after one step more than so many of the interval."""
             (begun, scale, of_all), (key, mine) = shared, own
             of_step = mine if setting.per_run else of_all
-            wrapped, cumulative, recorders = eqx.combine(of_step, static[:3])
-            inverse_scale = (1 / scale).astype(cumulative.dtype)
-            words = later(begun, taken + 1)
-            time = time_of(words, scale)
-            return step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run)
+            return step(eqx.combine(of_step, static[:3]), scale, key, later(begun, taken + 1), run)
 
         def interval(carry, length_and_due):
             (words, run), (length, due) = carry, length_and_due
@@ -340,7 +335,6 @@ def advance_until(
     def of_device(keys, runs, idle, counters, left, data, length, look, fewest, scale):
         keys, runs = to_lanes((keys, runs))
         own = to_lanes(data) if setting.per_run else ()
-        inverse_scale = (1 / scale).astype(cumulative.dtype)
 
         def stopped(run, own, taken, idle):
             def of_run(recorded, faults, own):
@@ -352,17 +346,13 @@ def advance_until(
 
         def one_step(carry):
             taken, run, _, idle = carry
-            low = counters[0] + (taken + 1).astype(jnp.uint32)
-            words = low, counters[1] + (low < counters[0]).astype(jnp.uint32)
 
             def of_run(key, words, run, own):
-                wrapped, cumulative, recorders = eqx.combine(
-                    own if setting.per_run else data, static
-                )
-                time = time_of(words, scale)
-                return step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run)
+                of_step = eqx.combine(own if setting.per_run else data, static)
+                return step(of_step, scale, key, words, run)
 
-            run = over_lanes(of_run, keys, to_lanes(words), run, own)
+            words = to_lanes(later(counters, taken + 1))
+            run = over_lanes(of_run, keys, words, run, own)
             return taken + 1, run, stopped(run, own, taken + 1, idle), idle
 
         def until_one_stops(end, carry):
@@ -389,16 +379,11 @@ def advance_until(
         def step_or_hold(taken, shared, own, run_and_stop):
             """A run after one step more, and at which it stopped; if it has, as it is."""
             (begun, scale, of_all), (key, counter, left, mine) = shared, own
-            wrapped, cumulative, recorders = eqx.combine(
-                mine if setting.per_run else of_all, static
-            )
-            run, at = run_and_stop
-            inverse_scale = (1 / scale).astype(cumulative.dtype)
+            of_step = eqx.combine(mine if setting.per_run else of_all, static)
+            until, (run, at) = of_step[2][0], run_and_stop
             taken, live = begun + taken + 1, at < 0
-            words = later(counter, taken)
-            time = time_of(words, scale)
-            run = step(wrapped, cumulative, recorders, inverse_scale, key, words, time, run, live)
-            done = jnp.asarray(recorders[0].done(run.recorded[0]), bool) | (run.faults > 0)
+            run = step(of_step, scale, key, later(counter, taken), run, live)
+            done = jnp.asarray(until.done(run.recorded[0]), bool) | (run.faults > 0)
             return run, jnp.where(live & (done | (taken >= left)), taken, at)
 
         def look_later(carry):

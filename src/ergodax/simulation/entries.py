@@ -16,19 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from .primitives import CALLS, ELEMENTWISE
+from .primitives import CALLS, ELEMENTWISE, FOLDS
 from .tables import Refused, Table, both, identity
 
 _UNCHANGED = frozenset(("optimization_barrier", "copy", "copy_p", "stop_gradient"))
 _SHAPED = frozenset(("reshape", "squeeze", "expand_dims"))
-_REDUCE: dict[str, Callable] = {
-    "reduce_sum": jnp.add,
-    "reduce_prod": jnp.multiply,
-    "reduce_max": jnp.maximum,
-    "reduce_min": jnp.minimum,
-    "reduce_and": jnp.logical_and,
-    "reduce_or": jnp.logical_or,
-}
+_REDUCE = FOLDS | {"reduce_prod": jnp.multiply}
 _CUMULATE: dict[str, Callable] = {
     "cumsum": jnp.add,
     "cumprod": jnp.multiply,

@@ -1,6 +1,5 @@
 """How a simulation is carried out: on which devices, how much at a time, saved and shown or not."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,14 +21,12 @@ class Execution(NamedTuple):
     Attributes:
         devices: the devices.
         width: runs of a batch on each device.
-        checkpoint: the file for unfinished work; None to save nothing.
         progress: whether a progress bar is shown.
         team: the processes that share it.
     """
 
     devices: Sequence[Any]
     width: int
-    checkpoint: str | os.PathLike[str] | None = None
     progress: bool = False
     team: Team = ALONE
 
@@ -75,10 +72,9 @@ def carry_out(work: Any, save: Callable[..., None], bar: tqdm) -> bool:
 def plan_execution(
     size: int,
     runs: int,
-    *,
     devices: Sequence[Any] | None = None,
     batch_size: Any = None,
-    checkpoint: str | os.PathLike[str] | None = None,
+    *,
     progress: bool = False,
     shared: bool = False,
 ) -> Execution:
@@ -89,7 +85,6 @@ def plan_execution(
         runs: number of all runs.
         devices: the devices; JAX's default by default.
         batch_size: about how many runs of a batch each device has; by default as many as suit it.
-        checkpoint: the file for unfinished work.
         progress: whether to show a progress bar.
         shared: whether all processes of the job take part, unless devices are given.
 
@@ -109,4 +104,4 @@ def plan_execution(
     own = -(-runs // team.count)
     width = width_of(batch_size, size, own, len(devices), limits_of(devices[0]))
     width = balanced(width, runs, len(devices), team.count)
-    return Execution(devices, width, checkpoint, progress, team)
+    return Execution(devices, width, progress, team)

@@ -31,6 +31,7 @@ from .until import GreedyUnchanged
 _MOST_ACTIONS = 32
 # Values of schedules that are held at a time: of all runs, and of one.
 _VALUES, _MOST_STEPS = 2**20, 2**16
+_cumulative_law = compiled(cumulative_law)
 
 
 def is_installed() -> bool:
@@ -178,7 +179,7 @@ class _Work:
         """The tables of the game and of hyper-parameters, and the kernel for their form."""
         wrapped = self._setting.wrapped
         game, own = wrapped.game, [_own(learner) for learner in wrapped.learners]
-        laws = np.asarray(_laws(game.probabilities))
+        laws = np.asarray(_cumulative_law(game.probabilities))
         self._game = (
             self._setting.per_run,
             np.asarray(game.successors).reshape(-1),
@@ -328,11 +329,6 @@ def _side_by_side(tables: list, beyond: float) -> np.ndarray:
 def _table(own: Any) -> Any:
     """The table of an agent's parameters."""
     return own.params if isinstance(own, ClockedParams) else own
-
-
-@compiled
-def _laws(probabilities):
-    return cumulative_law(probabilities)
 
 
 def _fields(own: Any) -> tuple:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from . import block, greedy_tables
@@ -258,18 +257,11 @@ class Job:
             self._setting, wrapped=rows.wrapped, observe=observe, recorders=recorders
         )
         keys = self._keys_of(jnp.asarray(numbers, jnp.uint32))
-        begun: Any = rows.standing, np.zeros(self._batch, np.int32)
-        if rows.standing is None:
-            begun = block.start(self._setting, keys, rows.params0, rows.law)
-        batch = block.start_recorders(self._setting, *begun)
+        batch = block.start(self._setting, keys, rows.params0, rows.law, rows.standing)
         counted = np.zeros(self._batch, bool)
         counted[: self._live] = self._counting[self.done : self.done + self._live]
-        self._keys, batch, self._counted = self._spread((keys, batch, counted))
+        self._keys, batch, self._counted = self._setting.spread((keys, batch, counted))
         self._progress = self._progress._replace(batch=batch, reports=())
-
-    def _spread(self, tree):
-        """Puts every device's runs on it, as `block.advance` returns them."""
-        return jax.device_put(tree, NamedSharding(self._setting.mesh, PartitionSpec(block.AXIS)))
 
     def _advance(self, b: Block):
         batch, begun = self._progress.batch, self._begun + _steps(self._blocks_done)
@@ -282,7 +274,7 @@ class Job:
                 np.ones(self._batch, bool),
             )
             interval = Block(np.array([0 if taken else length]), np.array([end]))
-            batch = self._spread(taken.runs) if taken else batch
+            batch = self._setting.spread(taken.runs) if taken else batch
             batch, report = self._advance_all(batch, begun, interval)
             reports.append(report)
             begun += length
@@ -402,7 +394,7 @@ class Job:
             groups = self._batch // self._together
             reports = [moments("report", b.ends.sum(), groups) for b in self._blocks[:blocks]]
             found = jax.tree.structure(batch).unflatten(take("batch", batch))
-            self._progress = Progress(done, mergers, self._spread(found), tuple(reports))
+            self._progress = Progress(done, mergers, self._setting.spread(found), tuple(reports))
 
 
 def summarise(results: list[Moments]) -> Summary:

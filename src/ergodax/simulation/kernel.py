@@ -52,11 +52,6 @@ class _Leaf:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def passed(self) -> bool:
-        """Whether the kernel is given it."""
-        return self.size > 0
-
     def packed(self, array):
         """As the kernel takes it: all in one row in memory, or runs last."""
         if self.shared or self.in_memory:
@@ -126,7 +121,7 @@ def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpr
 
     runs = given[-1].shape[0]
     block = min(_RUNS, runs & -runs)
-    passed = [k for k, leaf in enumerate(leaves) if leaf.passed]
+    passed = [k for k, leaf in enumerate(leaves) if leaf.size]
     returned = [k for k in passed if k >= kept]
 
     def body(count_ref, *refs):
@@ -152,9 +147,7 @@ def _call(step, count, given, leaves: list[_Leaf], structure, kept: int, interpr
             return entries(leaf.shape, values)
 
         numbers = {
-            k: in_registers(k)
-            for k, leaf in enumerate(leaves)
-            if leaf.passed and not leaf.in_memory
+            k: in_registers(k) for k, leaf in enumerate(leaves) if leaf.size and not leaf.in_memory
         }
 
         def spread(value, dtype):

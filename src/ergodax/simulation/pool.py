@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ..base.compiling import compiled
 from . import block, greedy_tables
+from .capacity import limits_of, width_of
 from .execution import Execution
 from .inputs import Inputs, rows_of
 from .moments import GROUP
 from .recorders import AbstractRecorder
-from .step import DIVERGED, MISPLAYED, Run, settle
+from .step import DIVERGED, MISPLAYED, Run, settle, words_of
 from .steps import compiler_of, in_kernel_or_loop, is_gpu
 
 # A block ends when this share of the lanes is idle and runs are waiting. That is looked at after so
@@ -137,10 +137,8 @@ class Pool:
 
     def _width(self, runs: int) -> int:
         """Lanes for so many runs on all devices."""
-        width, devices = self._execution.width, len(self._execution.devices)
-        while width > GROUP and width // 2 * devices >= runs:
-            width //= 2
-        return width * devices
+        width, devices = self._execution.width, self._execution.devices
+        return width_of(width, 0, runs, len(devices), limits_of(devices[0])) * len(devices)
 
     def _fill(self) -> None:
         """Gives idle lanes to waiting runs, and moves to fewer lanes if that is enough."""
@@ -160,7 +158,7 @@ class Pool:
         setting, keys, runs = self._load(numbers, self.known[numbers] & new)
         if width == len(lots.numbers) and not new.all():
             runs = _choose(jnp.asarray(new), runs, lots.runs)
-        self._lots = Lots(numbers, steps, setting, keys, self._spread(runs), lots.stopped)
+        self._lots = Lots(numbers, steps, setting, keys, self._setting.spread(runs), lots.stopped)
 
     def _load(
         self, numbers: np.ndarray, known: np.ndarray | None = None
@@ -175,19 +173,12 @@ class Pool:
         rows, (until,) = self._inputs.rows(numbers, (self._until,))
         setting = dataclasses.replace(self._setting, wrapped=rows.wrapped, recorders=(until,))
         keys = self._keys_of(jnp.asarray(numbers, jnp.uint32))
-        begun: Any = rows.standing, np.zeros(len(numbers), np.int32)
-        if rows.standing is None:
-            begun = block.start(setting, keys, rows.params0, rows.law)
-        runs = block.start_recorders(setting, *begun)
+        runs = block.start(setting, keys, rows.params0, rows.law, rows.standing)
         if known is not None and known.any():
             found = jax.tree.map(lambda leaf: leaf[numbers], self.runs)
             runs = _choose(jnp.asarray(known), jax.tree.map(jnp.asarray, found), runs)
-        keys, runs = self._spread((keys, runs))
+        keys, runs = self._setting.spread((keys, runs))
         return setting, keys, runs
-
-    def _spread(self, tree):
-        """Puts every device's runs on it, as the compiled block returns them."""
-        return jax.device_put(tree, NamedSharding(self._setting.mesh, PartitionSpec(block.AXIS)))
 
     def _work(self) -> None:
         """One block."""
@@ -218,8 +209,8 @@ class Pool:
                 idle: Any = (lots.numbers < 0) | taken.stopped
                 return taken.runs, block.Stops(idle, taken.at, taken.runs), length
         left = np.clip(self._most - lots.steps, 0, 2**31 - 1).astype(np.int32)
-        words = (lots.steps % 2**32).astype(np.uint32), (lots.steps // 2**32).astype(np.uint32)
-        idle, left, words = self._spread((lots.numbers < 0, left, words))
+        own = lots.numbers < 0, left, words_of(lots.steps)
+        idle, left, words = self._setting.spread(own)
         look = max(_LOOK // self._execution.width, 1)
         limits = [jnp.asarray(count, jnp.int32) for count in (length, look)]
         limits.append(jnp.asarray(fewest))

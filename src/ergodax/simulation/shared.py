@@ -29,7 +29,6 @@ class _Shares:
     """The shares of all processes, of which this one carries out its own.
 
     Attributes:
-        execution: how each is carried out.
         runs: number of all runs.
     """
 
@@ -39,16 +38,17 @@ class _Shares:
         runs: int,
         execution: Execution,
         size: int,
-        begin: Callable[[int, int, Arrays | None], Any],
+        begin: Callable[[int, int, Execution, Arrays | None], Any],
     ):
-        """Divides the work.
+        """Divides the work, and begins the first share of this process.
 
         Args:
             store: says what the work depends on, and where shares are saved.
             runs: number of all runs.
             execution: how each share is carried out.
             size: runs of a share.
-            begin: begins a work, from the share's first run, its end and what was saved.
+            begin: begins a work, from the share's first run, its end, how it is carried out and
+                what was saved.
 
         Raises:
             ValueError: if processes do not agree on the work.
@@ -60,14 +60,10 @@ class _Shares:
         # The plan of those who began counts, whatever would suit those who go on.
         plan = store.part(PLAN).make(lambda: {"width": width, "firsts": firsts})
         plan = gather(self._team, plan)[0]
-        self.execution = execution._replace(width=int(plan["width"]))
+        self._execution = execution._replace(width=int(plan["width"]))
         firsts = plan["firsts"].tolist()
         shares = list(zip(firsts, [*firsts[1:], runs], strict=True))
         self._own = shares[self._team.index :: self._team.count]
-        self._begun: Any = None
-
-    def compile(self) -> None:
-        """Begins the first share of this process."""
         self._begun = self._begin_share(*self._own[0]) if self._own else None
 
     def carry_out(
@@ -103,7 +99,7 @@ class _Shares:
             found.append((first, finish(work)))
 
     def _begin_share(self, first: int, end: int) -> Any:
-        return self._begin(first, end, self._share(first).load())
+        return self._begin(first, end, self._execution, self._share(first).load())
 
     def _share(self, first: int) -> Store:
         return self._store.part(f"share-{first:012d}")
@@ -132,17 +128,15 @@ class SharedJob:
         """
         observed = options.pop("observe"), options.pop("recorders")
 
-        def begin(first: int, end: int, saved: Arrays | None) -> Job:
+        def begin(first: int, end: int, execution: Execution, saved: Arrays | None) -> Job:
             part, (observe, recorders) = inputs.part(first, end - first, observed)
-            execution, own = self._shares.execution, _from(keys, first)
-            options_ = {"observe": observe, "recorders": recorders, "saved": saved, **options}
-            return Job(part, own, intervals, execution, before=first, **options_)
+            own = {"observe": observe, "recorders": recorders, "saved": saved, **options}
+            return Job(part, _from(keys, first), intervals, execution, before=first, **own)
 
         batch = execution.width * len(execution.devices)
         batches = -(-inputs.runs // batch)
         size = batch * max(1, batches // (_SHARES * execution.team.count))
         self._shares = _Shares(store, inputs.runs, execution, size, begin)
-        self._shares.compile()
         self.done, self.steps_done, self.compiler, self._merger = 0, 0, "", Merger()
 
     def run(self) -> Iterator[int]:
@@ -193,15 +187,14 @@ class SharedPool:
         """
         criterion, begun = options.pop("until"), options.pop("begun")
 
-        def begin(first: int, end: int, saved: Arrays | None) -> Pool:
+        def begin(first: int, end: int, execution: Execution, saved: Arrays | None) -> Pool:
             part, until = inputs.part(first, end - first, criterion)
-            own = None if begun is None else jax.tree.map(lambda a: a[first:end], begun)
-            options_ = {"until": until, "begun": own, "saved": saved, **options}
-            return Pool(part, _from(keys, first), self._shares.execution, **options_)
+            standing = None if begun is None else jax.tree.map(lambda a: a[first:end], begun)
+            own = {"until": until, "begun": standing, "saved": saved, **options}
+            return Pool(part, _from(keys, first), execution, **own)
 
         size = -(-inputs.runs // execution.team.count)
         self._shares = _Shares(store, inputs.runs, execution, size, begin)
-        self._shares.compile()
         self.steps, self.stopped = np.zeros(inputs.runs, int), np.zeros(inputs.runs, bool)
         self._ended: Any = None
         self.steps_before, self.compiler = 0, ""
@@ -231,27 +224,19 @@ class SharedPool:
         self.steps_before = int(before.sum())
 
 
-def plan_job(store: Store, inputs: Inputs, keys, intervals, execution: Execution, **options: Any):
-    """A job of this process, or one shared with others, and what saves it.
+def plan_work(kind: type[Job | Pool], store: Store, *given: Any, **options: Any) -> tuple[Any, Any]:
+    """A work of this process, or one shared with others, and what saves it.
 
     Args:
+        kind: of the work.
         store: where it is saved, and what it depends on.
-        inputs: as all other arguments those of `Job`.
-        keys: see there.
-        intervals: see there.
-        execution: see there.
-        **options: see there.
+        *given: what `kind` is given, the execution last.
+        **options: likewise.
     """
-    if is_shared(store, execution):
-        return SharedJob(store, inputs, keys, intervals, execution, **options), save_nothing
-    return Job(inputs, keys, intervals, execution, saved=store.load(), **options), store.save
-
-
-def plan_pool(store: Store, inputs: Inputs, keys, execution: Execution, **options: Any):
-    """A pool of this process, or one shared with others, and what saves it; see `plan_job`."""
-    if is_shared(store, execution):
-        return SharedPool(store, inputs, keys, execution, **options), save_nothing
-    return Pool(inputs, keys, execution, saved=store.load(), **options), store.save
+    if is_shared(store, given[-1]):
+        shared: Any = SharedJob if kind is Job else SharedPool
+        return shared(store, *given, **options), save_nothing
+    return kind(*given, saved=store.load(), **options), store.save
 
 
 def is_shared(store: Store, execution: Execution) -> bool:

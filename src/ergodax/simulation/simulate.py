@@ -48,8 +48,9 @@ from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
 from .inputs import Inputs, check_inputs, check_rows, take
+from .job import Job
 from .recorders import AbstractRecorder, Recorded, Tally, check_recorder
-from .shared import plan_job
+from .shared import plan_work
 from .step import Ensemble
 from .streams import run_keys
 
@@ -278,21 +279,17 @@ def simulate(
     shapes = _shapes(inputs, observe, recorders)
     kept = len(shapes) if keep_runs else 0
     check_result(inputs, shapes, len(times), keep_runs)
+    size = bytes_of_run(inputs, shapes[1:])
     execution = plan_execution(
-        bytes_of_run(inputs, shapes[1:]),
-        inputs.runs,
-        devices=devices,
-        batch_size=batch_size,
-        checkpoint=checkpoint,
-        progress=progress,
-        shared=True,
+        size, inputs.runs, devices, batch_size, progress=progress, shared=True
     )
     others = {"key": key, "ts": steps, "scale": scale, "observe": observe, "recorder": recorder}
     others |= {"keep_runs": keep_runs, "start": begun}
     unfinished = Store(checkpoint, "simulation", inputs._asdict() | others)
 
     before = time.perf_counter()
-    job, save = plan_job(
+    job, save = plan_work(
+        Job,
         unfinished,
         inputs,
         functools.partial(run_keys, key),
@@ -318,7 +315,9 @@ def simulate(
     observed, *recorded = map(Recorded, means, variances, values or [None] * len(means))
     result: Any = RESULTS.successful if complete else RESULTS.interrupted
     if job.done < inputs.runs or count < len(times):
-        _warn_interrupted(job.done, inputs.runs, times[count - 1], checkpoint)
+        rest = "." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."
+        until = f"{job.done} of {inputs.runs} runs are complete, up to t = {times[count - 1]:.6g}"
+        warnings.warn(f"interrupted: {until}{rest}", stacklevel=2)
     if summary.lost[-1, 0]:
         result, text = describe_lost(wrapped, summary.lost[-1], job.done)
         first = times[np.argmax(summary.lost[:, 0] > 0)]
@@ -363,14 +362,6 @@ def _shapes(inputs: Inputs, observe, recorders) -> tuple:
     if not jax.tree.leaves(observed):
         raise ValueError(f"observe must return numbers; found {describe(observed)}.")
     return observed, *reports
-
-
-def _warn_interrupted(done: int, runs: int, time: float, checkpoint) -> None:
-    rest = "." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."
-    warnings.warn(
-        f"interrupted: {done} of {runs} runs are complete, up to t = {time:.6g}{rest}",
-        stacklevel=3,
-    )
 
 
 def describe_lost(wrapped: WrappedGame, lost, runs: int) -> tuple[Any, str]:

@@ -34,9 +34,9 @@ from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
 from .execution import carry_out, plan_execution
 from .inputs import check_inputs, check_rows, take
-from .pool import is_lost
+from .pool import Pool, is_lost
 from .recorders import AbstractRecorder, check_recorder
-from .shared import plan_pool
+from .shared import plan_work
 from .simulate import NO_DERIVATIVES, check_continued, describe_lost
 from .step import MISPLAYED, Ensemble, Run, lost_by
 from .streams import run_keys
@@ -249,21 +249,17 @@ def simulate_until(
     state = jax.eval_shape(single.init, one, inputs.like)
     _check_done(single, state)
     check_result(inputs, (reported, state), 1, True)
+    size = bytes_of_run(inputs, state)
     execution = plan_execution(
-        bytes_of_run(inputs, state),
-        inputs.runs,
-        devices=devices,
-        batch_size=batch_size,
-        checkpoint=checkpoint,
-        progress=progress,
-        shared=True,
+        size, inputs.runs, devices, batch_size, progress=progress, shared=True
     )
     others = {"key": key, "scale": scale, "until": until, "max_steps": max_steps}
     others |= {"start": None if start is None else start.steps}
     unfinished = Store(checkpoint, "simulation until", inputs._asdict() | others)
 
     before = time.perf_counter()
-    pool, save = plan_pool(
+    pool, save = plan_work(
+        Pool,
         unfinished,
         inputs,
         functools.partial(run_keys, key),

@@ -102,14 +102,15 @@ def cumulative_law(probabilities: Float[Array, "*S K"]) -> Float[Array, "*S _"]:
     return jnp.where(beyond > 0, ends[..., :-1], 2)
 
 
-def step(
-    wrapped, cumulative, recorders, inverse_scale, key, counter, time, run: Run, live: Any = None
-) -> Run:
+def step(simulated, scale, key, counter, run: Run, live: Any = None) -> Run:
     """One step of one run: an event is drawn, all agents learn from it, and it is recorded.
 
-    If `live` is given and false, nothing of this happens.
+    Simulated is a wrapped game with its `cumulative_law` and recorders. If `live` is given and
+    false, nothing happens.
     """
-    before = run.standing
+    wrapped, cumulative, recorders = simulated
+    before, inverse_scale = run.standing, (1 / scale).astype(cumulative.dtype)
+    time = time_of(counter, scale)
     event, faults = draw_event(wrapped, cumulative, key, counter, time, before)
     learnt = increments_of(wrapped, before.params, event)
     learnt = reused(_scaled(learnt, before.params, inverse_scale))
@@ -306,8 +307,8 @@ def _is_at(table, index):
     )
 
 
-def words_of(step: int):
-    """Low and high word of a step number."""
+def words_of(step: Any):
+    """Low and high word of a step number, or of several."""
     return jnp.asarray(np.uint32(step % 2**32)), jnp.asarray(np.uint32(step // 2**32))
 
 

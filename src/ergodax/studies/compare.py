@@ -9,12 +9,12 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from statistics import NormalDist
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..averaged.drift import jacobian
@@ -200,7 +200,7 @@ def _agreement(prediction, near, simulation: Simulation) -> Agreement | str:
     return Agreement(
         mean_z=float(np.abs(mean_z).max(initial=0.0)),
         variance_z=float(np.abs(variance_z).max(initial=0.0)),
-        bound=float(-scipy.special.ndtri(0.5e-3 / max(expected.size, 1))),
+        bound=-NormalDist().inv_cdf(0.5e-3 / max(expected.size, 1)),
         numbers=int(expected.size),
         left_out=int(near.sum()),
         without_noise=int(still.size),

@@ -182,12 +182,7 @@ def _gap_table(comparison: Comparison) -> str:
         (f"{symbol}-values" if symbol else "parameters", comparison.parameter_gap),
         ("policies", comparison.policy_gap),
     ):
-        numbers = (
-            gap.largest,
-            gap.standard_error,
-            gap.root_mean_square,
-            gap.root_mean_square_error,
-        )
+        numbers = gap.largest, gap.standard_error, gap.root_mean_square, gap.root_mean_square_error
         where = ", ".join(filter(None, [f"agent {gap.agent}", gap.entry, f"t = {gap.time:g}"]))
         rows.append([name, *(f"{number:.4g}" for number in numbers), where])
     return in_columns(rows)

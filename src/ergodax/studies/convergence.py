@@ -166,15 +166,11 @@ class ConvergenceStudy(Result):
 
     def to_xarray(self) -> "xarray.Dataset":
         """The study as a labelled data set along `scale`; fitted constants are attributes."""
+        names = ("strong_constant", "strong_theory", "strong_slope", "weak_constant", "weak_slope")
         constants: dict[str, Any] = {
-            "t1": self.t1,
-            "runs": self.runs,
-            "weak_theory": self.weak_theory,
+            name: getattr(self, name) for name in ("t1", "runs", "weak_theory")
         }
-        for name in (
-            *("strong_constant", "strong_theory", "strong_slope"),
-            *("weak_constant", "weak_slope"),
-        ):
+        for name in names:
             constants[name], constants[f"{name}_error"] = getattr(self, name)
         return super().to_xarray().assign_attrs(constants)
 
@@ -247,13 +243,8 @@ def convergence_study(
     others = {"key": key, "t1": end, "scales": scales}
     unfinished = Store(checkpoint, "convergence study", inputs._asdict() | others)
 
-    predicted = fluctuations(
-        wrapped,
-        params0,
-        np.linspace(0, end, CELLS + 1),
-        initial_state=initial_state,
-        bias=True,
-    )
+    grid = np.linspace(0, end, CELLS + 1)
+    predicted = fluctuations(wrapped, params0, grid, initial_state=initial_state, bias=True)
     if bool(predicted.near_kink(scales.max())[-1]):
         warnings.warn(
             f"t1 = {end:g} is within three standard deviations of a kink even at N = "
@@ -266,12 +257,9 @@ def convergence_study(
     if size == 0:
         raise ValueError("the bias is zero: there is no weak error to measure.")
     recorder = control_variate(predicted, velocity, linear, bias / size)
+    size_of_run = bytes_of_run(inputs)
     execution = plan_execution(
-        bytes_of_run(inputs),
-        inputs.runs,
-        batch_size=batch_size,
-        progress=progress,
-        shared=True,
+        size_of_run, runs, batch_size=batch_size, progress=progress, shared=True
     )
 
     begun = time.perf_counter()

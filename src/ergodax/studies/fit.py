@@ -175,7 +175,8 @@ def fit(
     least, free, slope = best
     result: Any = RESULTS.successful if done else RESULTS.nonlinear_max_steps_reached
     theta = _from_free(free, intervals)
-    stretch = jax.jvp(lambda free: _from_free(free, intervals), (free,), (_ones(free),))[1]
+    ones = jax.tree.map(jnp.ones_like, free)
+    stretch = jax.jvp(lambda free: _from_free(free, intervals), (free,), (ones,))[1]
     return Fit(
         theta=theta,
         loss=unit * least,
@@ -371,10 +372,6 @@ def _from_free(free, intervals) -> dict[str, Array]:
         return low + (high - low) * jax.nn.sigmoid(u)
 
     return {name: bounded(u, *intervals[name]) for name, u in free.items()}
-
-
-def _ones(tree):
-    return jax.tree.map(jnp.ones_like, tree)
 
 
 def _check_finite(value, slope, free, intervals) -> None:

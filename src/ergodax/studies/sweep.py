@@ -178,7 +178,7 @@ def sweep(
         store.prepare()
     if planned is None:
         own = _share(rest, size, team)
-        batches = _solve_batches(build, names, sets, own, size, (times, *options.values(), mesh))
+        batches = _solve_batches(build, names, sets, own, size, (times, options, mesh))
     else:
         own = _share(np.sort(rest), planned.together, team)
         batches = _simulate_batches(build, names, sets, own, planned)
@@ -252,27 +252,19 @@ def _share(rest: np.ndarray, size: int, team: Team) -> np.ndarray:
     return rest[np.arange(len(rest)) // size % team.count == team.index]
 
 
-def _solve_batches(build: Build, names, sets, rest, size: int, options):
+def _solve_batches(build: Build, names, sets, rest, size: int, how):
     for chosen, _, values in batches_of(sets, rest, size):
-        outcome, results = _solve_batch(build, tuple(names), values, *options)
+        outcome, results = _solve_batch(build, tuple(names), values, *how)
         outcome, count = jax.device_get(outcome) | _ended(results), len(chosen)
         yield chosen, jax.tree.map(lambda leaf, count=count: leaf[:count], outcome)
 
 
 @compiled
-def _solve_batch(build, names, values, ts, rtol, atol, max_steps, mesh):
+def _solve_batch(build, names, values, ts, options, mesh):
     def solve_one(values):
         wrapped, params0 = build(named(names, values))
-        solution = solve(
-            wrapped,
-            params0,
-            ts,
-            rtol=rtol,
-            atol=atol,
-            adjoint=diffrax.ForwardMode(),
-            max_steps=max_steps,
-            throw=False,
-        )
+        adjoint = diffrax.ForwardMode()
+        solution = solve(wrapped, params0, ts, adjoint=adjoint, throw=False, **options)
         reached = (solution.result == RESULTS.successful) | (ts <= solution.end_time)
 
         def known(leaf):
