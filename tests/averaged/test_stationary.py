@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.sparse.csgraph import connected_components
 
 import ergodax as ex
 import oracle
@@ -333,6 +334,22 @@ def test_closed_classes_of_random_chains():
         closed, found = closed_classes(chain)
         assert closed == [np.flatnonzero(~expected).tolist()]
         assert found == np.flatnonzero(expected).tolist()
+
+
+def test_closed_classes_are_the_strongly_connected_ones_that_nothing_leaves():
+    draw = np.random.default_rng(2)
+    several = 0
+    for _ in range(300):
+        size = draw.integers(1, 12)
+        chain = draw.uniform(size=(size, size)) < draw.uniform(0.5, 2.5) / size
+        count, label = connected_components(chain, connection="strong")
+        classes = [np.flatnonzero(label == k) for k in range(count)]
+        expected = [c for c in classes if not np.delete(chain[c], c, axis=1).any()]
+        closed, transient = closed_classes(chain)
+        assert closed == sorted(c.tolist() for c in expected)
+        assert transient == np.setdiff1d(np.arange(size), np.concatenate(expected)).tolist()
+        several += len(closed) > 1
+    assert several > 50
 
 
 @pytest.mark.parametrize("case", ["pd", "random", "mixed"])

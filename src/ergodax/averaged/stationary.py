@@ -326,13 +326,26 @@ def closed_classes(chain: np.ndarray) -> tuple[list[list[int]], list[int]]:
     Returns:
         A list of closed classes (lists of states) and the list of transient states.
     """
-    if (chain > 0).all():  # most often; SciPy takes a while to import
-        return [list(range(len(chain)))], []
-    from scipy.sparse.csgraph import connected_components
+    leads, closed, left = chain > 0, [], np.ones(len(chain), bool)
+    while left.any():
+        state = np.argmax(left)
+        while True:  # onward, until all that follows leads back
+            after, before = _reached(leads, state), _reached(leads.T, state)
+            onward = after & ~before
+            if not onward.any():
+                break
+            state = np.argmax(onward)
+        closed.append(np.flatnonzero(after).tolist())
+        left &= ~before
+    transient = np.setdiff1d(np.arange(len(chain)), np.concatenate(closed))
+    return sorted(closed), transient.tolist()
 
-    count, label = connected_components(chain > 0, directed=True, connection="strong")
-    leaves = np.zeros(count, dtype=bool)
-    source, target = np.nonzero(chain > 0)
-    leaves[label[source[label[source] != label[target]]]] = True
-    closed = [np.flatnonzero(label == c).tolist() for c in range(count) if not leaves[c]]
-    return sorted(closed), np.flatnonzero(leaves[label]).tolist()
+
+def _reached(leads: np.ndarray, state: Any) -> np.ndarray:
+    """Which states are reached from one, itself included."""
+    reached = np.zeros(len(leads), bool)
+    new = np.arange(len(leads)) == state
+    while new.any():
+        reached |= new
+        new = leads[new].any(axis=0) & ~reached
+    return reached

@@ -170,7 +170,8 @@ class WrappedGame(eqx.Module):
         game, learner = self.game, self.learners[check_agent(self.game, agent)]
         following = game.num_actions[agent] if learner.needs_next_action else 1
         shape = (*game.successors.shape, following)
-        index = [jnp.asarray(axis.ravel()) for axis in np.indices(shape, dtype=np.int32)]
+        axes = range(len(shape))
+        index = [jax.lax.broadcasted_iota(jnp.int32, shape, axis).ravel() for axis in axes]
 
         def of_events(table):
             return jnp.broadcast_to(table[..., None], shape).ravel()
