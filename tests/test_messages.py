@@ -1,7 +1,10 @@
 """Typical mistakes, and the line that says what to write instead, where the mistake is made."""
 
+import dataclasses
 import datetime
 import fractions
+import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -248,3 +251,15 @@ def test_broken_learners_are_refused_by_the_averaged_side(learner, message, func
     broken = ex.WrappedGame(wrapped().game, [wrapped().learners[0], learner])
     with pytest.raises(ValueError, match=message):
         function(broken, broken.init())
+
+
+@pytest.mark.parametrize("module", [ex, ex.games, ex.schedules], ids=lambda module: module.__name__)
+def test_type_checkers_see_fields_in_the_order_of_arguments(module):
+    """They take a field to stand where a base first declares it, which Python does not."""
+    classes = [value for value in vars(module).values() if dataclasses.is_dataclass(value)]
+    for kind in filter(inspect.isclass, classes):
+        given = [field.name for field in dataclasses.fields(kind) if field.init]
+        bases = map(inspect.get_annotations, reversed(kind.__mro__))
+        assert [
+            name for name in dict.fromkeys(n for b in bases for n in b) if name in given
+        ] == given

@@ -23,8 +23,7 @@ class AbstractMarket(HyperModule):
         num_firms: n.
     """
 
-    num_firms: eqx.AbstractVar[int]
-    cost: eqx.AbstractVar[Any]
+    num_firms: eqx.AbstractVar[int]  # the first field of all; others are declared by markets alone
 
     def __check_init__(self):
         count = check_count("num_firms", self.num_firms)
@@ -40,7 +39,7 @@ class AbstractMarket(HyperModule):
     def demand(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:
         """Returns the quantity that each firm sells at the prices of all firms."""
 
-    def profits(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:
+    def profits(self: Any, prices: Float[Array, " n"]) -> Float[Array, " n"]:
         """Returns each firm's profit, `(price - cost) demand`."""
         return (prices - self.cost) * self.demand(prices)
 
@@ -60,7 +59,7 @@ class AbstractMarket(HyperModule):
         """
         return self._solve("monopoly", lambda demand, slopes: -jnp.linalg.solve(slopes.T, demand))
 
-    def _solve(self, name: str, markups: Callable) -> Float[Array, " n"]:
+    def _solve(self: Any, name: str, markups: Callable) -> Float[Array, " n"]:
         """Prices whose markups over cost are those that their demand calls for.
 
         Args:

@@ -13,21 +13,21 @@ from .action_value import filled
 
 
 class _Preferences(AbstractLearner):
-    """A learner of one table of preferences `[S, A]`, which its exploration turns into a policy."""
+    """A learner of one table of preferences `[S, A]`, which its exploration turns into a policy.
 
-    exploration: eqx.AbstractVar[Any]
-    initial: eqx.AbstractVar[Any]
+    Fields are declared by learners alone: type checkers would have those of a base come first.
+    """
 
     @property
-    def smooth(self) -> bool:
+    def smooth(self: Any) -> bool:
         """As the exploration."""
         return self.exploration.smooth
 
-    def maximised(self, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
+    def maximised(self: Any, params: Float[Array, "S A"]) -> Float[Array, "rows B"] | None:
         """Those maxima that the exploration takes."""
         return self.exploration.maximised(params)
 
-    def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "S A"]:
+    def init(self: Any, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "S A"]:
         """Returns the table filled with `initial`.
 
         Raises:
@@ -35,7 +35,7 @@ class _Preferences(AbstractLearner):
         """
         return filled(self.initial, (game.num_states, game.num_actions[agent]), agent)
 
-    def policy(self, params: Float[Array, "S A"], state: Int[Array, ""]) -> Float[Array, " A"]:
+    def policy(self: Any, params: Float[Array, "S A"], state: Int[Array, ""]) -> Float[Array, " A"]:
         """Returns the exploration rule's probabilities for the preferences of `state`."""
         return self.exploration(params[state])
 
@@ -75,10 +75,12 @@ class Reinforce(_Preferences):
 class _ImportanceWeighted(_Preferences):
     """A learner that adds rewards over the probability of what was played."""
 
-    learning_rate: eqx.AbstractVar[Any]
-
     def update(
-        self, params: Float[Array, "S A"], transition: Transition, game: MarkovGame, agent: int
+        self: Any,
+        params: Float[Array, "S A"],
+        transition: Transition,
+        game: MarkovGame,
+        agent: int,
     ) -> At:
         """Returns the step of the entry (state, action)."""
         t = transition
