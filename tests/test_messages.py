@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import fractions
 import inspect
-import itertools
 
 import jax
 import jax.numpy as jnp
