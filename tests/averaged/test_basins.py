@@ -93,6 +93,7 @@ def test_one_basin_above_one_half():
     np.testing.assert_allclose(found.shares, [1.0])
 
 
+@pytest.mark.slow
 def test_starts_still_on_their_way_are_not_identified():
     wrapped = stateless(np.eye(2), 0.49, 0.0)
     with pytest.warns(UserWarning, match="of 5 of 5 starts were not identified"):

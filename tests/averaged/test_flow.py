@@ -208,6 +208,7 @@ def test_derivative_by_a_hyper_parameter_equals_differences(smooth, agent, name)
     assert_slope(smooth, where, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rewards", "probabilities", "initial values"])
 def test_derivative_by_an_array_equals_differences(smooth, name):
     rng = np.random.default_rng(4)

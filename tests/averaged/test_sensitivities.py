@@ -61,6 +61,7 @@ def test_derivatives_are_nested_as_jax_nests_a_jacobian():
     np.testing.assert_array_equal(found.derivatives[0]["tau"][0], 0)
 
 
+@pytest.mark.slow
 def test_derivatives_equal_differences():
     flat, unravel = ravel_pytree(THETA)
     ts = jnp.array([1.0, 6.0])

@@ -368,6 +368,7 @@ def test_stationary_distribution_equals_the_oracle(num_states):
     assert_close(found, expected, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_states", [3, 9])
 def test_stationary_distribution_is_differentiable_by_everything(num_states):
     case = random_case(num_states, num_states, (2, 3), ("q", "actor_critic"))

@@ -63,6 +63,7 @@ def done(tmp_path_factory):
     return folder / "experiment", path
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_library(done):
     folder, path = done
     wrapped = ex.WrappedGame(

@@ -368,6 +368,7 @@ def test_tables_of_unequal_actions_are_not_padded():
     np.testing.assert_array_equal(runs[runs.agent == 1].parameters_runs, saved.ravel())
 
 
+@pytest.mark.slow
 def test_tables_of_other_results():
     batch = io.table(result("batched solutions"))
     assert batch.columns[:6].tolist() == ["batch", "time", "agent", "state", "action", "parameters"]

@@ -87,6 +87,7 @@ def test_an_ensemble_far_above_the_ode_is_not_cut_off():
     assert plot.policies(low, 1, "DD").get_ylim()[1] > c.simulation.mean[1][1].max()
 
 
+@pytest.mark.slow
 def test_the_actor_of_an_actor_critic():
     c = comparisons.market()
     series = c.parameter_series[0]

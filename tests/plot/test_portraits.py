@@ -215,6 +215,7 @@ def test_streamlines_are_those_of_the_drift_on_the_slice():
     assert given["v"][j, i] == pytest.approx(float(drift[1].V[1]), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_velocity_of_policies_on_the_slice():
     flow = path()
     ax = plot.phase_portrait(flow, LEFT, policy=True, ax=recording())
@@ -235,6 +236,7 @@ def test_velocity_of_policies_on_the_slice():
         assert found[j, i] == pytest.approx(velocity, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_policies_that_cannot_be_are_left_out():
     coordinates = ((0, 0, "x"), (0, 0, "z"))
     given = plot.phase_portrait(triples(), coordinates, policy=True, ax=recording()).field

@@ -64,6 +64,7 @@ def test_that_share_of_runs_stays_within(noise, first):
         assert abs(share_within(wrapped, params, scale, first) - 0.95) < 5 * error + 0.01
 
 
+@pytest.mark.slow
 def test_where_nothing_is_learned_any_scale_will_do():
     wrapped, params = alternating(0.1, rate=0.0)
     assert ex.required_scale(wrapped, params, END, TOLERANCE, paths=100) == 0

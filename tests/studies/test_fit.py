@@ -181,6 +181,7 @@ def line(theta, data):
     return jnp.sum((theta["slope"] * x + theta["level"] - y) ** 2)
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_data_of_a_shape():
     compiled, start, x = [], {"slope": 0.0, "level": 0.0}, np.linspace(0, 1, 5)
 

@@ -387,6 +387,7 @@ def test_a_killed_sweep_goes_on(tmp_path):
     assert outputs == [["found", "0"], ["found", "2", "sets", "5"]]
 
 
+@pytest.mark.slow
 def test_another_sweeps_folder_is_left_untouched(tmp_path):
     thetas, folder = {"tau": [0.5, 0.7, 1.0]}, tmp_path / "sweep"
     ex.sweep(dilemma, thetas, TS, folder=folder)
@@ -439,6 +440,7 @@ def test_another_function_is_another_sweep(tmp_path):
         ex.sweep(with_function(jnp.sin), thetas, TS, folder=folder)
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_folder_spoil_nothing(tmp_path):
     """Two processes with batches of other sizes do the same sets twice."""
     thetas, folder = {"tau": np.linspace(0.4, 2, 7)}, tmp_path / "sweep"
