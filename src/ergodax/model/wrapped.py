@@ -5,6 +5,7 @@ event `(s, a, k)` for every stored outcome. This module enumerates that chain an
 would learn from each event; it neither averages nor simulates.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -24,6 +25,8 @@ from .private import check_lottery, drawn_by, with_lotteries
 
 # Parameters as users give them.
 _Given = PyTree[Float[ArrayLike, "..."]]
+# Indices of so many events are constants of a program.
+_FEW_EVENTS = 2**12
 
 
 class WrappedGame(eqx.Module):
@@ -170,8 +173,11 @@ class WrappedGame(eqx.Module):
         game, learner = self.game, self.learners[check_agent(self.game, agent)]
         following = game.num_actions[agent] if learner.needs_next_action else 1
         shape = (*game.successors.shape, following)
-        axes = range(len(shape))
-        index = [jax.lax.broadcasted_iota(jnp.int32, shape, axis).ravel() for axis in axes]
+        if math.prod(shape) <= _FEW_EVENTS:
+            index = [jnp.asarray(axis.ravel()) for axis in np.indices(shape, dtype=np.int32)]
+        else:  # XLA takes long to compute with large constants as it compiles
+            axes = range(len(shape))
+            index = [jax.lax.broadcasted_iota(jnp.int32, shape, axis).ravel() for axis in axes]
 
         def of_events(table):
             return jnp.broadcast_to(table[..., None], shape).ravel()
