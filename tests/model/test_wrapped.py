@@ -75,6 +75,14 @@ def test_transitions_are_all_events_in_order(case):
         assert (seen.next_action is None) == (not learner.needs_next_action)
 
 
+def test_many_events_are_in_the_order_of_few(monkeypatch):
+    wrapped = CASES["duplicates"].wrapped
+    few = [wrapped.transitions(agent) for agent in (0, 1)]
+    monkeypatch.setattr("ergodax.model.wrapped._FEW_EVENTS", 0)
+    many = [wrapped.transitions(agent) for agent in (0, 1)]
+    jax.tree.map(np.testing.assert_array_equal, few, many)
+
+
 @pytest.mark.parametrize("kinds", list(itertools.product(KINDS, repeat=2)))
 def test_a_game_needs_next_actions_if_one_learner_does(kinds):
     assert random_case(5, 2, (2, 2), kinds).wrapped.needs_next_action == ("sarsa" in kinds)
