@@ -40,6 +40,19 @@ def test_widths_are_powers_of_two_of_whole_groups(batch_size, size, runs, device
     assert width_of(batch_size, size, runs, devices, PROCESSOR) == width
 
 
+@pytest.mark.parametrize(
+    ("size", "width"),
+    [
+        (64, ACCELERATOR.widest),
+        (27_000, 2**14),  # all that is reached quickly
+        (2**17, 2**14),  # or else what keeps it busy
+        (2**20, 2**12),  # if it fits
+    ],
+)
+def test_accelerators_are_given_what_they_reach_quickly(size, width):
+    assert width_of(None, size, 10**6, 1, ACCELERATOR) == width
+
+
 def test_blocks_are_shorter_the_wider_they_are():
     assert steps_of_block(GROUP, PROCESSOR) == PROCESSOR.block // GROUP
     assert steps_of_block(GROUP, ACCELERATOR) == ACCELERATOR.longest

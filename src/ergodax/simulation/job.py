@@ -173,7 +173,8 @@ class Job:
         self._begin_batch()
         # A block without steps takes as long as its compilation.
         first = self._blocks[0]
-        self._template = jax.device_get(self._advance(first._replace(lengths=0 * first.lengths)))
+        compiled = jax.block_until_ready(self._advance(first._replace(lengths=0 * first.lengths)))
+        self._template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), compiled)
         runs, report = self._template
         self._times = len(intervals)
         shape = (self._runs, self._times)
@@ -316,9 +317,12 @@ class Job:
             mergers[(done + first) // self._size].add(own)
 
         def store(all_runs, new):
+            if len(all_runs) == len(new):  # large tables are not copied once more
+                return np.asarray(new)
             all_runs[done : done + self._live] = np.asarray(new)[: self._live]
+            return all_runs
 
-        jax.tree.map(store, self.final, self._progress.batch.standing)
+        self.final = jax.tree.map(store, self.final, self._progress.batch.standing)
         self._progress = Progress(done + self._live, mergers, None, ())
 
     def state(self) -> dict[str, np.ndarray]:

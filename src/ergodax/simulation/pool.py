@@ -105,7 +105,7 @@ class Pool:
         # What stands in the lanes is only looked at for its form here.
         setting, keys_of, runs = self._load(np.arange(width))
         self.runs: Run = jax.tree.map(
-            lambda a: np.zeros((inputs.runs, *a.shape[1:]), a.dtype), jax.device_get(runs)
+            lambda a: np.zeros((inputs.runs, *a.shape[1:]), a.dtype), runs
         )
         if begun is not None:
             self.runs, self.steps, stopped = (jax.tree.map(np.array, part) for part in begun)

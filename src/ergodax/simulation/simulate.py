@@ -232,7 +232,7 @@ def simulate(
             on if the file is there; several processes make a folder of files, with which any number
             of processes can go on.
         batch_size: runs simulated together on one device, rounded up to 64 times a power of two; by
-            default as many as suit the device's cache, on a GPU its memory.
+            default as many as suit the device's cache or, on a GPU, its memory.
         devices: JAX devices to use, of one kind; by default as above.
         progress: show a progress bar.
 

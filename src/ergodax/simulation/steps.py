@@ -91,7 +91,10 @@ def in_kernel_or_loop(program: Callable, setting: Any, *arguments: Any) -> tuple
         return setting, program(setting, *arguments)
     failed = None
     try:
-        return setting, jax.block_until_ready(program(setting, *arguments))
+        with warnings.catch_warnings():
+            # JAX says so from 0.11 on; should Triton be gone, steps are launched one by one.
+            warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
+            return setting, jax.block_until_ready(program(setting, *arguments))
     except Refused as reason:
         logger.info("every step is launched by itself, not many in one kernel: %s", reason)
     except Exception as error:  # of any type
