@@ -8,17 +8,20 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_flag, is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import lightly_compiled
+from ..base.linear_map import linear_map
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.clock import check_schedules
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS, check_solver, integrate
-from ..ode.path_derivatives import differentiable_once, solve_differentiably
+from ..ode.path import Path
+from ..ode.path_derivatives import Tangent, differentiable_once, linearise, once
 from ..results.labels import (
     OUTCOME,
     PER_STEP,
@@ -157,57 +160,198 @@ def solve(
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_schedules(wrapped.learners, ts)
     warn_single_precision()
-    numbers = [jnp.asarray(number, dtype=float) for number in (ts, rtol, atol)]
-    solved = _solve(wrapped, params0, solver, adjoint, max_steps, *numbers)
-    solution = Solution(wrapped=wrapped, **solved)
+    ts, rtol, atol = (jnp.asarray(number, dtype=float) for number in (ts, rtol, atol))
+    options = dict(solver=solver, max_steps=max_steps, rtol=rtol, atol=atol)
+    if adjoint is None:
+        found = _solve(wrapped, params0, ts, **options)
+    else:
+        found = _solve_by_steps(wrapped, params0, ts, adjoint=adjoint, **options)
+    (params, law, rewards), (stats, result, end_time) = found
+    solution = Solution(wrapped, ts, params, law, rewards, stats, result, end_time, rtol, atol)
     if throw:
         check_reached(solution)
     return solution
 
 
-@lightly_compiled
-def _solve(wrapped, params0, solver, adjoint, max_steps, ts, rtol, atol) -> dict[str, Any]:
-    wrapped = preserve_rows(wrapped)
-    # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
-    start, unravel, field = flat_drift(params0)
-    unit = unit_of(wrapped, params0)
-    tolerances: dict[str, Any] = dict(solver=solver, rtol=rtol, atol=atol, unit=unit)
-    if adjoint is None:
-        values, (saved, stats, ended, end) = solve_differentiably(
-            *(start, wrapped, ts),
-            vector_field=field,
-            max_steps=max_steps,
-            stop=no_play(unravel),
-            **tolerances,
-        )
-    else:
-        solved: Any = integrate(
-            field,
-            start,
-            ts[-1],
-            wrapped,
-            ts=ts,
-            adjoint=adjoint,
-            max_steps=max_steps or MAX_STEPS,
-            **tolerances,
-        )
-        values, saved, stats, ended = solved.ys, solved.ts, solved.stats, solved.result
-        end = solved.end[1]
-        if not all(learner.smooth for learner in wrapped.learners):
-            values = differentiable_once(values)
+@eqx.filter_custom_jvp
+def _solve(wrapped, params0, ts, **options):
+    """The solution, whose derivatives are solved for along its path.
 
-    met = along(wrapped, unravel, values, end)
-    result, end_time = how_ended((start, end), ts, met, saved, ended)
-    return dict(
+    Where nothing is being traced, solution and derivatives are compiled programs of their own.
+
+    Returns:
+        What can be differentiated, parameters, state distributions and rewards at `ts`; and the
+        rest, the solver's statistics, how it ended, and the time reached.
+    """
+    return _solution(wrapped, params0, ts, **options)
+
+
+@_solve.def_jvp
+def _solve_jvp(primals, tangents, **options):
+    primals = once(primals)
+    moved = _only(tangents, primals)
+    found, walked = _solve_with_path(*primals, moved, **options)
+    known = _Known(*primals, moved, *walked)
+    moving = linear_map(_push, _pull, known, tangents, like=found[0])
+    return found, (moving, jax.tree.map(lambda _: None, found[1]))
+
+
+@lightly_compiled
+def _solution(wrapped, params0, ts, *, max_steps, **options):
+    ode = _ODE.of(wrapped, params0)
+    solved: Any = integrate(
+        *(ode.field, ode.start, ts[-1], ode.wrapped),
         ts=ts,
-        params=jax.vmap(unravel)(values),
-        state_distribution=met.state_distribution,
-        rewards=met.rewards,
-        stats=stats,
-        result=result,
-        end_time=end_time,
-        rtol=rtol,
-        atol=atol,
+        max_steps=max_steps or MAX_STEPS,
+        stop=no_play(ode.unravel),
+        unit=unit_of(wrapped, params0),
+        **options,
+    )
+    return ode.described(ts, solved.ys, (solved.ts, solved.stats, solved.result, solved.end[1]))
+
+
+@lightly_compiled
+def _solve_by_steps(wrapped, params0, ts, *, max_steps, **options):
+    """The same, differentiated by one of diffrax's methods."""
+    ode = _ODE.of(wrapped, params0)
+    solved: Any = integrate(
+        *(ode.field, ode.start, ts[-1], ode.wrapped),
+        ts=ts,
+        max_steps=max_steps or MAX_STEPS,
+        unit=unit_of(wrapped, params0),
+        **options,
+    )
+    smooth = all(learner.smooth for learner in wrapped.learners)
+    values = solved.ys if smooth else differentiable_once(solved.ys)
+    return ode.described(ts, values, (solved.ts, solved.stats, solved.result, solved.end[1]))
+
+
+@lightly_compiled
+def _solve_with_path(wrapped, params0, ts, moved, **options):
+    """The solution, and what its derivatives by the leaves `moved` are made of."""
+    ode = _ODE.of(wrapped, params0)
+    values, tangent, rest = linearise(
+        *(ode.start, ode.wrapped, _only(moved[0], ode.wrapped), ts),
+        vector_field=ode.field,
+        stop=no_play(ode.unravel),
+        unit=unit_of(wrapped, params0),
+        **options,
+    )
+    sound = jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan)
+    return ode.described(ts, values, rest), (values, tangent.path, tangent.tol, sound)
+
+
+class _ODE(NamedTuple):
+    """The averaged ODE dx/dt = field(x, wrapped) on flat vectors, from `start`."""
+
+    wrapped: WrappedGame
+    start: Any
+    unravel: Callable
+    field: Callable
+
+    @classmethod
+    def of(cls, wrapped, params0) -> "_ODE":
+        # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
+        return cls(preserve_rows(wrapped), *flat_drift(params0))
+
+    def described(self, ts, values, solved):
+        """What `_solve` returns, of the solution at `ts`, `[K, d]`, and what the solver says."""
+        saved, stats, ended, end = solved
+        met = along(self.wrapped, self.unravel, values, end)
+        result, end_time = how_ended((self.start, end), ts, met, saved, ended)
+        params = jax.vmap(self.unravel)(values)
+        return (params, met.state_distribution, met.rewards), (stats, result, end_time)
+
+
+class _Known(NamedTuple):
+    """What the derivatives of a solution depend on.
+
+    Attributes:
+        wrapped: as given to `_solve`.
+        params0: likewise.
+        ts: likewise.
+        moved: those leaves of the three that it is differentiated by, None elsewhere.
+        values: the solution at `ts`, `[K, d]`.
+        path: the solution.
+        tol: relative tolerance per step.
+        sound: one, or NaN if the solve failed.
+    """
+
+    wrapped: WrappedGame
+    params0: tuple
+    ts: Any
+    moved: tuple
+    values: Any
+    path: Path
+    tol: Any
+    sound: Any
+
+    @property
+    def ode(self) -> _ODE:
+        """The ODE."""
+        return _ODE.of(self.wrapped, self.params0)
+
+    def begun(self, moved):
+        """Start and arguments of the ODE, by game, learners and parameters that move."""
+        wrapped, params0 = eqx.combine(moved, (self.wrapped, self.params0))
+        return ravel_pytree(params0)[0], _only(moved[0], preserve_rows(wrapped))
+
+    def met(self, values, moved):
+        """State distributions and rewards, by the solution and the arguments that move."""
+        ode = self.ode
+        wrapped = eqx.combine(moved, ode.wrapped)
+
+        def look(x):
+            weights = event_weights(wrapped, wrapped.policies(ode.unravel(x)))
+            return weights.state_distribution, expected_rewards(wrapped, weights.events)
+
+        return jax.vmap(look)(values)
+
+    def tangent(self, moved) -> Tangent:
+        """The ODE linearised along the solution."""
+        ode = self.ode
+        return Tangent(self.path, self.tol, ode.field, ode.wrapped, moved)
+
+    def velocities(self):
+        """How fast the solution moves at `ts`."""
+        return jax.vmap(self.ode.field, (0, None))(self.values, self.ode.wrapped)
+
+
+@lightly_compiled
+def _push(known: _Known, tangents):
+    """Tangents of what can be differentiated, by those of `known.moved`."""
+    *given, ts_dot = tangents
+    (_, moved), (start, by_moved) = jax.jvp(known.begun, (known.moved[:2],), (tuple(given),))
+    columns = jax.tree.map(lambda dot: dot[None], (start, by_moved))
+    values = known.tangent(moved).forward(*columns, known.ts)[:, 0]
+    if ts_dot is not None:
+        values += ts_dot[:, None] * known.velocities()
+    _, met = jax.jvp(known.met, (known.values, moved), (values, by_moved))
+    found = jax.vmap(known.ode.unravel)(values), *met
+    return jax.tree.map(lambda dot: dot * known.sound, found)
+
+
+@lightly_compiled
+def _pull(known: _Known, cotangents):
+    """Cotangents of `known.moved`: the transpose of `_push`."""
+    params, *met = jax.tree.map(lambda bar: bar * known.sound, cotangents)
+    (_, moved), pull_begun = jax.vjp(known.begun, known.moved[:2])
+    _, pull_met = jax.vjp(known.met, known.values, moved)
+    more, by_moved = pull_met(tuple(met))
+    values = jax.vmap(lambda own: ravel_pytree(own)[0])(params) + more
+    start, by_path = known.tangent(moved).backward(values, known.ts)
+    by_moved = jax.tree.map(jnp.add, by_moved, by_path)
+    (given,) = pull_begun((start, by_moved))
+    ts = None if known.moved[2] is None else jnp.sum(values * known.velocities(), axis=1)
+    return *given, ts
+
+
+def _only(chosen, tree):
+    """The leaves of a tree where another one, or a part of it, has leaves; None elsewhere."""
+    return jax.tree.map(
+        lambda kept, leaf: None if kept is None else leaf,
+        *(chosen, tree),
+        is_leaf=lambda leaf: leaf is None,
     )
 
 
