@@ -4,7 +4,6 @@ A rejected step is searched for a jump; if there is one, the step ends before it
 behind it, so that every step sees one smooth piece. Nothing needs to be known about where they are.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .batching import anywhere, select
-from .integrate import MAX_STEPS, report
+from .integrate import MAX_STEPS, report, weighted
 
 # A jump is located by dividing a step into _PARTS parts _ROUNDS times.
 _PARTS, _ROUNDS = 8, 8
@@ -28,8 +27,6 @@ _STAGE_TIMES = np.append(0.0, diffrax.Tsit5.tableau.c)
 _STAGE_WEIGHTS = np.array(
     [np.pad(row, (0, 7 - len(row))) for row in [np.zeros(0), *diffrax.Tsit5.tableau.a_lower]]
 )
-# Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told not to.
-_dot = functools.partial(jnp.tensordot, axes=1, precision="highest")
 
 
 class _State(NamedTuple):
@@ -167,12 +164,12 @@ class Walk(NamedTuple):
         path = jax.vmap(self.along)(jnp.where(full & (nodes == 1), limit, s.t + nodes * h))
 
         def stage(j, k):
-            return k.at[j].set(self.field(path[j], s.y + h * _dot(weights[j], k)))
+            return k.at[j].set(self.field(path[j], s.y + h * weighted(weights[j], k)))
 
         k = jnp.zeros((len(_STAGE_TIMES), *s.y.shape), s.y.dtype).at[0].set(s.slope)
         k = jax.lax.fori_loop(jnp.where(s.fresh, 0, 1), len(_STAGE_TIMES), stage, k)
-        y = s.y + h * _dot(weights[-1], k)
-        error = rms((h * _dot(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[..., : self.size])
+        y = s.y + h * weighted(weights[-1], k)
+        error = rms((h * weighted(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[..., : self.size])
         before = rms(s.y[..., : self.size])
         largest = jnp.maximum(before, rms(y[..., : self.size]))
         allowed = self.tol * jnp.maximum(self.floor, largest)
