@@ -156,16 +156,10 @@ class Tangent(NamedTuple):
             _, push = jax.linearize(self.velocity, x, self.moved)
             return jax.vmap(push)(y, moved_dot)
 
-        def probe(x, y):
-            _, push = jax.linearize(lambda x: self.velocity(x, self.moved), x)
-            size = rms(y)[:, None]
-            sound = (size > 0) & jnp.isfinite(size)
-            return jax.vmap(push)(jnp.where(sound, y / jnp.where(sound, size, 1), 0)).ravel()
-
         size = self.path.values.shape[1]
         stops = ts[-1:] if further is None else jnp.sort(jnp.append(further, ts[-1]))
         count = jnp.sum(jnp.isfinite(stops))
-        walk = Walk(self.at, field, probe, size, self.tol, jnp.zeros(()), stops, count, 1)
+        walk = Walk(self.at, field, size, self.tol, jnp.zeros(()), stops, count, 1)
         step = self.path.times[1] - self.path.times[0]
         return walk(x0_dot, ts, jnp.broadcast_to(x0_dot, (len(ts), *x0_dot.shape)), step)[1]
 
@@ -177,14 +171,11 @@ class Tangent(NamedTuple):
             _, pull = jax.vjp(self.velocity, x, self.moved)
             return -ravel_pytree(pull(y[:size]))[0]
 
-        def probe(x, y):
-            return jax.vjp(lambda x: self.velocity(x, self.moved), x)[1](y[:size])[0]
-
         stops, count, spread = self.stops(ts)
         like = jax.ShapeDtypeStruct((len(stops), size), cotangents.dtype)
         (added,) = jax.linear_transpose(spread, like)(cotangents)
         largest = jnp.max(jax.vmap(rms)(added))
-        walk = Walk(self.at, field, probe, size, self.tol, largest, stops, count, -1)
+        walk = Walk(self.at, field, size, self.tol, largest, stops, count, -1)
         by_moved, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, self.moved))
         start = jnp.append(added[count - 1], by_moved.astype(added.dtype))
         step = self.path.times[self.path.count - 1] - self.path.times[self.path.count - 2]
