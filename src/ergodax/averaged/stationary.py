@@ -29,7 +29,8 @@ from ..model.validity import check_probabilities
 from ..model.wrapped import WrappedGame, admit
 
 _UNROLLED = 8
-_SLOW_MIXING = 1e3
+# Mixing times that are long; and, in units of the inverse working precision, hopelessly so.
+_SLOW_MIXING, _REDUCIBLE = 1e3, 1e-2
 
 
 class _Censored(NamedTuple):
@@ -187,7 +188,24 @@ def is_reducible(mixing: Float[Array, ""]) -> Bool[Array, ""]:
     That is about 5e13 steps in float64 and 8e4 in float32. The law itself may be accurate still,
     but a rounding error in the chain, or a small derivative, is magnified by that much.
     """
-    return ~(mixing * jnp.finfo(mixing.dtype).eps < 1e-2)
+    return ~(mixing * jnp.finfo(mixing.dtype).eps < _REDUCIBLE)
+
+
+def mixing_time_on_host(chain: Float[np.ndarray, "S S"]) -> float:
+    """`mixing_time` by LAPACK: nothing to compile, but the longer it is, the less exact.
+
+    With `Z = (I - P + 1 u^T)^-1`, u the uniform law, `nu = u Z` and `D = Z - 1 nu^T Z`. It loses as
+    many digits as the mixing time has, so that a reducible chain's is very long, or infinite.
+    """
+    matrix = -chain.astype(float)
+    np.fill_diagonal(matrix, 0)
+    np.fill_diagonal(matrix, -matrix.sum(axis=1))  # the probability to leave, not 1 - P(s, s)
+    try:
+        inverse = np.linalg.inv(matrix + 1 / len(chain))
+    except np.linalg.LinAlgError:
+        return np.inf
+    inverse -= inverse.mean(axis=0) @ inverse
+    return float(np.abs(inverse).sum(axis=1).max())
 
 
 def stationary_distribution(wrapped: WrappedGame, params) -> Float[Array, " S"]:
@@ -222,22 +240,22 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
 
 @lightly_compiled
 def _look(wrapped, params):
-    """What `check_ergodic` checks: policies, state chain, mixing, events learnt outside tables."""
+    """What `check_ergodic` checks: policies, state chain, which events are learnt outside tables.
+
+    The latter in the order of `wrapped.transitions`, per agent.
+    """
     policies = wrapped.policies(params)
     chain = wrapped.state_chain(wrapped.event_probabilities(wrapped.joint_policy(policies)))
     outside = []
     for agent, own in enumerate(params):
-        structure, transitions = jax.tree.structure(own), wrapped.transitions(agent)
-        bad = jnp.zeros(transitions.state.shape, bool)
-        increments = structure.flatten_up_to(wrapped.increments(agent, own))
+        bad = jnp.zeros(wrapped.transitions(agent).state.shape, bool)
+        increments = jax.tree.structure(own).flatten_up_to(wrapped.increments(agent, own))
         for table, increment in zip(jax.tree.leaves(own), increments, strict=True):
             if isinstance(increment, At):
                 for index, size in zip(increment.index, table.shape, strict=False):
                     bad |= (index < 0) | (index >= size)
-        event = jnp.argmax(bad)
-        outside.append((bad[event], transitions.state[event], transitions.joint_action[event]))
-    mixing = mixing_time(chain)
-    return policies, chain, (is_reducible(mixing), mixing), outside
+        outside.append(bad)
+    return policies, chain, outside
 
 
 def check_ergodic(
@@ -277,19 +295,18 @@ def check_ergodic(
     if not is_concrete(found[1]):  # under an outer trace that closes over concrete values
         return wrapped, params
     # On the host from here on: every other operation would be a program to compile.
-    policies, chain, (reducible, mixing), outside = jax.device_get(found)
-    names = wrapped.game.state_names
+    policies, chain, outside = jax.device_get(found)
+    names, shape = wrapped.game.state_names, wrapped.game.successors.shape
     for agent, learner in enumerate(wrapped.learners):
         who = f"agent {agent}: {type(learner).__name__}"
         table = policies[agent]
         fits = (table.min(axis=1) >= 0) & (np.abs(table.sum(axis=1) - 1) < 1e-5)
         for state in np.flatnonzero(~fits):
             check_probabilities(f"{who}.policy in state {state} ({names[state]})", table[state])
-        bad, state, actions = outside[agent]
-        if bad:
+        for state, *actions, _, _ in np.argwhere(outside[agent].reshape(*shape, -1))[:1].tolist():
             raise ValueError(
                 f"{who}.update returns an At outside its table in state {state} ({names[state]}), "
-                f"joint action {tuple(actions.tolist())}."
+                f"joint action {tuple(actions)}."
             )
     closed, transient = closed_classes(chain)
     if len(closed) > 1:
@@ -298,10 +315,11 @@ def check_ergodic(
             f"the state chain has {len(closed)} closed classes, {listed}: where it ends depends on "
             "where it starts, so there is no unique stationary distribution to average over."
         )
-    if reducible:
+    mixing, longest = mixing_time_on_host(chain), _REDUCIBLE / np.finfo(chain.dtype).eps
+    if not mixing < longest:
         raise ValueError(
-            f"the state chain is numerically reducible: it forgets its state in {mixing:.1e} "
-            "steps. Use a higher temperature or a positive epsilon."
+            "the state chain is numerically reducible: it forgets its state in more than "
+            f"{longest:.0e} steps. Use a higher temperature or a positive epsilon."
         )
     if transient:
         warnings.warn(
