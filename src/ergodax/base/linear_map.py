@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -38,7 +40,7 @@ def linear_map(push: Callable, pull: Callable, known: Any, inputs: Any, like: An
         for function, given in ((push, inputs), (pull, like))
     ]
     shapes = [
-        tuple(jax.core.ShapedArray(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(given))
+        tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(given))
         for given in (inputs, like)
     ]
     way = _Way(*sides, *shapes)
@@ -139,7 +141,7 @@ def _batch(operands, axes, *, way: _Way):
     )
     known, given = way.split(operands)
     given = [
-        leaf if axis is None else jax.numpy.moveaxis(leaf, axis, 0)
+        leaf if axis is None else jnp.moveaxis(leaf, axis, 0)
         for leaf, axis in zip(given, input_axes, strict=True)
     ]
     axes = tuple(None if axis is None else 0 for axis in input_axes)

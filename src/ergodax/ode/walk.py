@@ -235,7 +235,7 @@ class Walk(NamedTuple):
 
     def _divide(self, s: _State, times, k) -> _State:
         """Narrows the search for a jump to the part of the step where the slope jumps most."""
-        size = rms(s.y[..., : self.size])[..., None]
+        size = rms(s.y[..., : self.size])[None, ..., None]
         sound = (size > 0) & jnp.isfinite(size)
         probed = jnp.where(sound, k[..., : self.size] / jnp.where(sound, size, 1), 0)
         probed = probed.reshape(_POINTS, -1)
