@@ -119,26 +119,40 @@ def poisson_solver(
     Returns:
         A linear function from b to x, both `[S]`; the chain is factorised once.
     """
-    size = chain.shape[0]
-    states = jnp.arange(size)
+    fixed, law = jax.lax.stop_gradient((chain, law))
     # The state that is not censored must be recurrent: the most visited one comes first.
     first = jnp.argmax(law)
-    order = states.at[0].set(first).at[first].set(0)
-    matrix, leave = _censor(chain[order][:, order], written_out)
+    order = jnp.arange(len(law)).at[0].set(first).at[first].set(0)
+    parts = order, law, _censor(fixed[order][:, order], written_out)
+    return functools.partial(_solve_poisson, written_out, parts, chain)
 
-    def solve(b):
-        def remove(k, b):
-            return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
 
-        def restore(k, x):
-            here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
-            return jnp.where(states == k, here, x)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _solve_poisson(written_out, parts, chain, b):
+    order, law, (matrix, leave) = parts
+    size = len(law)
+    states = jnp.arange(size)
 
-        censored = _for_each(range(size - 1, 0, -1), remove, b[order], written_out)
-        x = _for_each(range(1, size), restore, jnp.zeros_like(b), written_out)[order]
-        return x - law * x.sum()
+    def remove(k, b):
+        return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
 
-    return solve
+    def restore(k, x):
+        here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
+        return jnp.where(states == k, here, x)
+
+    censored = _for_each(range(size - 1, 0, -1), remove, b[order], written_out)
+    x = _for_each(range(1, size), restore, jnp.zeros_like(b), written_out)[order]
+    return x - law * x.sum()
+
+
+@_solve_poisson.defjvp
+@precise
+def _solve_poisson_jvp(written_out, primals, tangents):
+    # The derivative solves the same equation: that of the elimination is not needed.
+    parts, chain, b = primals
+    x = _solve_poisson(written_out, parts, chain, b)
+    moved = tangents[2] + jnp.dot(x, tangents[1])
+    return x, _solve_poisson(written_out, parts, chain, moved)
 
 
 @jax.custom_jvp
