@@ -38,31 +38,36 @@ class _Censored(NamedTuple):
 
     Below the diagonal stand the rows `P(k, j)`, j < k, of the chain censored to states 0..k; above
     it the columns `P(j, k) / leave[k]`. `leave[k]` is the probability to move from k to a lower
-    state.
+    state. Right-hand sides b stand below it: `b[k] / leave[k]`.
     """
 
-    matrix: Float[Array, "S S"]
+    matrix: Float[Array, "S+R S"]
     leave: Float[Array, " S"]
 
 
-def _censor(chain: Float[Array, "S S"], written_out: bool = True) -> _Censored:
-    states = jnp.arange(chain.shape[0])
+def _censor(rows: Float[Array, "S+R S"], written_out: bool = True) -> _Censored:
+    """Censors a transition matrix, and takes R right-hand sides along: rows below those of it."""
+    states, places = jnp.arange(rows.shape[1]), jnp.arange(rows.shape[0])
+    sides = places >= len(states)
 
     def remove(k, censored):
         matrix, leave = censored
         row = jnp.where(states < k, matrix[k], 0)
         total = row.sum()
-        column = jnp.where(states < k, matrix[:, k], 0) / jnp.where(total > 0, total, 1)
-        kept = (states < k)[:, None] & (states == k)[None]
+        column = matrix[:, k] / jnp.where((total > 0) | sides, total, 1)
+        column = jnp.where((places < k) | sides, column, 0)
+        kept = ((places < k) | sides)[:, None] & (states == k)[None]
         matrix = jnp.where(kept, column[:, None], matrix + column[:, None] * row[None])
         return _Censored(matrix, jnp.where(states == k, total, leave))
 
-    start = _Censored(chain, jnp.zeros_like(chain[0]))
-    return _for_each(range(len(chain) - 1, 0, -1), remove, start, written_out)
+    start = _Censored(rows, jnp.zeros_like(rows[0]))
+    return _for_each(range(len(states) - 1, 0, -1), remove, start, written_out)
 
 
-def _for_each(order: range, body: Callable[[Any, Any], Any], carry: Any, written_out: bool) -> Any:
-    """Runs `body(k, carry)` for all k in order; short loops can be written out."""
+def _for_each(
+    order: range, body: Callable[[Any, Any], Any], carry: Any, written_out: bool = True
+) -> Any:
+    """Runs `body(k, carry)` for all k in order; short loops written out run quickly."""
     if written_out and len(order) < _UNROLLED:
         return functools.reduce(lambda carry, k: body(k, carry), order, carry)
     return jax.lax.fori_loop(
@@ -94,7 +99,7 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
         return jnp.where(states == k, here, jnp.where(closes, 0, law))
 
     start = (states == 0).astype(chain.dtype)
-    law = _for_each(range(1, len(chain)), restore, start, written_out=True)
+    law = _for_each(range(1, len(chain)), restore, start)
     return law / law.sum()
 
 
@@ -107,28 +112,31 @@ def _stationary_law_jvp(primals, tangents):
 
 
 def poisson_solver(
-    chain: Float[Array, "S S"], law: Float[Array, " S"], written_out: bool = True
+    chain: Float[Array, "S S"], law: Float[Array, " S"]
 ) -> Callable[[Float[Array, " S"]], Float[Array, " S"]]:
     """Solver of `x (I - P) = b`, `sum x = 0`, for right-hand sides with `sum b = 0`.
 
     Args:
         chain: the transition matrix P, `[S, S]`, with one closed class.
         law: its stationary law, `[S]`.
-        written_out: write out loops over few states: quick to run, slow to compile.
 
     Returns:
         A linear function from b to x, both `[S]`; the chain is factorised once.
     """
     fixed, law = jax.lax.stop_gradient((chain, law))
-    # The state that is not censored must be recurrent: the most visited one comes first.
+    order = _order(law)
+    parts = order, law, _censor(fixed[order][:, order])
+    return functools.partial(_solve_poisson, parts, chain)
+
+
+def _order(law):
+    """States, the most visited one first: the one that is not censored must be recurrent."""
     first = jnp.argmax(law)
-    order = jnp.arange(len(law)).at[0].set(first).at[first].set(0)
-    parts = order, law, _censor(fixed[order][:, order], written_out)
-    return functools.partial(_solve_poisson, written_out, parts, chain)
+    return jnp.arange(len(law)).at[0].set(first).at[first].set(0)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve_poisson(written_out, parts, chain, b):
+@jax.custom_jvp
+def _solve_poisson(parts, chain, b):
     order, law, (matrix, leave) = parts
     size = len(law)
     states = jnp.arange(size)
@@ -140,19 +148,19 @@ def _solve_poisson(written_out, parts, chain, b):
         here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
         return jnp.where(states == k, here, x)
 
-    censored = _for_each(range(size - 1, 0, -1), remove, b[order], written_out)
-    x = _for_each(range(1, size), restore, jnp.zeros_like(b), written_out)[order]
+    censored = _for_each(range(size - 1, 0, -1), remove, b[order])
+    x = _for_each(range(1, size), restore, jnp.zeros_like(b))[order]
     return x - law * x.sum()
 
 
 @_solve_poisson.defjvp
 @precise
-def _solve_poisson_jvp(written_out, primals, tangents):
+def _solve_poisson_jvp(primals, tangents):
     # The derivative solves the same equation: that of the elimination is not needed.
     parts, chain, b = primals
-    x = _solve_poisson(written_out, parts, chain, b)
+    x = _solve_poisson(parts, chain, b)
     moved = tangents[2] + jnp.dot(x, tangents[1])
-    return x, _solve_poisson(written_out, parts, chain, moved)
+    return x, _solve_poisson(parts, chain, moved)
 
 
 @jax.custom_jvp
@@ -169,9 +177,17 @@ def deviation_matrix(
         chain: the transition matrix P, `[S, S]`, with one closed class.
     """
     law = stationary_law(chain)
-    solver = poisson_solver(chain, law, written_out=False)
-    deviation = jax.vmap(solver)(jnp.eye(len(law), dtype=law.dtype) - law[None])
-    return law, deviation
+    states, order = jnp.arange(len(law)), _order(law)
+    sides = jnp.eye(len(law), dtype=law.dtype) - law[None]
+    rows = jnp.concatenate([chain[order], sides])[:, order]
+    chain, sides = jnp.split(_censor(rows, written_out=False).matrix, 2)
+
+    def restore(k, x):
+        here = sides[:, k] + jnp.dot(x, chain[:, k])
+        return jnp.where((states == k)[None], here[:, None], x)
+
+    x = _for_each(range(1, len(law)), restore, jnp.zeros_like(sides), written_out=False)[:, order]
+    return law, x - law[None] * x.sum(axis=1)[:, None]
 
 
 @deviation_matrix.defjvp
