@@ -41,11 +41,11 @@ class _Censored(NamedTuple):
     state. Right-hand sides b stand below it: `b[k] / leave[k]`.
     """
 
-    matrix: Float[Array, "S+R S"]
+    matrix: Float[Array, "rows S"]
     leave: Float[Array, " S"]
 
 
-def _censor(rows: Float[Array, "S+R S"], written_out: bool = True) -> _Censored:
+def _censor(rows: Float[Array, "rows S"], written_out: bool = True) -> _Censored:
     """Censors a transition matrix, and takes R right-hand sides along: rows below those of it."""
     states, places = jnp.arange(rows.shape[1]), jnp.arange(rows.shape[0])
     sides = places >= len(states)
