@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ..base.checks import is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import lightly_compiled
 from ..base.linear_map import linear_map
@@ -25,7 +26,6 @@ from .stationary import is_reducible, mixing_time, preserve_rows
 from .units import unit_of
 
 
-@eqx.filter_custom_jvp
 def solution(wrapped, params0, ts, **options):
     """The solution, whose derivatives are solved for along its path.
 
@@ -35,10 +35,18 @@ def solution(wrapped, params0, ts, **options):
         What can be differentiated, parameters, state distributions and rewards at `ts`; and the
         rest, the solver's statistics, how it ended, and the time reached.
     """
+    given = wrapped, params0, ts
+    if all(map(is_concrete, jax.tree.leaves(given))):
+        return _solved(*given, **options)  # sooner: there is nothing to differentiate by
+    return _differentiable(*given, **options)
+
+
+@eqx.filter_custom_jvp
+def _differentiable(wrapped, params0, ts, **options):
     return _solved(wrapped, params0, ts, **options)
 
 
-@solution.def_jvp
+@_differentiable.def_jvp
 def _solution_jvp(primals, tangents, **options):
     wrapped, params0, ts = primals = once(primals)
     moved = _only(tangents, primals)

@@ -146,7 +146,10 @@ class Walk(NamedTuple):
             )
             k = self._slopes(s, jnp.where(divides, 0, step.h), times, going & divides)
             stepped = self._step(s, step, k[: len(_STAGE_TIMES)], values)
-            new = select(going, select(divides, self._divide(s, times, k), stepped), s)
+            divided = jax.lax.cond(
+                anywhere(going & divides), lambda: self._divide(s, times, k), lambda: s
+            )
+            new = select(going, select(divides, divided, stepped), s)
             if self.direction > 0:
                 stored = self._report(s, step.h, k[: len(_STAGE_TIMES)], new, ts, *stored)
             return new, stored
