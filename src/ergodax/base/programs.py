@@ -8,11 +8,12 @@ first. Here that text is kept too (`jax.export`), and found by all that tracing 
 - JAX's settings, the kind of device, and options of the compiler.
 
 Arguments with what is none of these packages' own, such as a learner of yours or a function of the
-observable, are not looked up: their programs are traced in every process. So are all programs while
-files of ergodax are newer than the process. A class of these packages that is changed while Python
-runs counts as unchanged.
+observable, are not looked up: their programs are traced in every process. So are all programs on a
+GPU, and while files of ergodax are newer than the process. What is replaced in these packages while
+Python runs, a method say, counts as unchanged.
 
-Whoever can write to the folder decides what is computed, as with JAX's own.
+Whoever can write to the folder decides what is computed, as with JAX's own. Of a file no more is
+run than such programs: only classes of results are read from it.
 """
 
 import contextlib
@@ -75,9 +76,10 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Keeps programs on disk from now on, so that other processes start quickly.
 
     Sets JAX's cache of compiled programs, for programs of any size, up to 256 MiB; and keeps beside
-    it those of ergodax as they are before they are compiled, up to 64 MiB, which spares most of the
-    time of tracing. Programs of learners, observables and games' functions of your own are compiled
-    once, and traced in every process.
+    it those of ergodax for the processor as they are before they are compiled, up to 64 MiB, which
+    spares most of the time of tracing. Programs with learners or functions of your own are traced
+    in every process, and so are derivatives by `jax.grad`. A method of ergodax that you replace
+    while Python runs counts as unchanged: keep nothing then.
 
     Args:
         folder: a folder that only you can write to, made if there is none, or "off". By default the
@@ -165,13 +167,10 @@ def _exported(function, leaves, structure, rest) -> tuple[Any, Any] | None:
         return found
 
     program.__name__ = function.__name__
-    config: Any = jax.config
-    default = config.jax_default_device
-    platforms = ["cpu"] if getattr(default, "platform", default) == "cpu" else None
     like = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in leaves]
     # What JAX does not export; a fault of the function itself shows again where it is traced.
     with contextlib.suppress(ValueError, NotImplementedError):
-        return jax.export.export(jax.jit(program), platforms=platforms)(*like), form
+        return jax.export.export(jax.jit(program))(*like), form
     return None
 
 
@@ -192,6 +191,8 @@ def _surroundings() -> tuple:
         if not any(word in name for word in _ASIDE)
     }
     client: Any = jax.devices()[0].client
+    if client.platform != "cpu":
+        raise _Foreign("a device with kernels that JAX may not export")
     if not jax.sharding.get_abstract_mesh().empty:
         raise _Foreign("a mesh that holds here")
     if config.jax_debug_nans or config.jax_debug_infs:
@@ -251,7 +252,7 @@ def _describe(value: Any) -> tuple:
         return "dtype", str(value)
     if isinstance(value, Mesh):
         if value.devices.flat[0].platform != jax.default_backend():
-            raise _Foreign("devices that JAX does not export for")
+            raise _Foreign("devices other than JAX's own choice")
         types = tuple(map(str, value.axis_types))
         return "mesh", value.axis_names, value.devices.shape, types, *map(_of, value.devices.flat)
     return "name", _name(value)
