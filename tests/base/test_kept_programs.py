@@ -25,6 +25,7 @@ SCRIPT = """
 import sys
 import jax
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
 import ergodax as ex
 from ergodax.base import programs
 
@@ -41,6 +42,8 @@ ex.WrappedGame.policies = counted
 game = ex.games.repeated([[1.0], [1.5]], memory=0)
 wrapped = ex.WrappedGame(game, [ex.QLearning(0.1, 0.9)])
 flow = ex.solve(wrapped, wrapped.init(), [0.0, 1.0, 2.0])
+found = ex.drift(wrapped, wrapped.init())
+assert not found[0].committed  # free to go to the other device
 print(traced, flow, *(x.hex() for x in flow.params[0].ravel().tolist()))
 """
 
@@ -253,6 +256,22 @@ def test_a_program_that_does_not_fit_is_traced(folder, monkeypatch):
     one = jax.export.export(jax.jit(lambda x: [x]))(jnp.ones(1))
     monkeypatch.setattr(programs, "_read", lambda path: (one, programs._Place(0)))
     np.testing.assert_array_equal(afresh(LAW), cumulative_law(LAW))
+
+
+@pytest.mark.parametrize("often", [False, True])
+def test_results_are_as_free_as_arguments(monkeypatch, often):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    device, free = jax.devices()[0], jnp.arange(3.0)
+    tied, key = jax.device_put(free, device), jax.device_put(jax.random.key(0), device)
+    found = tied, "text", 1, tied.astype(np.float32), key
+    given = programs.released(found, (free, "f"), often)
+    assert [x.committed for x in (given[0], given[3])] == [False, False]
+    assert given[1:3] == found[1:3]
+    assert [given[k].dtype for k in (0, 3, 4)] == [found[k].dtype for k in (0, 3, 4)]
+    np.testing.assert_array_equal(given[0], tied)
+    assert programs.released(found, (free, tied), often) is found
+    monkeypatch.undo()
+    assert programs.released(found, (free,), often) is found or jax.device_count() > 1
 
 
 def test_faults_of_functions_are_raised_as_ever(folder):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from .checks import is_concrete
-from .programs import are_kept, recalled
+from .programs import are_kept, recalled, released
 
 Function = TypeVar("Function", bound=Callable)
 
 _MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 # Fusions by way of MLIR take most of the time of compiling, and help large arrays only.
 _LIGHTLY = {"xla_cpu_use_fusion_emitters": False}
+_OFTEN = 20  # calls after which seconds are made up for by what is compiled once
 _QUICKLY = _LIGHTLY | {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -85,6 +87,8 @@ def compiled(function: Function, compiler_options: dict[str, Any] | None = None)
         settings = {"compiler_options": known} if known else {}
         return jit(recalled(traced, known) if kept else traced, **settings)
 
+    calls = itertools.count()
+
     @functools.wraps(function)
     def call(*args, **given):
         kept = are_kept()
@@ -92,6 +96,8 @@ def compiled(function: Function, compiler_options: dict[str, Any] | None = None)
         program = alone(kept) if lone else jitted
         try:
             found = program(*args, **given)
+            if lone and kept:
+                found = released(found, (args, given), often=next(calls) > _OFTEN)
         except (ValueError, NotImplementedError):
             if not (lone and kept):
                 raise

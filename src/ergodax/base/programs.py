@@ -151,6 +151,35 @@ def recalled(function: Callable, options: dict[str, Any]) -> Callable:
     return look_up
 
 
+def released(found: Any, arguments: Any, often: bool) -> Any:
+    """What a kept program returned, as free to go to other devices as if it had been traced.
+
+    JAX ties it to its device, whether or not the arguments were.
+
+    Args:
+        found: what the program returned.
+        arguments: what it was called with.
+        often: whether it is called so often that a quicker way, which is compiled, is worth it.
+    """
+    if jax.device_count() == 1:
+        return found
+    leaves, structure = jax.tree.flatten(found)
+    tied = {k: x for k, x in enumerate(leaves) if isinstance(getattr(x, "dtype", None), np.dtype)}
+    if not tied or len(next(iter(tied.values())).devices()) > 1:
+        return found
+    if any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves(arguments)):
+        return found
+    held = {k: np.asarray(leaf) for k, leaf in tied.items()}
+    free = _pass(held) if often else jax.device_put(held)
+    return structure.unflatten(free.get(k, leaf) for k, leaf in enumerate(leaves))
+
+
+@jax.jit
+def _pass(arrays: dict) -> dict:
+    """Arrays of the host on JAX's own choice of a device."""
+    return arrays
+
+
 def _exported(function, leaves, structure, rest) -> tuple[Any, Any] | None:
     """The program and the form of what it returns; None if it cannot be kept."""
     form = None
