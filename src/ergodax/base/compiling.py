@@ -21,11 +21,12 @@ Function = TypeVar("Function", bound=Callable)
 _MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 # Fusions by way of MLIR take most of the time of compiling, and help large arrays only.
 _LIGHTLY = {"xla_cpu_use_fusion_emitters": False}
-_OFTEN = 20  # calls after which seconds are made up for by what is compiled once
 _QUICKLY = _LIGHTLY | {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+# So many calls of a function are worth a program that makes each of them quicker.
+_OFTEN = 20
 # Settings of JAX that hold in one thread, and their values where a thread starts.
 _SETTINGS = (
     *("enable_x64", "default_device", "default_matmul_precision", "default_prng_impl"),
