@@ -69,7 +69,9 @@ def test_gradients_of_many_sets_fit_and_leave_what_is_done(programs):
     """A loop that puts back the path of every set would move 300 kB of each in every round."""
     told = programs["gradients"]
     assert told["temporaries"] < 40_000
-    assert all(loop["bytes"] < 50_000 for loop in told["loops"])
+    whole, *loops = told["loops"]
+    assert whole["bytes"] < 60_000
+    assert all(loop["bytes"] < 30_000 for loop in loops)
 
 
 class Dense(ex.QLearning):

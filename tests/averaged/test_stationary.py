@@ -13,6 +13,7 @@ from ergodax.averaged.stationary import (
     closed_classes,
     is_reducible,
     mixing_time,
+    mixing_time_on_host,
     poisson_solver,
     stationary_law,
 )
@@ -236,6 +237,18 @@ def test_mixing_time_is_the_size_of_the_deviation_matrix(size):
     chain = dyadic_chain(np.random.default_rng(size), size, density=0.5)
     expected = np.abs(deviation_matrix(chain)).sum(axis=1).max()
     np.testing.assert_allclose(mixing_time(jnp.asarray(chain)), expected, rtol=1e-11, atol=1e-15)
+    np.testing.assert_allclose(mixing_time_on_host(chain), expected, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("power", [4, 9, 20, 40, 60, 900])
+def test_both_mixing_times_agree_on_nearly_reducible_chains(power):
+    rate = 2.0**-power
+    lazy = rate * dyadic_chain(np.random.default_rng(0), 9) + (1 - rate) * np.eye(9)
+    for chain in (lazy, two_blocks(rate / 4)):
+        exact, found = float(mixing_time(jnp.asarray(chain))), mixing_time_on_host(chain)
+        assert is_reducible(jnp.asarray(found)) == is_reducible(jnp.asarray(exact)) == (power > 50)
+        if power < 50:
+            np.testing.assert_allclose(found, exact, rtol=4 * np.finfo(float).eps * exact)
 
 
 def test_mixing_time_of_a_slow_chain():

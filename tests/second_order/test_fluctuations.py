@@ -8,7 +8,7 @@ import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 import ergodax as ex
-from ergodax.second_order.limit_process import LimitProcess, curvature
+from ergodax.second_order.limit_process import LimitProcess, slope_and_curvature
 from ergodax.second_order.stationary_covariance import lyapunov
 from helpers import TURN, assert_close, flatten, flatten_times, turning, unflatten
 
@@ -56,13 +56,9 @@ def test_golden_sources_of_bias(golden, wrapped_games, case):
 
     @jax.jit
     def sources(x, covariance):
-        _, slope, averaging = process.averaging(x)
-        return (
-            slope,
-            averaging,
-            -slope @ process.drift(x) / 2,
-            curvature(process.drift, x, covariance),
-        )
+        _, averaging = process.averaging(x)
+        slope, curved = slope_and_curvature(process.drift, x, covariance)
+        return slope, averaging, -slope @ process.drift(x) / 2, curved
 
     test = jnp.asarray(values.get("testC", np.eye(x.size)))
     slope, averaging, euler, curved = sources(x, test)

@@ -1,24 +1,21 @@
 """The averaged flow: solves dx/dt = F(x), the limit of the learners' trajectories."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import lightly_compiled
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.clock import check_schedules
 from ..model.wrapped import WrappedGame
-from ..ode.integrate import MAX_STEPS, check_solver, integrate
-from ..ode.path_derivatives import differentiable_once, solve_differentiably
+from ..ode.integrate import MAX_STEPS, check_solver
 from ..results.labels import (
     OUTCOME,
     PER_STEP,
@@ -31,9 +28,8 @@ from ..results.labels import (
     of_agents,
 )
 from ..results.result import Result, policies
-from .drift import event_weights, expected_rewards, flat_drift
-from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
-from .units import unit_of
+from .solution import solution, solution_by_steps
+from .stationary import check_ergodic
 
 
 class Solution(Result):
@@ -157,132 +153,18 @@ def solve(
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_schedules(wrapped.learners, ts)
     warn_single_precision()
-    numbers = [jnp.asarray(number, dtype=float) for number in (ts, rtol, atol)]
-    solved = _solve(wrapped, params0, solver, adjoint, max_steps, *numbers)
-    solution = Solution(wrapped=wrapped, **solved)
-    if throw:
-        check_reached(solution)
-    return solution
-
-
-@lightly_compiled
-def _solve(wrapped, params0, solver, adjoint, max_steps, ts, rtol, atol) -> dict[str, Any]:
-    wrapped = preserve_rows(wrapped)
-    # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
-    start, unravel, field = flat_drift(params0)
-    unit = unit_of(wrapped, params0)
-    tolerances: dict[str, Any] = dict(solver=solver, rtol=rtol, atol=atol, unit=unit)
+    times, *tolerances = (jnp.asarray(number, dtype=float) for number in (ts, rtol, atol))
+    options: dict[str, Any] = dict(zip(("rtol", "atol"), tolerances, strict=True))
+    options |= dict(solver=solver, max_steps=max_steps)
     if adjoint is None:
-        values, (saved, stats, ended, end) = solve_differentiably(
-            *(start, wrapped, ts),
-            vector_field=field,
-            max_steps=max_steps,
-            stop=no_play(unravel),
-            **tolerances,
-        )
+        found = solution(wrapped, params0, times, **options)
     else:
-        solved: Any = integrate(
-            field,
-            start,
-            ts[-1],
-            wrapped,
-            ts=ts,
-            adjoint=adjoint,
-            max_steps=max_steps or MAX_STEPS,
-            **tolerances,
-        )
-        values, saved, stats, ended = solved.ys, solved.ts, solved.stats, solved.result
-        end = solved.end[1]
-        if not all(learner.smooth for learner in wrapped.learners):
-            values = differentiable_once(values)
-
-    met = along(wrapped, unravel, values, end)
-    result, end_time = how_ended((start, end), ts, met, saved, ended)
-    return dict(
-        ts=ts,
-        params=jax.vmap(unravel)(values),
-        state_distribution=met.state_distribution,
-        rewards=met.rewards,
-        stats=stats,
-        result=result,
-        end_time=end_time,
-        rtol=rtol,
-        atol=atol,
-    )
-
-
-def no_play(unravel: Callable) -> Callable:
-    """Ends a solve where a policy is none: a function of x, its velocity and the wrapped game."""
-
-    def stop(x, _, wrapped):
-        return ~wrapped.are_policies(wrapped.policies(unravel(x)))
-
-    return stop
-
-
-class Met(NamedTuple):
-    """Policies and state chains along a solution.
-
-    Attributes:
-        state_distribution: stationary law of the states at the report times, `[K, S]`.
-        rewards: expected reward per step of every agent there, `[K, n]`.
-        reducible: whether the state chain is reducible, there and at the last point, `[K + 1]`.
-        impossible: whether a policy is none, there and at the last point, `[K + 1]`.
-    """
-
-    state_distribution: Array
-    rewards: Array
-    reducible: Array
-    impossible: Array
-
-
-def along(wrapped: WrappedGame, unravel: Callable, values, end) -> Met:
-    """What is met along a solution.
-
-    Args:
-        wrapped: a game and its learners.
-        unravel: makes parameters of a flat vector.
-        values: the solution at the report times, `[K, d]`.
-        end: where it came to, `[d]`.
-    """
-
-    def look(x):
-        policies = wrapped.policies(unravel(x))
-        weights = event_weights(wrapped, policies)
-        rewards = expected_rewards(wrapped, weights.events)
-        reducible = is_reducible(mixing_time(jax.lax.stop_gradient(weights.chain)))
-        return weights.state_distribution, rewards, reducible, ~wrapped.are_policies(policies)
-
-    law, rewards, *rest = jax.vmap(look)(jnp.append(values, jax.lax.stop_gradient(end[None]), 0))
-    return Met(law[:-1], rewards[:-1], *rest)
-
-
-def how_ended(ends: tuple, ts, met: Met, saved, ended) -> tuple[RESULTS, Float[Array, ""]]:
-    """How a solve ended, and the last report time that is to be trusted.
-
-    Args:
-        ends: where the solve began and came to, `[d]` each.
-        ts: report times, `[K]`.
-        met: what it met.
-        saved: the times as the solver returns them, infinite where it did not get, `[K]`.
-        ended: the solver's result.
-    """
-    begin, end = ends
-    reached = jnp.isfinite(saved)
-    reducible, impossible, last = met.reducible[:-1], met.impossible[:-1], met.impossible[-1]
-    grown = ~jnp.all(jnp.isfinite(end))
-    # A solver that is stuck so much further from zero than it began is stuck for that reason.
-    much = jnp.finfo(end.dtype).eps ** -0.5
-    grown |= jnp.max(jnp.abs(end)) > much * (1 + jnp.max(jnp.abs(begin)))
-    codes: Any = RESULTS
-    result = codes.promote(ended)
-    stuck = result != codes.successful
-    result = codes.where(stuck & grown, codes.unbounded, result)
-    result = codes.where(jnp.any(reached & reducible), codes.reducible, result)
-    result = codes.where(last | jnp.any(reached & impossible), codes.invalid_policy, result)
-    # Beyond the first time of these nothing is to be trusted.
-    reached &= ~jnp.cumsum((reducible | impossible) & reached).astype(bool)
-    return result, jnp.max(jnp.where(reached, ts, 0.0))
+        found = solution_by_steps(wrapped, params0, times, adjoint=adjoint, **options)
+    (params, law, rewards), (stats, result, end_time) = found
+    flow = Solution(wrapped, times, params, law, rewards, stats, result, end_time, *tolerances)
+    if throw:
+        check_reached(flow)
+    return flow
 
 
 def check_reached(solution) -> None:

@@ -24,10 +24,12 @@ class PerVisit(NamedTuple):
     Attributes:
         change: the increment, `[d]`; zero where an entry is never updated.
         size: its absolute value, `[d]`.
+        drift: F, the mean increment per step, `[d]`.
     """
 
     change: Float[Array, " d"]
     size: Float[Array, " d"]
+    drift: Float[Array, " d"]
 
 
 def flat_per_visit(params) -> Callable[..., PerVisit]:
@@ -55,9 +57,9 @@ def flat_per_visit(params) -> Callable[..., PerVisit]:
                     functools.partial(_applied, function), increments, is_leaf=_is_at
                 )
                 part.append(jax.tree.map(mean, params[agent], values))
-        change, size, visits = (ravel_pytree(tuple(part))[0] for part in parts)
+        drift, size, visits = (ravel_pytree(tuple(part))[0] for part in parts)
         visits = jnp.where(visits > 0, visits, 1)
-        return PerVisit(change / visits, size / visits)
+        return PerVisit(drift / visits, size / visits, drift)
 
     return per_visit
 

@@ -327,7 +327,7 @@ def rest_points(
     count = len(jax.tree.leaves(guesses)[0])
     leads_to, reducible = np.full(count, -1), np.zeros(count, bool)
     for guess, attempt in np.argwhere(np.asarray(found.result == RESULTS.successful)):
-        x, step = found.x[guess, attempt], found.step[guess, attempt]
+        x, step = found.x[guess, attempt], found.near[guess, attempt]
         same = (k for k, p in enumerate(points) if _same(wrapped, unravel(x), p.params))
         number = next(same, len(points))
         if number == len(points):
@@ -353,7 +353,7 @@ def rest_points(
 def _check_room(wrapped, guess) -> None:
     """Raises ValueError if memory does not suffice for Newton's method."""
     size = size_of(guess)
-    columns, kept = (4 * size, 6) if size <= MOST_BY_MATRIX else (8, 0)
+    columns, kept = (4 * size, 10) if size <= MOST_BY_MATRIX else (8, 0)
     instead = "follow the flow to a late time by `solve` instead"
     check_slopes("a rest point", wrapped, guess, instead, columns=columns, kept=kept)
 
@@ -370,6 +370,7 @@ def _search(wrapped, guesses, rtol, atol, max_steps, by_matrix):
     def search(guess):
         fixed, start = _frozen((wrapped, guess))
         found = RootSearch(fixed, start, rtol, atol, max_steps, by_matrix)(DRAWN, True)
+        found = found._replace(near=found.near.step)
         return found, jax.tree.map(lambda leaf: leaf[-1], found.result)
 
     # Not vmapped: batched LAPACK calls are to be avoided, and searches end when they end.
@@ -383,8 +384,10 @@ def _rest_point(wrapped, guess, rtol, atol, max_steps, by_matrix) -> tuple:
     fixed, start = _frozen((wrapped, guess))
     search = RootSearch(fixed, start, rtol, atol, max_steps, by_matrix)
     found = first_found(search((1.0,), False))
-    fields = _described(wrapped, unravel(found.x), found.step, found.result, by_matrix)
-    return fields, found.change / search.unit.size
+    near = found.near
+    known = near.drift, near.jacobian
+    fields = _described(wrapped, unravel(found.x), near.step, found.result, by_matrix, known)
+    return fields, near.change / search.unit.size
 
 
 @lightly_compiled
@@ -392,8 +395,8 @@ def _describe(wrapped, params, step, by_matrix) -> tuple:
     return _described(wrapped, params, step, RESULTS.successful, by_matrix)
 
 
-def _described(wrapped, params, step, result, by_matrix) -> tuple:
-    """All fields of a `RestPoint` but the first, for a root that was found."""
+def _described(wrapped, params, step, result, by_matrix, known=None) -> tuple:
+    """All fields of a `RestPoint` but the first, for a root; F and DF there may be known."""
     wrapped = preserve_rows(wrapped)
     start, unravel, field = flat_drift(params)
     x = jax.lax.stop_gradient(start)
@@ -402,10 +405,32 @@ def _described(wrapped, params, step, result, by_matrix) -> tuple:
     reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
     found = result == RESULTS.successful
     result = RESULTS.where(found & reducible, RESULTS.reducible, result)
-    if not by_matrix:
-        return params, jnp.max(jnp.abs(field(x, wrapped))), step, None, result
-    jacobian, velocity = jax.jacfwd(lambda x: (field(x, wrapped),) * 2, has_aux=True)(x)
+
+    def linearised(x, wrapped):
+        if not by_matrix:
+            return field(x, wrapped), None
+        jacobian, velocity = jax.jacfwd(lambda x: (field(x, wrapped),) * 2, has_aux=True)(x)
+        return velocity, jacobian
+
+    inputs = x, wrapped
+    velocity, jacobian = (
+        linearised(*inputs) if known is None else _known(known, inputs, function=linearised)
+    )
     return params, jnp.max(jnp.abs(velocity)), step, jacobian, result
+
+
+@eqx.filter_custom_jvp
+def _known(values, inputs, *, function):
+    """What a function is known to return, differentiable by its inputs."""
+    return values
+
+
+@_known.def_jvp
+@precise
+def _known_jvp(primals, tangents, *, function):
+    values, inputs = primals
+    pushed = eqx.filter_jvp(function, inputs, tangents[1])[1]
+    return _known(values, inputs, function=function), pushed
 
 
 @eqx.filter_custom_jvp

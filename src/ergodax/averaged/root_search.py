@@ -37,27 +37,41 @@ _STEP_TOLERANCE = 1e-4
 DRAWN = (1.0, 1 / 4, 1 / 16)
 
 
+class Near(NamedTuple):
+    """What Newton's method finds at a point.
+
+    Attributes:
+        step: the largest entry of the step that would come next.
+        change: what is learnt per visit, `[d]`.
+        drift: F, `[d]`.
+        jacobian: DF, `[d, d]`; None where it is not made.
+        turned: DF times a direction, `[d]`.
+    """
+
+    step: Any
+    change: Any
+    drift: Any
+    jacobian: Any
+    turned: Any
+
+
 class Search(NamedTuple):
     """Where the search came in each of its attempts, the last of them from the flow's end.
 
     Attributes:
         x: the last points, `[m, d]`; of the last attempt, if it failed, the flow's end.
-        step: the largest entry of the Newton step that would come next there, `[m]`.
-        change: what is learnt per visit where Newton's method began or, at a root, ended, `[m, d]`.
+        near: what Newton's method found where it began or, at a root, ended.
         result: whether they are roots, `[m]`.
     """
 
     x: Float[Array, "m d"]
-    step: Float[Array, " m"]
-    change: Float[Array, "m d"]
+    near: Near
     result: RESULTS
 
 
 class _Newton(NamedTuple):
     x: Any
-    step: Any
-    change: Any
-    first: Any
+    near: Any
     count: Any
     settled: Any
     done: Any
@@ -88,7 +102,7 @@ class RootSearch:
         """Makes attempts from shares of the guess's differences, and if all fail from the flow.
 
         Args:
-            drawn: the shares.
+            drawn: the shares, the first of them one.
             every: make all these attempts, whether or not one was successful.
         """
 
@@ -96,23 +110,27 @@ class RootSearch:
             mean = leaf.mean(axis=-1, keepdims=True) if leaf.ndim else leaf
             return mean + share * (leaf - mean)
 
-        def attempt(found, which):
+        def attempt(carry, which):
+            found, rate = carry
             share, last = which
             params = self.unravel(self.start)
             x = ravel_pytree(jax.tree.map(lambda leaf: draw(leaf, share), params))[0]
             x = jnp.where(share == 1, self.start, x)
-            x = jnp.where(last, self.follow(last & ~found), x)
-            root, *end, result = self.newton(x, (every & ~last) | ~found)
+            x = jnp.where(last, self.follow(last & ~found, rate), x)
+            root, near, result = self.newton(x, (every & ~last) | ~found)
             success = result == RESULTS.successful
-            return found | success, (jnp.where(success | ~last, root, x), *end, result)
+            # The first attempt begins at the guess, and if it failed it tells of that.
+            rate = jnp.where(share == 1, jnp.linalg.norm(near.turned / self.unit.size), rate)
+            x = jnp.where(success | ~last, root, x)
+            return (found | success, rate), Search(x, near, result)
 
         # The flow comes last; one loop, so that Newton's method stands once in the program.
         last = np.arange(len(drawn) + 1) == len(drawn)
         shares = jnp.asarray((*drawn, 1.0), self.start.dtype), last
-        _, (x, step, change, result) = jax.lax.scan(attempt, jnp.asarray(False), shares)
-        return Search(x, step, change, result)
+        none = jnp.asarray(False), jnp.zeros((), self.start.dtype)
+        return jax.lax.scan(attempt, none, shares)[1]
 
-    def newton(self, x, wanted):
+    def newton(self, x, wanted) -> tuple[Any, Near, Any]:
         """Newton's method; the steps are of minimal norm where the Jacobian is singular.
 
         Args:
@@ -120,12 +138,11 @@ class RootSearch:
             wanted: whether to do anything.
 
         Returns:
-            The last point; the largest entry of the step that would come next there, and what is
-            learnt per visit there, or, if it failed, of the first step; and the result.
+            The last point; what was found there, or, if it failed, where it began; and the result.
         """
 
         def advance(s: _Newton) -> _Newton:
-            step, found, reach = (self._by_matrix if self.by_matrix else self._by_products)(s.x)
+            step, found, reach, slopes = self._linearised(s.x)
             moved = s.x - step
             settled = jnp.all(
                 jnp.abs(step) <= self.rtol * jnp.abs(moved) + self.atol * self.unit.size
@@ -134,13 +151,10 @@ class RootSearch:
             # visits that make them small.
             balanced = jnp.abs(found.change) <= self.rtol * found.size + self.rounding * reach
             sound = jnp.all(jnp.isfinite(moved))
-            largest = jnp.max(jnp.abs(step))
-            first = largest, found.change
+            here = Near(jnp.max(jnp.abs(step)), found.change, found.drift, *slopes)
             return _Newton(
                 x=jnp.where(s.done, s.x, moved),
-                step=largest,
-                change=found.change,
-                first=select(s.count == 0, first, s.first),
+                near=select((s.count == 0) | s.done, here, s.near),
                 count=s.count + 1,
                 settled=settled,
                 done=s.done | (settled & jnp.all(balanced)),
@@ -148,47 +162,57 @@ class RootSearch:
             )
 
         no, zero = jnp.asarray(False), jnp.asarray(0)
-        none = jnp.asarray(jnp.inf, x.dtype)
-        start = _Newton(x, none, x, (none, x), zero, no, no, ~wanted)
+        square = jnp.zeros((x.size, x.size), x.dtype) if self.by_matrix else None
+        none = Near(jnp.asarray(jnp.inf, x.dtype), x, x, square, x)
         s = jax.lax.while_loop(
-            lambda s: ~s.stop & (s.done | (s.count < self.max_steps)), advance, start
+            lambda s: ~s.stop & (s.done | (s.count < self.max_steps)),
+            advance,
+            _Newton(x, none, zero, no, no, ~wanted),
         )
         codes: Any = RESULTS
         short = codes.where(s.settled, codes.vanishing, codes.nonlinear_max_steps_reached)
         finite = jnp.all(jnp.isfinite(s.x))
         missed = codes.where(finite, short, codes.nonlinear_divergence)
-        found = s.done & finite
-        step, change = select(found, (s.step, s.change), s.first)
-        return s.x, step, change, codes.where(found, codes.successful, missed)
+        return s.x, s.near, codes.where(s.done & finite, codes.successful, missed)
 
-    def _learnt(self, x):
-        found = self.per_visit(x, self.wrapped)
-        return found.change, found
+    def _linearised(self, x):
+        """A Newton step; what is learnt at x; the size of what it is the difference of; and DF.
 
-    def _by_matrix(self, x):
-        """A Newton step; what is learnt at x; and the size of what it is the difference of."""
-        slope, found = jax.jacfwd(self._learnt, has_aux=True)(x)
-        step = lineax.linear_solve(
-            lineax.MatrixLinearOperator(slope), found.change, lineax.SVD(), throw=False
-        ).value
-        return step, found, jnp.abs(slope) @ (jnp.abs(x) + self.unit.size)
+        DF as a matrix if that is made, and its product with the direction of signs.
+        """
 
-    def _by_products(self, x):
-        """The same; that size is estimated, rather too small, by random signs."""
-        _, product, found = jax.linearize(self._learnt, x, has_aux=True)
-        step = solve_by_products(product, found.change, self.unit.size, _STEP_TOLERANCE)
-        signs = np.random.default_rng(1).choice([-1.0, 1.0], (4, x.size))
-        vectors = jnp.asarray(signs, x.dtype) * (jnp.abs(x) + self.unit.size)[None]
-        return step, found, jnp.abs(jax.lax.map(product, vectors)).mean(axis=0)
+        def learnt(x):
+            found = self.per_visit(x, self.wrapped)
+            return (found.change, found.drift), found
 
-    def follow(self, wanted):
-        """Where the flow from the guess comes to rest, or is after many steps."""
-        # The length of this is about the norm of the Jacobian times the root of d.
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], self.start.size)
-        direction = self.unit.size * jnp.asarray(signs, self.start.dtype)
-        turned = jax.jvp(lambda x: self.field(x, self.wrapped), (self.start,), (direction,))[1]
-        rate = jnp.linalg.norm(turned / self.unit.size)
+        # The length of its product with DF is about the norm of DF times the root of d.
+        direction = self.unit.size * self._signs(0, 1)[0]
+        if self.by_matrix:
+            (slope, jacobian), found = jax.jacfwd(learnt, has_aux=True)(x)
+            step = lineax.linear_solve(
+                lineax.MatrixLinearOperator(slope), found.change, lineax.SVD(), throw=False
+            ).value
+            reach = jnp.abs(slope) @ (jnp.abs(x) + self.unit.size)
+            return step, found, reach, (jacobian, jacobian @ direction)
+        _, product, found = jax.linearize(learnt, x, has_aux=True)
+        change, scale = found.change, self.unit.size
+        step = solve_by_products(lambda v: product(v)[0], change, scale, _STEP_TOLERANCE)
+        # The size is estimated, rather too small, by random signs.
+        vectors = self._signs(1, 4) * (jnp.abs(x) + scale)[None]
+        products, turned = jax.lax.map(product, jnp.concatenate([vectors, direction[None]]))
+        return step, found, jnp.abs(products[:-1]).mean(axis=0), (None, turned[-1])
 
+    def _signs(self, seed: int, count: int):
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (count, self.start.size))
+        return jnp.asarray(signs, self.start.dtype)
+
+    def follow(self, wanted, rate):
+        """Where the flow from the guess comes to rest, or is after many steps.
+
+        Args:
+            wanted: whether to do anything.
+            rate: about the norm of DF at the guess, times the root of d.
+        """
         solved = integrate(
             self.field,
             self.start,
@@ -206,5 +230,5 @@ class RootSearch:
 def first_found(search: Search) -> Search:
     """The first successful attempt, or the last of all."""
     found = search.result == RESULTS.successful
-    best = jnp.where(jnp.any(found), jnp.argmax(found), len(search.step) - 1)
+    best = jnp.where(jnp.any(found), jnp.argmax(found), len(search.x) - 1)
     return jax.tree.map(lambda leaf: leaf[best], search)

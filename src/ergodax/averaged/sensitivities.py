@@ -37,9 +37,10 @@ from ..results.labels import (
 )
 from ..results.result import Result
 from .drift import flat_drift
-from .flow import along, check_reached, how_ended, no_play, warn_single_precision
+from .flow import check_reached, warn_single_precision
 from .kinks import TOLERANCE, KinkReport, kinks
 from .room import check_slopes, size_of
+from .solution import along, how_ended, no_play
 from .stationary import check_ergodic, preserve_rows
 from .units import unit_of
 

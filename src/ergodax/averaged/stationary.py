@@ -29,7 +29,8 @@ from ..model.validity import check_probabilities
 from ..model.wrapped import WrappedGame, admit
 
 _UNROLLED = 8
-_SLOW_MIXING = 1e3
+# Mixing times that are long; and, in units of the inverse working precision, hopelessly so.
+_SLOW_MIXING, _REDUCIBLE = 1e3, 1e-2
 
 
 class _Censored(NamedTuple):
@@ -37,31 +38,36 @@ class _Censored(NamedTuple):
 
     Below the diagonal stand the rows `P(k, j)`, j < k, of the chain censored to states 0..k; above
     it the columns `P(j, k) / leave[k]`. `leave[k]` is the probability to move from k to a lower
-    state.
+    state. Right-hand sides b stand below it: `b[k] / leave[k]`.
     """
 
-    matrix: Float[Array, "S S"]
+    matrix: Float[Array, "rows S"]
     leave: Float[Array, " S"]
 
 
-def _censor(chain: Float[Array, "S S"], written_out: bool = True) -> _Censored:
-    states = jnp.arange(chain.shape[0])
+def _censor(rows: Float[Array, "rows S"], written_out: bool = True) -> _Censored:
+    """Censors a transition matrix, and takes R right-hand sides along: rows below those of it."""
+    states, places = jnp.arange(rows.shape[1]), jnp.arange(rows.shape[0])
+    sides = places >= len(states)
 
     def remove(k, censored):
         matrix, leave = censored
         row = jnp.where(states < k, matrix[k], 0)
         total = row.sum()
-        column = jnp.where(states < k, matrix[:, k], 0) / jnp.where(total > 0, total, 1)
-        kept = (states < k)[:, None] & (states == k)[None]
+        column = matrix[:, k] / jnp.where((total > 0) | sides, total, 1)
+        column = jnp.where((places < k) | sides, column, 0)
+        kept = ((places < k) | sides)[:, None] & (states == k)[None]
         matrix = jnp.where(kept, column[:, None], matrix + column[:, None] * row[None])
         return _Censored(matrix, jnp.where(states == k, total, leave))
 
-    start = _Censored(chain, jnp.zeros_like(chain[0]))
-    return _for_each(range(len(chain) - 1, 0, -1), remove, start, written_out)
+    start = _Censored(rows, jnp.zeros_like(rows[0]))
+    return _for_each(range(len(states) - 1, 0, -1), remove, start, written_out)
 
 
-def _for_each(order: range, body: Callable[[Any, Any], Any], carry: Any, written_out: bool) -> Any:
-    """Runs `body(k, carry)` for all k in order; short loops can be written out."""
+def _for_each(
+    order: range, body: Callable[[Any, Any], Any], carry: Any, written_out: bool = True
+) -> Any:
+    """Runs `body(k, carry)` for all k in order; short loops written out run quickly."""
     if written_out and len(order) < _UNROLLED:
         return functools.reduce(lambda carry, k: body(k, carry), order, carry)
     return jax.lax.fori_loop(
@@ -93,7 +99,7 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
         return jnp.where(states == k, here, jnp.where(closes, 0, law))
 
     start = (states == 0).astype(chain.dtype)
-    law = _for_each(range(1, len(chain)), restore, start, written_out=True)
+    law = _for_each(range(1, len(chain)), restore, start)
     return law / law.sum()
 
 
@@ -106,38 +112,55 @@ def _stationary_law_jvp(primals, tangents):
 
 
 def poisson_solver(
-    chain: Float[Array, "S S"], law: Float[Array, " S"], written_out: bool = True
+    chain: Float[Array, "S S"], law: Float[Array, " S"]
 ) -> Callable[[Float[Array, " S"]], Float[Array, " S"]]:
     """Solver of `x (I - P) = b`, `sum x = 0`, for right-hand sides with `sum b = 0`.
 
     Args:
         chain: the transition matrix P, `[S, S]`, with one closed class.
         law: its stationary law, `[S]`.
-        written_out: write out loops over few states: quick to run, slow to compile.
 
     Returns:
         A linear function from b to x, both `[S]`; the chain is factorised once.
     """
-    size = chain.shape[0]
-    states = jnp.arange(size)
-    # The state that is not censored must be recurrent: the most visited one comes first.
+    fixed, law = jax.lax.stop_gradient((chain, law))
+    order = _order(law)
+    parts = order, law, _censor(fixed[order][:, order])
+    return functools.partial(_solve_poisson, parts, chain)
+
+
+def _order(law):
+    """States, the most visited one first: the one that is not censored must be recurrent."""
     first = jnp.argmax(law)
-    order = states.at[0].set(first).at[first].set(0)
-    matrix, leave = _censor(chain[order][:, order], written_out)
+    return jnp.arange(len(law)).at[0].set(first).at[first].set(0)
 
-    def solve(b):
-        def remove(k, b):
-            return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
 
-        def restore(k, x):
-            here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
-            return jnp.where(states == k, here, x)
+@jax.custom_jvp
+def _solve_poisson(parts, chain, b):
+    order, law, (matrix, leave) = parts
+    size = len(law)
+    states = jnp.arange(size)
 
-        censored = _for_each(range(size - 1, 0, -1), remove, b[order], written_out)
-        x = _for_each(range(1, size), restore, jnp.zeros_like(b), written_out)[order]
-        return x - law * x.sum()
+    def remove(k, b):
+        return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
 
-    return solve
+    def restore(k, x):
+        here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
+        return jnp.where(states == k, here, x)
+
+    censored = _for_each(range(size - 1, 0, -1), remove, b[order])
+    x = _for_each(range(1, size), restore, jnp.zeros_like(b))[order]
+    return x - law * x.sum()
+
+
+@_solve_poisson.defjvp
+@precise
+def _solve_poisson_jvp(primals, tangents):
+    # The derivative solves the same equation: that of the elimination is not needed.
+    parts, chain, b = primals
+    x = _solve_poisson(parts, chain, b)
+    moved = tangents[2] + jnp.dot(x, tangents[1])
+    return x, _solve_poisson(parts, chain, moved)
 
 
 @jax.custom_jvp
@@ -154,9 +177,17 @@ def deviation_matrix(
         chain: the transition matrix P, `[S, S]`, with one closed class.
     """
     law = stationary_law(chain)
-    solver = poisson_solver(chain, law, written_out=False)
-    deviation = jax.vmap(solver)(jnp.eye(len(law), dtype=law.dtype) - law[None])
-    return law, deviation
+    states, order = jnp.arange(len(law)), _order(law)
+    sides = jnp.eye(len(law), dtype=law.dtype) - law[None]
+    rows = jnp.concatenate([chain[order], sides])[:, order]
+    chain, sides = jnp.split(_censor(rows, written_out=False).matrix, 2)
+
+    def restore(k, x):
+        here = sides[:, k] + jnp.dot(x, chain[:, k])
+        return jnp.where((states == k)[None], here[:, None], x)
+
+    x = _for_each(range(1, len(law)), restore, jnp.zeros_like(sides), written_out=False)[:, order]
+    return law, x - law[None] * x.sum(axis=1)[:, None]
 
 
 @deviation_matrix.defjvp
@@ -187,7 +218,24 @@ def is_reducible(mixing: Float[Array, ""]) -> Bool[Array, ""]:
     That is about 5e13 steps in float64 and 8e4 in float32. The law itself may be accurate still,
     but a rounding error in the chain, or a small derivative, is magnified by that much.
     """
-    return ~(mixing * jnp.finfo(mixing.dtype).eps < 1e-2)
+    return ~(mixing * jnp.finfo(mixing.dtype).eps < _REDUCIBLE)
+
+
+def mixing_time_on_host(chain: Float[np.ndarray, "S S"]) -> float:
+    """`mixing_time` by LAPACK: nothing to compile, but the longer it is, the less exact.
+
+    With `Z = (I - P + 1 u^T)^-1`, u the uniform law, `nu = u Z` and `D = Z - 1 nu^T Z`. It loses as
+    many digits as the mixing time has, so that a reducible chain's is very long, or infinite.
+    """
+    matrix = -chain.astype(float)
+    np.fill_diagonal(matrix, 0)
+    np.fill_diagonal(matrix, -matrix.sum(axis=1))  # the probability to leave, not 1 - P(s, s)
+    try:
+        inverse = np.linalg.inv(matrix + 1 / len(chain))
+    except np.linalg.LinAlgError:
+        return np.inf
+    inverse -= inverse.mean(axis=0) @ inverse
+    return float(np.abs(inverse).sum(axis=1).max())
 
 
 def stationary_distribution(wrapped: WrappedGame, params) -> Float[Array, " S"]:
@@ -222,22 +270,22 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
 
 @lightly_compiled
 def _look(wrapped, params):
-    """What `check_ergodic` checks: policies, state chain, mixing, events learnt outside tables."""
+    """What `check_ergodic` checks: policies, state chain, which events are learnt outside tables.
+
+    The latter in the order of `wrapped.transitions`, per agent.
+    """
     policies = wrapped.policies(params)
     chain = wrapped.state_chain(wrapped.event_probabilities(wrapped.joint_policy(policies)))
     outside = []
     for agent, own in enumerate(params):
-        structure, transitions = jax.tree.structure(own), wrapped.transitions(agent)
-        bad = jnp.zeros(transitions.state.shape, bool)
-        increments = structure.flatten_up_to(wrapped.increments(agent, own))
+        bad = jnp.zeros(wrapped.transitions(agent).state.shape, bool)
+        increments = jax.tree.structure(own).flatten_up_to(wrapped.increments(agent, own))
         for table, increment in zip(jax.tree.leaves(own), increments, strict=True):
             if isinstance(increment, At):
                 for index, size in zip(increment.index, table.shape, strict=False):
                     bad |= (index < 0) | (index >= size)
-        event = jnp.argmax(bad)
-        outside.append((bad[event], transitions.state[event], transitions.joint_action[event]))
-    mixing = mixing_time(chain)
-    return policies, chain, (is_reducible(mixing), mixing), outside
+        outside.append(bad)
+    return policies, chain, outside
 
 
 def check_ergodic(
@@ -277,19 +325,18 @@ def check_ergodic(
     if not is_concrete(found[1]):  # under an outer trace that closes over concrete values
         return wrapped, params
     # On the host from here on: every other operation would be a program to compile.
-    policies, chain, (reducible, mixing), outside = jax.device_get(found)
-    names = wrapped.game.state_names
+    policies, chain, outside = jax.device_get(found)
+    names, shape = wrapped.game.state_names, wrapped.game.successors.shape
     for agent, learner in enumerate(wrapped.learners):
         who = f"agent {agent}: {type(learner).__name__}"
         table = policies[agent]
         fits = (table.min(axis=1) >= 0) & (np.abs(table.sum(axis=1) - 1) < 1e-5)
         for state in np.flatnonzero(~fits):
             check_probabilities(f"{who}.policy in state {state} ({names[state]})", table[state])
-        bad, state, actions = outside[agent]
-        if bad:
+        for state, *actions, _, _ in np.argwhere(outside[agent].reshape(*shape, -1))[:1].tolist():
             raise ValueError(
                 f"{who}.update returns an At outside its table in state {state} ({names[state]}), "
-                f"joint action {tuple(actions.tolist())}."
+                f"joint action {tuple(actions)}."
             )
     closed, transient = closed_classes(chain)
     if len(closed) > 1:
@@ -298,10 +345,11 @@ def check_ergodic(
             f"the state chain has {len(closed)} closed classes, {listed}: where it ends depends on "
             "where it starts, so there is no unique stationary distribution to average over."
         )
-    if reducible:
+    mixing, longest = mixing_time_on_host(chain), _REDUCIBLE / np.finfo(chain.dtype).eps
+    if not mixing < longest:
         raise ValueError(
-            f"the state chain is numerically reducible: it forgets its state in {mixing:.1e} "
-            "steps. Use a higher temperature or a positive epsilon."
+            "the state chain is numerically reducible: it forgets its state in more than "
+            f"{longest:.0e} steps. Use a higher temperature or a positive epsilon."
         )
     if transient:
         warnings.warn(

@@ -290,7 +290,7 @@ class _Explicit:
         weights = jnp.asarray(self.weights, x.dtype)
 
         def stage(j, slopes):
-            return slopes.at[j].set(field(x + h * jnp.dot(weights[j], slopes)))
+            return slopes.at[j].set(field(x + h * weighted(weights[j], slopes)))
 
         slopes = jnp.zeros((self.stages, x.size), x.dtype).at[0].set(standing.slope)
         return jax.lax.fori_loop(int(self.tableau.fsal), self.stages, stage, slopes)
@@ -304,8 +304,8 @@ class _Explicit:
         """One step: taken if its error is small enough; and where the next one ends."""
         h = (s.next - s.t).astype(s.x.dtype)
         tableau = self.tableau
-        x = s.x + h * jnp.dot(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
-        error = h * jnp.dot(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
+        x = s.x + h * weighted(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
+        error = h * weighted(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
         error, old, new = jax.lax.stop_gradient((error, s.x, x))
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         new = jnp.where(jnp.isnan(new).any(), old, new)
@@ -347,6 +347,14 @@ class _Explicit:
         )
 
         return report(step, taken, before.next, ts, index, values)
+
+
+def weighted(weights, slopes):
+    """The weighted sum of a step's few slopes `[stages, ...]`.
+
+    A product with so short a vector would be compiled into a routine of its own.
+    """
+    return jnp.sum(weights.reshape(-1, *(1,) * (slopes.ndim - 1)) * slopes, axis=0)
 
 
 def report(step, taken, until, ts, index, values):

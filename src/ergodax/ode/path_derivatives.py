@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .integrate import MAX_STEPS, integrate
 from .path import NUDGE, Path, follow
 from .walk import Walk, rms
 
@@ -33,82 +32,24 @@ _LEAST = 8.0  # the smallest tolerances, in units of the working precision
 _NODES = (1 - np.cos(np.pi * np.arange(6) / 5)) / 2
 
 
-@eqx.filter_custom_jvp
-def solve_differentiably(x0, args, ts, *, vector_field, max_steps, **options):
-    """Solves dx/dt = vector_field(x, args) from x0 at time 0; derivatives as the module says.
+def linearise(x0, args, moved, ts, *, vector_field, rtol, atol, max_steps, **options):
+    """Solves dx/dt = vector_field(x, args) from x0 at time 0, and linearises it along its path.
 
     Args:
         x0: the start, a flat vector `[d]`.
         args: a pytree that the vector field depends on.
+        moved: the leaves of `args` that the solution is differentiated by, None elsewhere.
         ts: report times, increasing, `[K]`.
         vector_field: a function of `(x, args)` that returns `[d]`.
-        max_steps: the largest number of steps; None for the defaults.
-        **options: solver, tolerances, unit and when to stop, as for `integrate`.
+        rtol: relative tolerance per step.
+        atol: absolute tolerance per step.
+        max_steps: the largest number of steps; None for the default.
+        **options: solver, unit and when to stop, as for `integrate`.
 
     Returns:
-        The solution at `ts`, `[K, d]`, and a tuple of what diffrax says of it: the times reached
-        (infinite where it failed), statistics, result, the last point.
+        The solution at `ts`, `[K, d]`; the linearised ODE; and a tuple of what diffrax says: the
+        times reached (infinite where it failed), statistics, result, the last point.
     """
-    options["max_steps"] = max_steps or MAX_STEPS
-    solved = integrate(vector_field, x0, ts[-1], args, ts=ts, **options)
-    return solved.ys, (solved.ts, solved.stats, solved.result, solved.end[1])
-
-
-@solve_differentiably.def_jvp
-def _solve_differentiably_jvp(primals, tangents, *, vector_field, **options):
-    x0, args, ts = once(primals)
-    x0_dot, args_dot, ts_dot = tangents
-    moved = jax.tree.map(
-        lambda leaf, dot: None if dot is None else leaf, args, args_dot, is_leaf=lambda x: x is None
-    )
-    ys, tangent, rest = _linearise(x0, args, moved, ts, vector_field, **options)
-    inputs, unravel = ravel_pytree((x0_dot, args_dot))
-
-    def forward(inputs):
-        x0_dot, args_dot = jax.tree.map(lambda dot: dot[None], unravel(inputs))
-        return tangent.forward(x0_dot, args_dot, ts)[:, 0]
-
-    derivative = jnp.zeros_like(ys)
-    if len(inputs):
-        derivative = _linear_map(
-            forward,
-            lambda cotangents: tangent.backward(cotangents, ts, x0_dot is not None),
-            inputs,
-            ys.shape,
-        )
-    if ts_dot is not None:
-        derivative += ts_dot[:, None] * jax.vmap(vector_field, in_axes=(0, None))(ys, args)
-    derivative *= jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan)
-    return (ys, rest), (derivative, jax.tree.map(lambda _: None, rest))
-
-
-def solve_with_tangents(x0, args, ts, x0_dot, args_dot, stops, **options):
-    """The solution and p tangents, which are solved for together, with the same steps.
-
-    Args:
-        x0: as for `solve_differentiably`.
-        args: as for `solve_differentiably`.
-        ts: as for `solve_differentiably`.
-        x0_dot: how the start moves, `[p, d]`.
-        args_dot: how the floating-point arrays of `args` move, each leaf with a leading axis p.
-        stops: further times at which steps of the tangents end, in any order, `[S]`; infinite ones
-            are left out.
-        **options: as for `solve_differentiably`.
-
-    Returns:
-        The solution `[K, d]` and the tangents `[K, p, d]` at `ts`, NaN if the solve fails, and what
-        diffrax says of it, as `solve_differentiably` returns it.
-    """
-    x0, args, ts = once((x0, args, ts))
-    moved = eqx.filter(args, eqx.is_inexact_array)
-    options["first_step"] = 1e-4 * ts[-1]
-    ys, tangent, rest = _linearise(x0, args, moved, ts, **options)
-    tangents = tangent.forward(x0_dot, args_dot, ts, stops)
-    return ys, tangents * jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan), rest
-
-
-def _linearise(x0, args, moved, ts, vector_field, *, rtol, atol, max_steps, **options):
-    """The solution at `ts`, the ODE linearised along its path, and what diffrax says of it."""
     # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
     least = _LEAST * jnp.finfo(x0.dtype).eps
     path, solved = follow(
@@ -122,12 +63,32 @@ def _linearise(x0, args, moved, ts, vector_field, *, rtol, atol, max_steps, **op
         max_steps=max_steps or STORED_STEPS,
         **options,
     )
-
-    def velocity(x, moved):
-        return vector_field(x, eqx.combine(moved, args))
-
-    tangent = _Tangent(path, velocity, moved, jnp.maximum(rtol, least))
+    tangent = Tangent(path, jnp.maximum(rtol, least), vector_field, args, moved)
     return solved.ys, tangent, (solved.ts, solved.stats, solved.result, solved.end[1])
+
+
+def solve_with_tangents(x0, args, ts, x0_dot, args_dot, stops, **options):
+    """The solution and p tangents, which are solved for together, with the same steps.
+
+    Args:
+        x0: as for `linearise`.
+        args: as for `linearise`.
+        ts: as for `linearise`.
+        x0_dot: how the start moves, `[p, d]`.
+        args_dot: how the floating-point arrays of `args` move, each leaf with a leading axis p.
+        stops: further times at which steps of the tangents end, in any order, `[S]`; infinite ones
+            are left out.
+        **options: as for `linearise`.
+
+    Returns:
+        The solution `[K, d]` and the tangents `[K, p, d]` at `ts`, NaN if the solve fails, and what
+        diffrax says of it, as `linearise` returns it.
+    """
+    x0, args, ts = once((x0, args, ts))
+    moved = eqx.filter(args, eqx.is_inexact_array)
+    ys, tangent, rest = linearise(x0, args, moved, ts, first_step=1e-4 * ts[-1], **options)
+    tangents = tangent.forward(x0_dot, args_dot, ts, stops)
+    return ys, tangents * jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan), rest
 
 
 def once(tree):
@@ -160,43 +121,33 @@ def _differentiable_once_jvp(primals, tangents):
     return once(primals[0]), tangents[0]
 
 
-def _linear_map(forward, backward, inputs, shape):
-    """`forward(inputs)`, an array of the given shape, whose transpose is `backward`.
+class Tangent(NamedTuple):
+    """The ODE linearised along a path, by x and by leaves of its arguments.
 
-    The solution z = (u, w) of `u = inputs, w - forward(u) = 0`: of all of JAX's ways to give a
-    linear map a transpose of one's own, a linear system is the one that can be batched too.
+    Attributes:
+        path: the solution.
+        tol: relative tolerance per step of tangents and cotangents.
+        vector_field: a function of `(x, args)`.
+        args: its arguments.
+        moved: those of their leaves that move, None elsewhere.
     """
 
-    def split(z):
-        return z[: len(inputs)], z[len(inputs) :]
-
-    def solve(_, z):
-        u, w = split(z)
-        return jnp.concatenate([u, w + forward(u).ravel()])
-
-    def transpose_solve(_, z):
-        u, w = split(z)
-        return jnp.concatenate([u + backward(w.reshape(shape)), w])
-
-    right = jnp.concatenate([inputs, jnp.zeros(np.prod(shape, dtype=int), inputs.dtype)])
-    # Only derivatives by the map would use the matrix itself, and `once` forbids these.
-    solution = jax.lax.custom_linear_solve(lambda z: z, right, solve, transpose_solve)
-    return split(solution)[1].reshape(shape)
-
-
-class _Tangent(NamedTuple):
-    """The ODE linearised along a path, by x and by the leaves `moved` of its arguments."""
-
     path: Path
-    velocity: Callable
-    moved: Any
     tol: Any
+    vector_field: Callable
+    args: Any
+    moved: Any
+
+    def velocity(self, x, moved):
+        """dx/dt."""
+        return self.vector_field(x, eqx.combine(moved, self.args))
 
     def at(self, t):
+        """The solution at time t, beside an exact tie at the start."""
         return self.path(jnp.maximum(t, NUDGE * self.path.times[self.path.count - 1]))
 
     def forward(self, x0_dot, moved_dot, ts, further=None):
-        """Tangents of p moves of the start (None if it does not move) and of the moved leaves.
+        """Tangents of p moves of the start and of the moved leaves.
 
         All take the same steps, which end at `further` times too. Returns `[K, p, d]`.
         """
@@ -205,42 +156,31 @@ class _Tangent(NamedTuple):
             _, push = jax.linearize(self.velocity, x, self.moved)
             return jax.vmap(push)(y, moved_dot)
 
-        def probe(x, y):
-            _, push = jax.linearize(lambda x: self.velocity(x, self.moved), x)
-            size = rms(y)[:, None]
-            sound = (size > 0) & jnp.isfinite(size)
-            return jax.vmap(push)(jnp.where(sound, y / jnp.where(sound, size, 1), 0)).ravel()
-
         size = self.path.values.shape[1]
-        p = len(jax.tree.leaves((x0_dot, moved_dot))[0])
-        start = jnp.zeros((p, size), self.path.values.dtype) if x0_dot is None else x0_dot
         stops = ts[-1:] if further is None else jnp.sort(jnp.append(further, ts[-1]))
         count = jnp.sum(jnp.isfinite(stops))
-        walk = Walk(self.at, field, probe, size, self.tol, jnp.zeros(()), stops, count, 1)
+        walk = Walk(self.at, field, size, self.tol, jnp.zeros(()), stops, count, 1)
         step = self.path.times[1] - self.path.times[0]
-        return walk(start, ts, jnp.broadcast_to(start, (len(ts), *start.shape)), step)[1]
+        return walk(x0_dot, ts, jnp.broadcast_to(x0_dot, (len(ts), *x0_dot.shape)), step)[1]
 
-    def backward(self, cotangents, ts, with_start):
-        """Cotangents of the start (if it moves) and the moved leaves, as one flat vector."""
+    def backward(self, cotangents, ts):
+        """Cotangents of the start and the moved leaves, by those of the solution at `ts`."""
         size = cotangents.shape[1]
 
         def field(x, y):
             _, pull = jax.vjp(self.velocity, x, self.moved)
             return -ravel_pytree(pull(y[:size]))[0]
 
-        def probe(x, y):
-            return jax.vjp(lambda x: self.velocity(x, self.moved), x)[1](y[:size])[0]
-
         stops, count, spread = self.stops(ts)
         like = jax.ShapeDtypeStruct((len(stops), size), cotangents.dtype)
         (added,) = jax.linear_transpose(spread, like)(cotangents)
         largest = jnp.max(jax.vmap(rms)(added))
-        walk = Walk(self.at, field, probe, size, self.tol, largest, stops, count, -1)
-        by_moved = jnp.zeros(ravel_pytree(self.moved)[0].size, added.dtype)
-        start = jnp.append(added[count - 1], by_moved)
+        walk = Walk(self.at, field, size, self.tol, largest, stops, count, -1)
+        by_moved, unravel = ravel_pytree(jax.tree.map(jnp.zeros_like, self.moved))
+        start = jnp.append(added[count - 1], by_moved.astype(added.dtype))
         step = self.path.times[self.path.count - 1] - self.path.times[self.path.count - 2]
         y, _ = walk(start, stops, added, step)
-        return y if with_start else y[size:]
+        return y[:size], unravel(y[size:])
 
     def stops(self, ts):
         """Where to stop, how many stops there are, and how values there become values at `ts`.

@@ -4,7 +4,6 @@ A rejected step is searched for a jump; if there is one, the step ends before it
 behind it, so that every step sees one smooth piece. Nothing needs to be known about where they are.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .batching import anywhere, select
-from .integrate import MAX_STEPS, report
+from .integrate import MAX_STEPS, report, weighted
 
 # A jump is located by dividing a step into _PARTS parts _ROUNDS times.
 _PARTS, _ROUNDS = 8, 8
@@ -25,11 +24,11 @@ _SUSPECT = 4.0
 _BESIDE = np.stack([np.arange(_PARTS) - 1, np.arange(_PARTS) + 1])
 _BESIDE[0, 0], _BESIDE[1, -1] = 2, _PARTS - 3
 _STAGE_TIMES = np.append(0.0, diffrax.Tsit5.tableau.c)
+_POINTS = _PARTS + 1
 _STAGE_WEIGHTS = np.array(
-    [np.pad(row, (0, 7 - len(row))) for row in [np.zeros(0), *diffrax.Tsit5.tableau.a_lower]]
+    [np.pad(row, (0, _POINTS - len(row))) for row in [np.zeros(0), *diffrax.Tsit5.tableau.a_lower]]
+    + [np.zeros(_POINTS)] * (_POINTS - len(_STAGE_TIMES))
 )
-# Where a GPU has a quick and rough product of float32 matrices, JAX takes it unless told not to.
-_dot = functools.partial(jnp.tensordot, axes=1, precision="highest")
 
 
 class _State(NamedTuple):
@@ -64,6 +63,24 @@ class _State(NamedTuple):
     count: Any
 
 
+class _Step(NamedTuple):
+    """A step to be tried.
+
+    Attributes:
+        h: its length.
+        limit: the next stop, or where a jump begins.
+        full: whether it ends there.
+        inside: whether there is a stop ahead.
+        times: those of its stages, the last of them repeated, as many as a division has points.
+    """
+
+    h: Any
+    limit: Any
+    full: Any
+    inside: Any
+    times: Any
+
+
 class Walk(NamedTuple):
     """Solves a linear ODE forwards or backwards, from stop to stop and from jump to jump.
 
@@ -76,7 +93,6 @@ class Walk(NamedTuple):
             compiled into several places, each with its own rounding, the maximum of a row could
             equal none of its entries, and its derivative would be 0 / 0.
         field: dy/dt, a function of x and y, `[n]`, or of several rows of y at once, `[p, n]`.
-        probe: a function of x and y, a vector, that jumps where the field does.
         size: d; the error of these first entries of y is controlled, the rest is quadrature.
         tol: error allowed per step, relative to the size of each y, or `floor` if that is larger.
         floor: see `tol`.
@@ -87,7 +103,6 @@ class Walk(NamedTuple):
 
     along: Callable
     field: Callable
-    probe: Callable
     size: int
     tol: Any
     floor: Any
@@ -125,16 +140,15 @@ class Walk(NamedTuple):
         def advance(standing):
             s, stored = standing
             divides, going = s.round > 0, unfinished(s)
-            nothing = jnp.zeros_like(s.t), jnp.zeros((len(_STAGE_TIMES), *y.shape), y.dtype)
-            h, k, stepped = jax.lax.cond(
-                anywhere(going & ~divides),
-                lambda: self._step(s, end, values),
-                lambda: (*nothing, s),
+            step = self._ahead(s, end)
+            times = jnp.where(
+                divides, s.low + (s.high - s.low) * jnp.linspace(0, 1, _POINTS), step.times
             )
-            divided = jax.lax.cond(anywhere(going & divides), lambda: self._divide(s), lambda: s)
-            new = select(going, select(divides, divided, stepped), s)
-            if self.direction > 0:  # outside of the branches, which would copy all of it
-                stored = self._report(s, h, k, new, ts, *stored)
+            k = self._slopes(s, jnp.where(divides, 0, step.h), times, going & divides)
+            stepped = self._step(s, step, k[: len(_STAGE_TIMES)], values)
+            new = select(going, select(divides, self._divide(s, times, k), stepped), s)
+            if self.direction > 0:
+                stored = self._report(s, step.h, k[: len(_STAGE_TIMES)], new, ts, *stored)
             return new, stored
 
         def unfinished(s):
@@ -153,26 +167,38 @@ class Walk(NamedTuple):
         step = diffrax.Tsit5.interpolation_cls(t0=s.t, t1=s.t + h, y0=s.y, y1=new.y, k=h * k)
         return report(step, new.t != s.t, new.t, ts, index, stored)
 
-    def _step(self, s: _State, end, values):
-        """Tries one step of Tsitouras' method, at most to the next stop or jump.
-
-        Returns its length, dy/dt in all stages, and where the walk stands afterwards.
-        """
+    def _ahead(self, s: _State, end) -> _Step:
+        """The next step, at most to the next stop or jump."""
         inside = (s.stop >= 0) & (s.stop < self.count)
         target = jnp.where(inside, self.stops[jnp.clip(s.stop, 0, len(self.stops) - 1)], end)
         limit = jnp.where(s.found, s.low, target)
         full = s.h >= jnp.abs(limit - s.t) * (1 - 1e-9)
         h = jnp.where(full, limit - s.t, self.direction * s.h)
-        nodes, weights = jnp.asarray(_STAGE_TIMES), jnp.asarray(_STAGE_WEIGHTS)
-        path = jax.vmap(self.along)(jnp.where(full & (nodes == 1), limit, s.t + nodes * h))
+        times = jnp.where(full & (_STAGE_TIMES == 1), limit, s.t + _STAGE_TIMES * h)
+        return _Step(h, limit, full, inside, jnp.append(times, times[-(_POINTS - len(times)) :]))
+
+    def _slopes(self, s: _State, h, times, divides):
+        """dy/dt in all stages of a step of length h; where a step is divided, of y at all times.
+
+        One loop for both: the field is in the program once.
+        """
+        path, weights = jax.vmap(self.along)(times), jnp.asarray(_STAGE_WEIGHTS)
+        begins = s.fresh | divides
 
         def stage(j, k):
-            return k.at[j].set(self.field(path[j], s.y + h * _dot(weights[j], k)))
+            slope = self.field(path[j], s.y + h * weighted(weights[j], k))
+            return k.at[j].set(jnp.where((j > 0) | begins, slope, s.slope))
 
-        k = jnp.zeros((len(_STAGE_TIMES), *s.y.shape), s.y.dtype).at[0].set(s.slope)
-        k = jax.lax.fori_loop(jnp.where(s.fresh, 0, 1), len(_STAGE_TIMES), stage, k)
-        y = s.y + h * _dot(weights[-1], k)
-        error = rms((h * _dot(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[..., : self.size])
+        k = jnp.zeros((_POINTS, *s.y.shape), s.y.dtype).at[0].set(s.slope)
+        first = jnp.where(anywhere(begins), 0, 1)
+        count = jnp.where(anywhere(divides), _POINTS, len(_STAGE_TIMES))
+        return jax.lax.fori_loop(first, count, stage, k)
+
+    def _step(self, s: _State, step: _Step, k, values) -> _State:
+        """Where the walk stands after a step of Tsitouras' method, taken or refused."""
+        h, full = step.h, step.full
+        y = s.y + h * weighted(jnp.asarray(diffrax.Tsit5.tableau.b_sol), k)
+        error = rms((h * weighted(jnp.asarray(diffrax.Tsit5.tableau.b_error), k))[..., : self.size])
         before = rms(s.y[..., : self.size])
         largest = jnp.maximum(before, rms(y[..., : self.size]))
         allowed = self.tol * jnp.maximum(self.floor, largest)
@@ -186,13 +212,14 @@ class Walk(NamedTuple):
         at_jump, at_stop = accepted & full & s.found, accepted & full & ~s.found
         search = (excess > _SUSPECT) & ~s.searched
         if self.direction < 0:
-            added = jnp.where(at_stop & inside, values[s.stop], 0)
+            added = jnp.where(at_stop & step.inside, values[s.stop], 0)
             y = y.at[: self.size].add(added)
         length = jnp.abs(h) * jnp.clip(0.9 * excess**-0.2, 0.2, 5.0)
         # A step cut short says little about the next.
         length = jnp.where(accepted & full, jnp.maximum(length, s.h), length)
-        new = s._replace(
-            t=jnp.where(accepted, jnp.where(full, jnp.where(at_jump, s.high, limit), s.t + h), s.t),
+        reached = jnp.where(full, jnp.where(at_jump, s.high, step.limit), s.t + h)
+        return s._replace(
+            t=jnp.where(accepted, reached, s.t),
             y=jnp.where(accepted, y, s.y),
             slope=jnp.where(accepted, k[-1], k[0]),
             fresh=at_jump | at_stop,
@@ -205,12 +232,13 @@ class Walk(NamedTuple):
             searched=~accepted,
             count=s.count + 1,
         )
-        return h, k, new
 
-    def _divide(self, s: _State):
-        """Narrows the search for a jump to the part of the step where the probe jumps most."""
-        times = s.low + (s.high - s.low) * jnp.linspace(0, 1, _PARTS + 1)
-        probed = jax.lax.map(lambda x: self.probe(x, s.y), jax.vmap(self.along)(times))
+    def _divide(self, s: _State, times, k) -> _State:
+        """Narrows the search for a jump to the part of the step where the slope jumps most."""
+        size = rms(s.y[..., : self.size])[None, ..., None]
+        sound = (size > 0) & jnp.isfinite(size)
+        probed = jnp.where(sound, k[..., : self.size] / jnp.where(sound, size, 1), 0)
+        probed = probed.reshape(_POINTS, -1)
         changes = jnp.diff(probed, axis=0)
         # A jump stands out against both parts beside it; what is smooth does not.
         excess = jnp.min(jnp.linalg.norm(changes[None] - changes[_BESIDE], axis=-1), axis=0)

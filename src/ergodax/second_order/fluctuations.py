@@ -252,7 +252,7 @@ def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
     # In the limit of large N b jumps at a kink; at a finite scale that is spread in time.
     jumping = bias and scale is None
     saved, jumps, result = process.solve(
-        process.initial(law, bias),
+        *process.initial(law, bias),
         ts,
         crossed if jumping else jax.tree.map(lambda part: part[:0], crossed),
         scale if max_kinks else None,

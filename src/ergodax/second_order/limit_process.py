@@ -67,37 +67,43 @@ class LimitProcess:
 
     def linearised(self, x) -> tuple[Float[Array, " d"], Float[Array, "d d"], Float[Array, "d d"]]:
         """F, DF and Sigma."""
-        solved, slope, _ = self.averaging(x)
+
+        def drift(x):
+            solved = self.poisson(x)
+            return solved.drift, solved
+
+        slope, solved = jax.jacfwd(drift, has_aux=True)(x)
         return solved.drift, slope, covariance(self.wrapped, solved)
 
-    def averaging(self, x) -> tuple[Poisson, Float[Array, "d d"], Float[Array, " d"]]:
-        """The solution of Poisson's equation, DF, and the source of bias by averaging.
+    def averaging(self, x) -> tuple[Poisson, Float[Array, " d"]]:
+        """The solution of Poisson's equation, and the source of bias by averaging.
 
         The latter is `B = sum over c of D_x v(c) [G(c)]`.
         """
 
-        def both(x):
+        def values(x):
             solved = self.poisson(x)
-            return (solved.drift, solved.values), solved
+            return solved.values, solved
 
-        _, push, solved = jax.linearize(both, x, has_aux=True)
-        slope = jax.vmap(push)(jnp.eye(x.size, dtype=x.dtype))[0].T
-        moved = jax.vmap(push)(inflow(self.wrapped, solved))[1]
-        return solved, slope, jnp.einsum("ccd->d", moved)
+        _, push, solved = jax.linearize(values, x, has_aux=True)
+        return solved, jnp.einsum("ccd->d", jax.vmap(push)(inflow(self.wrapped, solved)))
 
     def velocity(self, state: State, scale: Any = None) -> State:
         """dx/dt, dC/dt and db/dt; kinks are smoothed as they are at a scale, if given."""
         x = state.x
-        solved, slope, averaging = self.averaging(x)
-        spread, drift = slope @ state.covariance, solved.drift
-        spread = spread + spread.T + covariance(self.wrapped, solved)
         if state.bias is None:
-            return State(drift, spread, None)
+            drift, slope, noise = self.linearised(x)
+            spread = slope @ state.covariance
+            return State(drift, spread + spread.T + noise, None)
+        solved, averaging = self.averaging(x)
+        slope, curved = slope_and_curvature(self.drift, x, state.covariance)
+        spread = slope @ state.covariance
+        spread = spread + spread.T + covariance(self.wrapped, solved)
         # The last term is the error of Euler's method with step 1 / N.
-        source = averaging + curvature(self.drift, x, state.covariance) / 2 - slope @ drift / 2
+        source = averaging + curved / 2 - slope @ solved.drift / 2
         if scale is not None:
             source = source + self.smoothing(state, scale)
-        return State(drift, spread, slope @ state.bias + source)
+        return State(solved.drift, spread, slope @ state.bias + source)
 
     def smoothing(self, state: State, scale) -> Float[Array, " d"]:
         """Source of bias near kinks at finite scale, by the best two entries of every row."""
@@ -152,12 +158,12 @@ class LimitProcess:
         near = self.margins(state) < reach(span.dtype)
         return near & jax.vmap(of_row)(jnp.arange(len(places)), places)
 
-    def initial(self, law, with_bias: bool) -> State:
-        """The state at time 0, for a law of the first state of the game."""
+    def initial(self, law, with_bias: bool) -> tuple[State, Float[Array, " d"]]:
+        """The state at time 0, for a law of the first state of the game, and F there."""
         size = self.start.size
         solved = self.poisson(self.start)
         bias = core_law(self.wrapped, law, solved) @ solved.values if with_bias else None
-        return State(self.start, jnp.zeros((size, size), self.start.dtype), bias)
+        return State(self.start, jnp.zeros((size, size), self.start.dtype), bias), solved.drift
 
     def crossings(self, end, most: int, **options) -> tuple[Crossings, Any]:
         """The kinks that the flow crosses, and whether they are more than `most`."""
@@ -196,12 +202,13 @@ class LimitProcess:
         return found._replace(time=jnp.where(used, times, end)), lost
 
     def solve(
-        self, initial: State, ts, jumps: Crossings, scale: Any = None, **options
+        self, initial: State, drift, ts, jumps: Crossings, scale: Any = None, **options
     ) -> tuple[State, Any, RESULTS]:
         """Solves for x, C and b.
 
         Args:
             initial: the state at time 0.
+            drift: F there, `[d]`.
             ts: report times, `[K]`.
             jumps: the kinks where b jumps.
             scale: as for `velocity`.
@@ -254,7 +261,7 @@ class LimitProcess:
 
         # It starts just ahead, so that a tie takes the side that the flow enters.
         ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end
-        entering = initial._replace(x=start + ahead * self.drift(start))
+        entering = initial._replace(x=start + ahead * drift)
         saved = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), initial)
         times = jnp.concatenate([jnp.zeros_like(ts[:1]), jumps.time, ts[-1:]])
         # The last segment ends without a kink: any pair of entries will do.
@@ -273,13 +280,14 @@ def root(variance):
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
 
 
-def curvature(function, x, covariance):
-    """`D2 f : C`, the sum of second derivatives weighted by C."""
+def slope_and_curvature(function, x, covariance):
+    """`D f`, and `D2 f : C`, the sum of second derivatives weighted by C."""
 
     def along(direction, weighted):
         def slope(x):
             return jax.jvp(function, (x,), (direction,))[1]
 
-        return jax.jvp(slope, (x,), (weighted,))[1]
+        return jax.jvp(slope, (x,), (weighted,))
 
-    return jax.vmap(along)(jnp.eye(x.size, dtype=x.dtype), covariance).sum(axis=0)
+    columns, curved = jax.vmap(along)(jnp.eye(x.size, dtype=x.dtype), covariance)
+    return columns.T, curved.sum(axis=0)

@@ -28,7 +28,7 @@ from ..results.labels import (
     of_agents,
 )
 from ..results.result import Result
-from .limit_process import NEAR, curvature, root
+from .limit_process import NEAR, root, slope_and_curvature
 from .poisson import core_law, poisson
 
 
@@ -220,7 +220,8 @@ def _band(observe, params, covariance, shift, scale) -> Band:
 
         value, slope = flat(x), jax.jacfwd(flat)(x)
         if shift is not None:
-            value = value + slope @ shift + curvature(flat, x, covariance) / (2 * scale)
+            curved = slope_and_curvature(flat, x, covariance)[1]
+            value = value + slope @ shift + curved / (2 * scale)
         variance = jnp.sum((slope @ covariance) * slope, axis=1) / scale
         return Band(unravel_value(value), unravel_value(root(variance)))
 
