@@ -165,8 +165,9 @@ def released(found: Any, arguments: Any, often: bool) -> Any:
         return found
     leaves, structure = jax.tree.flatten(found)
     tied = {k: x for k, x in enumerate(leaves) if isinstance(getattr(x, "dtype", None), np.dtype)}
-    if not tied or len(next(iter(tied.values())).devices()) > 1:
-        return found
+    first: Any = next(iter(tied.values()), None)
+    if first is None or not first.committed or len(first.devices()) > 1:
+        return found  # nothing, or of a program that was not kept, or spread over devices
     if any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves(arguments)):
         return found
     held = {k: np.asarray(leaf) for k, leaf in tied.items()}
