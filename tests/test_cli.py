@@ -16,6 +16,7 @@ import xarray
 import comparisons
 import ergodax as ex
 from ergodax import cli
+from ergodax.base import programs
 from ergodax.cli import main, output, running
 from helpers import interrupt_after
 
@@ -378,6 +379,7 @@ def cache(monkeypatch):
     held = [*CACHE, "jax_persistent_cache_min_compile_time_secs"]
     before = {name: getattr(jax.config, name) for name in held}
     monkeypatch.delenv("ERGODAX_CACHE", raising=False)
+    monkeypatch.setattr(programs._Kept, "folder", None)
 
     def start(given=None, folder=None):
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -391,7 +393,11 @@ def cache(monkeypatch):
 
 def test_programs_are_kept_where_the_user_wants(cache, monkeypatch, tmp_path):
     assert cache("off")[0] is None
+    assert not programs.are_kept()
     assert cache(folder="own")[0] == "own"  # JAX keeps them already
+    assert programs.are_kept()
+    assert cache("off", folder="gs://own")[0] == "gs://own"
+    assert not programs.are_kept()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     folder, size = cache()
     assert Path(folder).is_dir()

@@ -26,6 +26,7 @@ from .averaged.stationary import stationary_distribution as stationary_distribut
 from .averaged.ties import Tie as Tie
 from .base.codes import RESULTS as RESULTS
 from .base.devices import use_all_cores as use_all_cores
+from .base.programs import keep_programs as keep_programs
 from .base.version import __version__ as __version__
 from .learners import ActorCritic as ActorCritic
 from .learners import BushMosteller as BushMosteller

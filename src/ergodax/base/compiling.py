@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from .checks import is_concrete
+from .programs import are_kept, recalled, released
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -23,6 +25,8 @@ _QUICKLY = _LIGHTLY | {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+# So many calls of a function are worth a program that makes each of them quicker.
+_OFTEN = 20
 # Settings of JAX that hold in one thread, and their values where a thread starts.
 _SETTINGS = (
     *("enable_x64", "default_device", "default_matmul_precision", "default_prng_impl"),
@@ -64,23 +68,42 @@ def compiled(function: Function, compiler_options: dict[str, Any] | None = None)
     """
     options = compiler_options or {}
 
-    @functools.wraps(function)
-    def trace(*args, **given):
-        _Watch.compiled = True
-        return precise(function)(*args, **given)
+    traced = precise(function)
 
-    jit = cast(Any, eqx.filter_jit)
-    jitted = jit(trace)
+    def jit(program: Callable, **options) -> Any:
+        @functools.wraps(function)
+        def trace(*args, **given):
+            _Watch.compiled = True
+            return program(*args, **given)
+
+        return cast(Any, eqx.filter_jit)(trace, **options)
+
+    jitted = jit(traced)
 
     @functools.cache
-    def alone():
+    def alone(kept: bool):
         known = {name: value for name, value in options.items() if _takes(name, value)}
-        return jit(trace, compiler_options=known) if known else jitted
+        if not (known or kept):
+            return jitted
+        settings = {"compiler_options": known} if known else {}
+        return jit(recalled(traced, known) if kept else traced, **settings)
+
+    calls = itertools.count()
 
     @functools.wraps(function)
     def call(*args, **given):
-        program = alone() if options and _is_alone((args, given)) else jitted
-        found = program(*args, **given)
+        kept = are_kept()
+        lone = (kept or options) and _is_alone((args, given))
+        program = alone(kept) if lone else jitted
+        try:
+            found = program(*args, **given)
+            if lone and kept:
+                found = released(found, (args, given), often=next(calls) > _OFTEN)
+        except (ValueError, NotImplementedError):
+            if not (lone and kept):
+                raise
+            # Arrays may lie on devices that the program was not kept for.
+            found = alone(False)(*args, **given)
         if _Watch.compiled and all(map(is_concrete, jax.tree.leaves(found))):
             _Watch.compiled = False
             if drop_programs() and not _Watch.warned:

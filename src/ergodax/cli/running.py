@@ -6,12 +6,10 @@ import importlib
 import os
 import threading
 import warnings
-from pathlib import Path
 from typing import Any
 
 from .game import Chosen, choose_game
 
-_CACHE_BYTES = 2**28
 # What draws and writes results takes a second to import.
 _OUTPUT = ("matplotlib.figure", "matplotlib.backends.backend_agg", "xarray", "h5netcdf")
 
@@ -51,27 +49,17 @@ def prepare(cache: str | None, job: tuple | None = None) -> None:
 
 
 def keep_programs(given: str | None) -> None:
-    """Has JAX keep compiled programs from one run to the next, unless it does so already.
+    """Has programs kept from one run to the next; warns if they cannot be.
 
     Args:
         given: the folder, or "off"; by default that of the environment, or the user's own.
     """
-    import jax
-    import platformdirs
+    from ..base import programs
 
-    config: Any = jax.config
-    folder = given or os.environ.get("ERGODAX_CACHE")
-    if folder == "off" or (folder is None and config.jax_compilation_cache_dir):
-        return
-    folder = Path(folder or platformdirs.user_cache_path("ergodax") / "programs")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        programs.keep_programs(given)
     except OSError as error:
         warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def find_devices() -> list[Any]:

@@ -1,0 +1,289 @@
+"""Programs on disk: found again where nothing differs, and only there."""
+
+import functools
+import io
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ergodax as ex
+from ergodax.base import programs
+from ergodax.base.compiling import compiled
+from ergodax.model import learner
+from ergodax.simulation.step import cumulative_law
+
+LAW = jnp.array([[0.25, 0.75], [0.5, 0.5]])
+SCRIPT = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+import ergodax as ex
+from ergodax.base import programs
+
+programs._STARTED = float("inf")  # the files of a checkout may be new
+assert str(ex.keep_programs(sys.argv[1])) == sys.argv[1]
+traced, policies = 0, ex.WrappedGame.policies
+
+def counted(*args):
+    global traced
+    traced += 1
+    return policies(*args)
+
+ex.WrappedGame.policies = counted
+game = ex.games.repeated([[1.0], [1.5]], memory=0)
+wrapped = ex.WrappedGame(game, [ex.QLearning(0.1, 0.9)])
+flow = ex.solve(wrapped, wrapped.init(), [0.0, 1.0, 2.0])
+found = ex.drift(wrapped, wrapped.init())
+assert not found[0].committed  # free to go to the other device
+print(traced, flow, *(x.hex() for x in flow.params[0].ravel().tolist()))
+"""
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """An empty folder in which programs are kept."""
+    monkeypatch.setattr(programs._Kept, "folder", tmp_path / "traced")
+    monkeypatch.setattr(programs, "_STARTED", float("inf"))
+    programs._installed.cache_clear()
+    yield tmp_path / "traced"
+    programs._installed.cache_clear()
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """The functions that were traced to be kept."""
+    names, exported = [], programs._exported
+
+    def noted(function, *args):
+        names.append(function.__name__)
+        return exported(function, *args)
+
+    monkeypatch.setattr(programs, "_exported", noted)
+    return names
+
+
+def afresh(*args, function=cumulative_law, **options):
+    """Calls a function as another process would, which has compiled nothing."""
+    return compiled(function, options)(*args)
+
+
+def path_of(*args, function="f", **options):
+    """Where a program for arguments would be kept."""
+    found = []
+    eqx.filter_eval_shape(
+        lambda args: found.append(programs._path_of(function, options, args)), args
+    )
+    return found[0].name
+
+
+def test_another_process_neither_traces_nor_differs(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "ERGODAX_CACHE"}
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    first, second = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    traced, told = first.stdout.split(" ", 1)
+    assert int(traced) > 0
+    assert second.stdout == f"0 {told}"
+    assert told.startswith("Solution(3 times from 0 to 2: successful)")
+    assert (first.stderr, second.stderr) == ("", "")
+
+
+def test_a_program_is_kept_once_and_gives_the_same(folder, traces):
+    expected = cumulative_law(LAW)
+    for _ in range(3):
+        np.testing.assert_array_equal(afresh(LAW), expected)
+    assert traces == ["cumulative_law"]
+    assert len(list(folder.iterdir())) == 1
+    np.testing.assert_array_equal(
+        jax.vmap(lambda p: afresh(p))(jnp.stack([LAW] * 2)), jnp.stack([expected] * 2)
+    )
+    jax.grad(lambda p: afresh(p)[0, 0])(LAW)
+    assert len(list(folder.iterdir())) == 1  # what does not stand alone is traced
+
+
+def test_nothing_is_kept_unless_asked(tmp_path, traces):
+    assert not programs.are_kept()
+    afresh(LAW)
+    assert traces == []
+
+
+def test_all_that_a_program_depends_on_tells_it_from_others(folder, monkeypatch):
+    x, game = jnp.zeros(3), ex.games.repeated([[1.0], [1.5]], memory=0)
+    wrapped = ex.WrappedGame(game, [ex.QLearning(0.1, 0.9)])
+    other = ex.WrappedGame(game, [ex.QLearning(0.1, 0.9, ex.EpsilonGreedy(0.1))])
+    arguments = [
+        *((x,), (x, x), ([x, x],), ((x, x),), ({"a": x},), ({"b": x},), (x[:2],), (x[None],)),
+        *((x.astype(jnp.float32),), (jnp.asarray(0.0),), (jnp.asarray(0.0, float),)),
+        *((x, 1), (x, 1.0), (x, True), (x, None), (x, "1"), (x, -0.0), (x, 0.0), (x, jnp.sin)),
+        *((x, functools.partial(jnp.sin)), (x, jnp.cos), (x, np.dtype(float)), (x, ex.Sarsa)),
+        *((wrapped,), (other,), (ex.WrappedGame(game, [ex.Sarsa(0.1, 0.9)]),)),
+    ]
+    paths = [path_of(*args) for args in arguments]
+    paths += [path_of(x, function="g"), path_of(x, option=1), path_of(x, option=2)]
+    settings = [
+        jax.enable_x64(False),
+        jax.default_matmul_precision("float32"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.default_prng_impl("rbg"),
+        jax.default_device(jax.devices()[0]),
+    ]
+    for setting in settings:
+        with setting:
+            paths.append(path_of(x))
+    monkeypatch.setattr(programs, "_installed", lambda: ("another source",))
+    paths.append(path_of(x))
+    assert len(set(paths)) == len(paths)
+    monkeypatch.undo()
+    monkeypatch.setattr(programs._Kept, "folder", folder)
+    monkeypatch.setattr(programs, "_STARTED", float("inf"))
+    # Values of arrays count as little as which object it is.
+    again = ex.WrappedGame(ex.games.repeated([[2.0], [1.5]], memory=0), [ex.QLearning(0.2, 0.5)])
+    assert path_of(again) == path_of(wrapped)
+    assert path_of(x + 1) == path_of(x)
+
+
+class Mine(ex.QLearning):
+    """A learner of a user's."""
+
+
+@functools.wraps(cumulative_law)
+def _disguised(probabilities):
+    return -cumulative_law(probabilities)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Mine(0.1, 0.9),
+        Mine,
+        lambda x: x,
+        _disguised,
+        functools.partial(_disguised, 1),
+        functools.partial(functools.partial, afresh),
+        object(),
+        path_of,
+        type("QLearning", (), {"__module__": learner.__name__}),
+    ],
+)
+def test_what_is_of_the_user_is_not_known(folder, value):
+    with pytest.raises(programs._Foreign):
+        path_of(jnp.zeros(3), value)
+
+
+def test_programs_of_own_learners_and_functions_are_traced(folder, traces):
+    game = ex.games.repeated([[1.0], [1.5]], memory=0)
+    wrapped = ex.WrappedGame(game, [Mine(0.1, 0.9)])
+    assert np.isfinite(ex.drift(wrapped, wrapped.init())[0]).all()
+    np.testing.assert_array_equal(afresh(jnp.ones(2), function=lambda x: 2 * x), [2, 2])
+    np.testing.assert_array_equal(afresh(LAW, function=_disguised), -cumulative_law(LAW))
+    assert traces == []
+
+
+def test_nothing_is_kept_of_files_that_may_have_changed(folder, monkeypatch):
+    newest = max(path.stat().st_ctime for path in programs._SOURCE.rglob("*.py"))
+    monkeypatch.setattr(programs, "_STARTED", newest)
+    np.testing.assert_array_equal(afresh(LAW), cumulative_law(LAW))
+    assert not folder.exists()
+    monkeypatch.setattr(programs, "_STARTED", newest + 60)
+    afresh(LAW)
+    assert folder.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: data[:-1],
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: data[:45] + bytes([data[45] ^ 1]) + data[46:],
+    ],
+)
+def test_damaged_files_are_passed_over(folder, traces, damage):
+    expected = afresh(LAW)
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    np.testing.assert_array_equal(afresh(LAW), expected)
+    assert len(traces) == 2
+    assert programs._read(path) is not None  # it was written anew
+
+
+def test_files_of_other_programs_are_passed_over(folder, traces):
+    afresh(LAW)
+    (path,) = folder.iterdir()
+    other = folder / path_of(LAW, function="f")
+    path.rename(other)
+    assert programs._read(other) is None
+    afresh(LAW)
+    assert len(traces) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(folder, traces):
+    folder.parent.joinpath("traced").write_text("a file")
+    np.testing.assert_array_equal(afresh(LAW), cumulative_law(LAW))
+    assert traces == ["cumulative_law"]
+
+
+class _Calls:
+    def __reduce__(self):
+        return os.system, ("false",)
+
+
+@pytest.mark.parametrize("content", [_Calls(), Path, ex.solve, jax.jit, Mine(0.1, 0.9), int])
+def test_only_classes_of_results_are_read(folder, content):
+    afresh(LAW)
+    (path,) = folder.iterdir()
+    text = pickle.dumps(content)
+    path.write_bytes(programs._digest(path, text) + len(text).to_bytes(8) + text)
+    assert programs._read(path) is None
+    with pytest.raises(pickle.UnpicklingError, match="is no class of results"):
+        programs._Reader(io.BytesIO(text)).load()
+
+
+def test_a_program_that_does_not_fit_is_traced(folder, monkeypatch):
+    one = jax.export.export(jax.jit(lambda x: [x]))(jnp.ones(1))
+    monkeypatch.setattr(programs, "_read", lambda path: (one, programs._Place(0)))
+    np.testing.assert_array_equal(afresh(LAW), cumulative_law(LAW))
+
+
+@pytest.mark.parametrize("often", [False, True])
+def test_results_are_as_free_as_arguments(monkeypatch, often):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    device, free = jax.devices()[0], jnp.arange(3.0)
+    tied, key = jax.device_put(free, device), jax.device_put(jax.random.key(0), device)
+    found = tied, "text", 1, tied.astype(np.float32), key
+    given = programs.released(found, (free, "f"), often)
+    assert [x.committed for x in (given[0], given[3])] == [False, False]
+    assert given[1:3] == found[1:3]
+    assert [given[k].dtype for k in (0, 3, 4)] == [found[k].dtype for k in (0, 3, 4)]
+    np.testing.assert_array_equal(given[0], tied)
+    assert programs.released(found, (free, tied), often) is found
+    monkeypatch.undo()
+    assert programs.released(found, (free,), often) is found or jax.device_count() > 1
+
+
+def test_faults_of_functions_are_raised_as_ever(folder):
+    with pytest.raises(TypeError):
+        afresh(LAW, LAW)
+
+
+def test_the_oldest_programs_are_dropped(folder, monkeypatch):
+    folder.mkdir()
+    for k in range(5):
+        (folder / str(k)).write_bytes(bytes(10))
+        os.utime(folder / str(k), (k, k if k else 10))
+    monkeypatch.setattr(programs, "_TRACED_BYTES", 35)
+    programs._drop_oldest(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "3", "4"]
