@@ -36,9 +36,13 @@ def solution(wrapped, params0, ts, **options):
         rest, the solver's statistics, how it ended, and the time reached.
     """
     given = wrapped, params0, ts
-    if all(map(is_concrete, jax.tree.leaves(given))):
+    if _are_concrete(given):
         return _solved(*given, **options)  # sooner: there is nothing to differentiate by
     return _differentiable(*given, **options)
+
+
+def _are_concrete(tree) -> bool:
+    return all(map(is_concrete, jax.tree.leaves(tree)))
 
 
 @eqx.filter_custom_jvp
@@ -48,7 +52,7 @@ def _differentiable(wrapped, params0, ts, **options):
 
 @_differentiable.def_jvp
 def _solution_jvp(primals, tangents, **options):
-    wrapped, params0, ts = primals = once(primals)
+    wrapped, params0, ts = primals = primals if _are_concrete(primals) else once(primals)
     moved = _only(tangents, primals)
     found, (values, path, tol, sound) = _solve_with_path(*primals, moved=moved, **options)
     known = _Known(wrapped, params0, ts, moved, values, path, tol, sound)
