@@ -317,6 +317,7 @@ CALLS = {
         **{"batch_size": "None", "folder": "None text", "part": "None", "progress": "bool"},
     ),
     "use_all_cores": call(ex.use_all_cores, count="None"),
+    "keep_programs": call(ex.keep_programs, folder="None text"),
     "save": call(
         ex.io.save,
         lambda: {"result": grid(), "path": "data.nc"},

@@ -402,7 +402,7 @@ def test_programs_are_kept_where_the_user_wants(cache, monkeypatch, tmp_path):
     folder, size = cache()
     assert Path(folder).is_dir()
     assert "ergodax" in folder
-    assert 0 < size <= 2**30
+    assert size == -1  # of JAX; it is bounded at every start
     monkeypatch.setenv("ERGODAX_CACHE", str(tmp_path / "moved"))
     assert cache(folder="own")[0] == str(tmp_path / "moved")
     assert cache(str(tmp_path / "option"))[0] == str(tmp_path / "option")

@@ -279,11 +279,10 @@ def test_faults_of_functions_are_raised_as_ever(folder):
         afresh(LAW, LAW)
 
 
-def test_the_oldest_programs_are_dropped(folder, monkeypatch):
+def test_the_oldest_programs_are_dropped(folder):
     folder.mkdir()
     for k in range(5):
         (folder / str(k)).write_bytes(bytes(10))
         os.utime(folder / str(k), (k, k if k else 10))
-    monkeypatch.setattr(programs, "_TRACED_BYTES", 35)
-    programs._drop_oldest(folder)
+    programs._drop_oldest(folder.iterdir(), 35)
     assert sorted(path.name for path in folder.iterdir()) == ["0", "3", "4"]

@@ -24,7 +24,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from .checks import is_concrete
+from .checks import check_path, is_concrete
 from .files import replacing
 
 _COMPILED_BYTES, _TRACED_BYTES = 2**28, 2**26
@@ -75,11 +75,11 @@ _DIGEST, _HEAD = 32, 40
 def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Keeps programs on disk from now on, so that other processes start quickly.
 
-    Sets JAX's cache of compiled programs, for programs of any size, up to 256 MiB; and keeps beside
-    it those of ergodax for the processor as they are before they are compiled, up to 64 MiB, which
+    Sets JAX's cache of compiled programs, for programs of any size, of which 256 MiB are left when
+    it is called next; and keeps beside it those of ergodax for the processor as they are before they are compiled, up to 64 MiB, which
     spares most of the time of tracing. Programs with learners or functions of your own are traced
-    in every process, and so are derivatives by `jax.grad`. A method of ergodax that you replace
-    while Python runs counts as unchanged: keep nothing then.
+    in every process, and so are derivatives of other functions than `solve`. A method of ergodax
+    that you replace while Python runs counts as unchanged: keep nothing then.
 
     Args:
         folder: a folder that only you can write to, made if there is none, or "off". By default the
@@ -90,10 +90,13 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
         The folder; None if nothing is kept.
 
     Raises:
+        ValueError: if `folder` is no path.
         OSError: if the folder cannot be made.
     """
     import platformdirs
 
+    if folder is not None:
+        check_path("folder", folder)
     _Kept.folder = None
     config: Any = jax.config
     given = folder or os.environ.get("ERGODAX_CACHE")
@@ -105,7 +108,9 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
         chosen = Path(given or platformdirs.user_cache_path("ergodax") / "programs").expanduser()
         chosen.mkdir(parents=True, exist_ok=True)
         config.update("jax_compilation_cache_dir", str(chosen))
-        config.update("jax_compilation_cache_max_size", _COMPILED_BYTES)
+        # JAX would look at the size of all files whenever it adds one.
+        config.update("jax_compilation_cache_max_size", -1)
+        _drop_oldest(chosen.glob("*-cache"), _COMPILED_BYTES)
         config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "://" not in str(config.jax_compilation_cache_dir):  # where JAX can write, and Python cannot
         _Kept.folder = chosen / "traced"
@@ -346,7 +351,7 @@ def _write(path: Path, exported: Any, form: Any) -> None:
         rest = kept + exported.serialize()
         with replacing(path) as temporary:
             temporary.write_bytes(_digest(path, rest) + len(kept).to_bytes(8) + rest)
-        _drop_oldest(path.parent)
+        _drop_oldest(path.parent.iterdir(), _TRACED_BYTES)
 
 
 def _digest(path: Path, rest: bytes) -> bytes:
@@ -358,12 +363,12 @@ def _outline(form: Any) -> tuple:
     return structure, [x.number if isinstance(x, _Place) else (type(x), x) for x in leaves]
 
 
-def _drop_oldest(folder: Path) -> None:
-    """Removes the files that were not used for longest, so that all others are not too large."""
-    files = [(path, path.stat()) for path in folder.iterdir()]
+def _drop_oldest(paths: Iterable[Path], most: int) -> None:
+    """Removes the files that were not used for longest, until all others have so many bytes."""
+    files = [(path, path.stat()) for path in paths]
     size = sum(status.st_size for _, status in files)
-    for path, status in sorted(files, key=lambda file: file[1].st_mtime):
-        if size <= _TRACED_BYTES:
+    for path, status in sorted(files, key=lambda file: max(file[1].st_mtime, file[1].st_atime)):
+        if size <= most:
             return
         path.unlink(missing_ok=True)
         size -= status.st_size
