@@ -1,9 +1,10 @@
 """First calls: what a user waits for before numbers come, and what a cache on disk saves.
 
 Every call runs in a process of its own, which compiles all that it needs: cold; then in one that
-also keeps its programs (`ex.keep_programs`); again in a third process, with those on disk; and there
-once more, with all in memory. Seconds of processor time stand beside those of the clock, which other work on
-the machine lengthens. Operations are those of StableHLO in all programs of a call.
+also keeps its programs (`ex.keep_programs`); again in a third process, with those on disk; and
+there once more, with all in memory. Seconds of processor time stand beside those of the clock,
+which other work on the machine lengthens. Operations are those of StableHLO in all programs of a
+call.
 
 Usage: python benchmarks/first_call.py [--quick] [--states S ...]
 """

@@ -76,10 +76,11 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Keeps programs on disk from now on, so that other processes start quickly.
 
     Sets JAX's cache of compiled programs, for programs of any size, of which 256 MiB are left when
-    it is called next; and keeps beside it those of ergodax for the processor as they are before they are compiled, up to 64 MiB, which
-    spares most of the time of tracing. Programs with learners or functions of your own are traced
-    in every process, and so are derivatives of other functions than `solve`. A method of ergodax
-    that you replace while Python runs counts as unchanged: keep nothing then.
+    it is called next; and keeps beside it those of ergodax for the processor as they are before
+    they are compiled, up to 64 MiB, which spares most of the time of tracing. Programs with
+    learners or functions of your own are traced in every process, and so are derivatives of other
+    functions than `solve`. A method of ergodax that you replace while Python runs counts as
+    unchanged: keep nothing then.
 
     Args:
         folder: a folder that only you can write to, made if there is none, or "off". By default the
