@@ -53,9 +53,7 @@ def folder(monkeypatch, tmp_path):
     """An empty folder in which programs are kept."""
     monkeypatch.setattr(programs._Kept, "folder", tmp_path / "traced")
     monkeypatch.setattr(programs, "_STARTED", float("inf"))
-    programs._installed.cache_clear()
-    yield tmp_path / "traced"
-    programs._installed.cache_clear()
+    return tmp_path / "traced"
 
 
 @pytest.fixture
@@ -97,6 +95,50 @@ def test_another_process_neither_traces_nor_differs(tmp_path):
     assert second.stdout == f"0 {told}"
     assert told.startswith("Solution(3 times from 0 to 2: successful)")
     assert (first.stderr, second.stderr) == ("", "")
+
+
+MORE = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import ergodax as ex
+from ergodax.base import programs
+
+programs._STARTED = float("inf")
+ex.keep_programs(sys.argv[1])
+TABLE = [[2.0, 0.0], [3.0, 1.0]]
+
+def wrapped(rate):
+    game = ex.games.bimatrix(TABLE, TABLE, memory=0)
+    return ex.WrappedGame(game, [ex.QLearning(rate, 0.5, ex.EpsilonSoftmax(1.0))] * 2)
+
+def last(rate):
+    game = wrapped(rate)
+    return ex.solve(game, game.init(), [5.0]).rewards[-1, 0]
+
+game = wrapped(0.1)
+found = [
+    jax.grad(last)(0.1),
+    ex.rest_point(game, game.init()).jacobian,
+    ex.fluctuations(game, game.init(), [5.0], bias=True, scale=10).bias,
+    ex.simulate(game, game.init(), [5.0], runs=64, key=jax.random.key(0)).variance,
+]
+for leaf in jax.tree.leaves(found):
+    print(*(float(x).hex() for x in leaf.ravel()))
+"""
+
+
+@pytest.mark.slow
+def test_the_same_numbers_however_they_were_compiled(tmp_path):
+    """Gradients, results that are modules, and simulations; `off` traces all of it."""
+    environment = {k: v for k, v in os.environ.items() if "CACHE" not in k}
+    told = {}
+    for name, folder in {"off": "off", "new": tmp_path, "old": tmp_path}.items():
+        command = [sys.executable, "-c", MORE, str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        told[name] = done.stdout
+    assert told["off"] == told["new"] == told["old"]
+    assert len(list((tmp_path / "traced").iterdir())) >= 6
 
 
 def test_a_program_is_kept_once_and_gives_the_same(folder, traces):
@@ -198,6 +240,10 @@ def test_nothing_is_kept_of_files_that_may_have_changed(folder, monkeypatch):
     monkeypatch.setattr(programs, "_STARTED", newest + 60)
     afresh(LAW)
     assert folder.exists()
+    # Once all was well, a file may change nevertheless.
+    monkeypatch.setattr(programs, "_STARTED", newest)
+    with pytest.raises(programs._Foreign, match="may have changed"):
+        path_of(LAW)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,11 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import lightly_compiled, precise
 from ..base.text import describe_result
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
@@ -28,11 +26,10 @@ from ..ode.integrate import check_solver
 from ..results.labels import OUTCOME, Entries, Label, decode, labelled, of_agents, parameter_names
 from ..results.result import Result, policies
 from .drift import flat_drift
-from .krylov import MOST_BY_MATRIX, frobenius_norm, leading_eigenvalues, solve_by_products
-from .per_visit import flat_per_visit
+from .krylov import MOST_BY_MATRIX, frobenius_norm, leading_eigenvalues
 from .room import check_slopes, size_of
-from .root_search import DRAWN, RootSearch, first_found
-from .stationary import check_ergodic, is_reducible, mixing_time, preserve_rows
+from .roots import described_root, root_near, search_roots
+from .stationary import check_ergodic
 from .units import extents
 
 Stability = Literal["stable", "unstable", "centre", "singular", "not computed"]
@@ -41,8 +38,6 @@ Stability = Literal["stable", "unstable", "centre", "singular", "not computed"]
 _ZERO = 1e-9
 # Largest distance at which two rest points are one, relative to how far they spread.
 _SAME = 1e-6
-# Of derivatives that are found by products with the Jacobian.
-_DERIVATIVES = 1e-10
 _PER_STEP = "per unscaled step"
 
 
@@ -271,7 +266,7 @@ def rest_point(
     _check_room(wrapped, guess)
     tolerances = jnp.asarray(rtol), jnp.asarray(atol)
     by_matrix = size_of(guess) <= MOST_BY_MATRIX
-    found, drifting = _rest_point(wrapped, guess, *tolerances, max_steps, by_matrix)
+    found, drifting = root_near(wrapped, guess, *tolerances, max_steps, by_matrix)
     found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
         names = parameter_names(wrapped.game, found.params, 0)
@@ -321,7 +316,7 @@ def rest_points(
     check_ergodic(wrapped, first, "guesses")
     _check_room(wrapped, first)
     tolerances, by_matrix = (jnp.asarray(rtol), jnp.asarray(atol)), size_of(first) <= MOST_BY_MATRIX
-    found, last = _search(wrapped, guesses, *tolerances, max_steps, by_matrix)
+    found, last = search_roots(wrapped, guesses, *tolerances, max_steps, by_matrix)
     unravel = flat_drift(first)[1]
     points: list[RestPoint] = []
     count = len(jax.tree.leaves(guesses)[0])
@@ -331,7 +326,7 @@ def rest_points(
         same = (k for k, p in enumerate(points) if _same(wrapped, unravel(x), p.params))
         number = next(same, len(points))
         if number == len(points):
-            points.append(RestPoint(wrapped, *_describe(wrapped, unravel(x), step, by_matrix)))
+            points.append(RestPoint(wrapped, *described_root(wrapped, unravel(x), step, by_matrix)))
         if points[number].result != RESULTS.successful:
             reducible[guess] = True
         elif leads_to[guess] < 0:
@@ -363,106 +358,3 @@ def _same(wrapped, params, other) -> bool:
     flat = [np.asarray(flat_drift(one)[0]) for one in (params, other)]
     both = jax.tree.map(lambda *leaves: np.stack(leaves), params, other)
     return bool(np.all(np.abs(flat[0] - flat[1]) <= _SAME * extents(wrapped, both)))
-
-
-@lightly_compiled
-def _search(wrapped, guesses, rtol, atol, max_steps, by_matrix):
-    def search(guess):
-        fixed, start = _frozen((wrapped, guess))
-        found = RootSearch(fixed, start, rtol, atol, max_steps, by_matrix)(DRAWN, True)
-        found = found._replace(near=found.near.step)
-        return found, jax.tree.map(lambda leaf: leaf[-1], found.result)
-
-    # Not vmapped: batched LAPACK calls are to be avoided, and searches end when they end.
-    return jax.lax.map(search, guesses)
-
-
-@lightly_compiled
-def _rest_point(wrapped, guess, rtol, atol, max_steps, by_matrix) -> tuple:
-    """All fields of a `RestPoint` but the first; what is learnt per visit there, in its unit."""
-    unravel = flat_drift(guess)[1]
-    fixed, start = _frozen((wrapped, guess))
-    search = RootSearch(fixed, start, rtol, atol, max_steps, by_matrix)
-    found = first_found(search((1.0,), False))
-    near = found.near
-    known = near.drift, near.jacobian
-    fields = _described(wrapped, unravel(found.x), near.step, found.result, by_matrix, known)
-    return fields, near.change / search.unit.size
-
-
-@lightly_compiled
-def _describe(wrapped, params, step, by_matrix) -> tuple:
-    return _described(wrapped, params, step, RESULTS.successful, by_matrix)
-
-
-def _described(wrapped, params, step, result, by_matrix, known=None) -> tuple:
-    """All fields of a `RestPoint` but the first, for a root; F and DF there may be known."""
-    wrapped = preserve_rows(wrapped)
-    start, unravel, field = flat_drift(params)
-    x = jax.lax.stop_gradient(start)
-    x = _root(x, wrapped, per_visit=flat_per_visit(params), by_matrix=by_matrix)
-    params = unravel(x)
-    reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
-    found = result == RESULTS.successful
-    result = RESULTS.where(found & reducible, RESULTS.reducible, result)
-
-    def linearised(x, wrapped):
-        if not by_matrix:
-            return field(x, wrapped), None
-        jacobian, velocity = jax.jacfwd(lambda x: (field(x, wrapped),) * 2, has_aux=True)(x)
-        return velocity, jacobian
-
-    inputs = x, wrapped
-    velocity, jacobian = (
-        linearised(*inputs) if known is None else _known(known, inputs, function=linearised)
-    )
-    return params, jnp.max(jnp.abs(velocity)), step, jacobian, result
-
-
-@eqx.filter_custom_jvp
-def _known(values, inputs, *, function):
-    """What a function is known to return, differentiable by its inputs."""
-    return values
-
-
-@_known.def_jvp
-@precise
-def _known_jvp(primals, tangents, *, function):
-    values, inputs = primals
-    pushed = eqx.filter_jvp(function, inputs, tangents[1])[1]
-    return _known(values, inputs, function=function), pushed
-
-
-@eqx.filter_custom_jvp
-def _root(x, wrapped, *, per_visit, by_matrix):
-    """A root of what is learnt per visit, differentiable by the game and the learners."""
-    return x
-
-
-@_root.def_jvp
-@precise
-def _root_jvp(primals, tangents, *, per_visit, by_matrix):
-    x, wrapped = _root(*primals, per_visit=per_visit, by_matrix=by_matrix), primals[1]
-    if not jax.tree.leaves(tangents[1]):
-        return x, jnp.zeros_like(x)
-
-    def learnt(x):
-        return per_visit(x, wrapped).change
-
-    def by_products(product, y):
-        return solve_by_products(product, y, jnp.ones_like(y), _DERIVATIVES)
-
-    pushed = eqx.filter_jvp(lambda w: per_visit(x, w).change, (wrapped,), (tangents[1],))[1]
-    if not by_matrix:
-        product = jax.linearize(learnt, x)[1]
-        return x, -jax.lax.custom_linear_solve(product, pushed, by_products, by_products)
-    slope = lineax.MatrixLinearOperator(jax.jacfwd(learnt)(x))
-    # Of minimal norm where the Jacobian is singular.
-    return x, -lineax.linear_solve(slope, pushed, lineax.SVD(), throw=False).value
-
-
-def _frozen(tree) -> Any:
-    """The same values, as constants of differentiation."""
-    return jax.tree.map(
-        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree
-    )

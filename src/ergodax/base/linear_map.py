@@ -131,13 +131,11 @@ def _transpose(cotangents, *operands, way: _Way):
 
 
 def _batch(operands, axes, *, way: _Way):
-    (known_axes, input_axes), (size,) = (
-        way.split(axes),
-        {
-            operand.shape[axis]
-            for operand, axis in zip(operands, axes, strict=True)
-            if axis is not None
-        },
+    known_axes, input_axes = way.split(axes)
+    size = next(
+        operand.shape[axis]
+        for operand, axis in zip(operands, axes, strict=True)
+        if axis is not None
     )
     known, given = way.split(operands)
     given = [

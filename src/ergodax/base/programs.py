@@ -39,7 +39,7 @@ from .files import replacing
 
 _COMPILED_BYTES, _TRACED_BYTES = 2**28, 2**26
 # Settings of JAX that no program depends on.
-_ASIDE = ("cache", "log", "dump", "profile", "coordination", "traceback", "distributed")
+_ASIDE = ("cache", "_log", "dump", "profile", "coordination", "traceback", "distributed")
 _PACKAGES = ("ergodax", "jax", "jaxlib", "equinox", "diffrax", "lineax", "optimistix", "optax")
 _PACKAGES += ("jaxtyping", "numpy")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
@@ -75,20 +75,22 @@ _DIGEST, _HEAD = 32, 40
 def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Keeps programs on disk from now on, so that other processes start quickly.
 
-    Sets JAX's cache of compiled programs, for programs of any size, of which 256 MiB are left when
-    it is called next; and keeps beside it those of ergodax for the processor as they are before
-    they are compiled, up to 64 MiB, which spares most of the time of tracing. Programs with
-    learners or functions of your own are traced in every process, and so are derivatives of other
-    functions than `solve`. A method of ergodax that you replace while Python runs counts as
-    unchanged: keep nothing then.
+    Turns on JAX's cache of compiled programs, for programs of any size, unless it is on; 256 MiB of
+    what JAX keeps in the folder are left at the start. Beside it stand those of ergodax for the
+    processor as they are before they are compiled, up to 64 MiB, which spares most of the time of
+    tracing. Call it before the first computation: JAX does not change its folder later.
+
+    Programs with learners or functions of your own are traced in every process, and so are
+    derivatives of other functions than `solve`. A method of ergodax that you replace while Python
+    runs counts as unchanged: keep nothing then.
 
     Args:
-        folder: a folder that only you can write to, made if there is none, or "off". By default the
-            environment's `ERGODAX_CACHE`, or else where JAX keeps programs already, or else the
-            user's cache folder.
+        folder: a folder that only you can write to, made if there is none; or "off", which leaves
+            JAX's cache as it is. By default the environment's `ERGODAX_CACHE`, or else where JAX
+            keeps programs already, or else the user's cache folder.
 
     Returns:
-        The folder; None if nothing is kept.
+        The folder; None if nothing is kept by ergodax.
 
     Raises:
         ValueError: if `folder` is no path.
@@ -104,17 +106,19 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
     if given == "off":
         return None
     if given is None and config.jax_compilation_cache_dir:
-        chosen = Path(config.jax_compilation_cache_dir)
+        if "://" in config.jax_compilation_cache_dir:  # where JAX can write, and Python cannot
+            return None
+        chosen = Path(config.jax_compilation_cache_dir).absolute()
     else:
         chosen = Path(given or platformdirs.user_cache_path("ergodax") / "programs").expanduser()
+        chosen = chosen.absolute()
         chosen.mkdir(parents=True, exist_ok=True)
         config.update("jax_compilation_cache_dir", str(chosen))
         # JAX would look at the size of all files whenever it adds one.
         config.update("jax_compilation_cache_max_size", -1)
         _drop_oldest(chosen.glob("*-cache"), _COMPILED_BYTES)
         config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if "://" not in str(config.jax_compilation_cache_dir):  # where JAX can write, and Python cannot
-        _Kept.folder = chosen / "traced"
+    _Kept.folder = chosen / "traced"
     return chosen
 
 
@@ -237,21 +241,31 @@ def _surroundings() -> tuple:
         _installed(),
         tuple(settings.items()),
         (client.platform, client.platform_version, jax.process_count()),
-        (os.environ.get("XLA_FLAGS"), sys.version_info[:3]),
+        (os.environ.get("XLA_FLAGS"), os.environ.get("EQX_ON_ERROR"), sys.version_info[:3]),
     )
 
 
-@functools.cache
 def _installed() -> tuple:
     """What is installed: the source of ergodax, and the versions of what it is made of."""
-    source = hashlib.sha256()
-    files = sorted(_SOURCE.rglob("*.py"))
+    files = _files()
     if not files:
         raise _Foreign("ergodax without its source")
     for path in files:
         status = path.stat()
         if max(status.st_mtime, status.st_ctime) > _STARTED - _MARGIN:
             raise _Foreign(f"{path.name}, which may have changed since it was imported")
+    return _versions()
+
+
+@functools.cache
+def _files() -> list[Path]:
+    return sorted(_SOURCE.rglob("*.py"))
+
+
+@functools.cache
+def _versions() -> tuple:
+    source = hashlib.sha256()
+    for path in _files():
         text = path.read_bytes()
         source.update(f"{path.relative_to(_SOURCE)} {len(text)} ".encode() + text)
     versions = [(name, getattr(sys.modules.get(name), "__version__", "")) for name in _PACKAGES]
@@ -337,7 +351,8 @@ def _read(path: Path) -> tuple[Any, Any] | None:
         if digest == _digest(path, rest):
             form = _Reader(io.BytesIO(rest[:size])).load()
             exported = jax.export.deserialize(bytearray(rest[size:]))
-            os.utime(path)
+            with contextlib.suppress(OSError):  # a folder that can only be read
+                os.utime(path)
             return exported, form
     return None
 
@@ -366,10 +381,14 @@ def _outline(form: Any) -> tuple:
 
 def _drop_oldest(paths: Iterable[Path], most: int) -> None:
     """Removes the files that were not used for longest, until all others have so many bytes."""
-    files = [(path, path.stat()) for path in paths]
+    files = []
+    for path in paths:
+        with contextlib.suppress(OSError):  # other processes remove them too
+            files.append((path, path.stat()))
     size = sum(status.st_size for _, status in files)
     for path, status in sorted(files, key=lambda file: max(file[1].st_mtime, file[1].st_atime)):
         if size <= most:
             return
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         size -= status.st_size

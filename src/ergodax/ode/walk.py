@@ -144,7 +144,7 @@ class Walk(NamedTuple):
             times = jnp.where(
                 divides, s.low + (s.high - s.low) * jnp.linspace(0, 1, _POINTS), step.times
             )
-            k = self._slopes(s, jnp.where(divides, 0, step.h), times, going & divides)
+            k = self._slopes(s, step.h, times, going & divides)
             stepped = self._step(s, step, k[: len(_STAGE_TIMES)], values)
             divided = jax.lax.cond(
                 anywhere(going & divides), lambda: self._divide(s, times, k), lambda: s
@@ -189,7 +189,8 @@ class Walk(NamedTuple):
         begins = s.fresh | divides
 
         def stage(j, k):
-            slope = self.field(path[j], s.y + h * weighted(weights[j], k))
+            y = jnp.where(divides, s.y, s.y + h * weighted(weights[j], k))
+            slope = self.field(path[j], y)
             return k.at[j].set(jnp.where((j > 0) | begins, slope, s.slope))
 
         k = jnp.zeros((_POINTS, *s.y.shape), s.y.dtype).at[0].set(s.slope)
