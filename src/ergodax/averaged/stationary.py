@@ -123,44 +123,29 @@ def poisson_solver(
     Returns:
         A linear function from b to x, both `[S]`; the chain is factorised once.
     """
-    fixed, law = jax.lax.stop_gradient((chain, law))
-    order = _order(law)
-    parts = order, law, _censor(fixed[order][:, order])
-    return functools.partial(_solve_poisson, parts, chain)
+    size = len(law)
+    states, order = jnp.arange(size), _order(law)
+    matrix, leave = _censor(chain[order][:, order])
+
+    def solve(b):
+        def remove(k, b):
+            return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
+
+        def restore(k, x):
+            here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
+            return jnp.where(states == k, here, x)
+
+        censored = _for_each(range(size - 1, 0, -1), remove, b[order])
+        x = _for_each(range(1, size), restore, jnp.zeros_like(b))[order]
+        return x - law * x.sum()
+
+    return solve
 
 
 def _order(law):
     """States, the most visited one first: the one that is not censored must be recurrent."""
     first = jnp.argmax(law)
     return jnp.arange(len(law)).at[0].set(first).at[first].set(0)
-
-
-@jax.custom_jvp
-def _solve_poisson(parts, chain, b):
-    order, law, (matrix, leave) = parts
-    size = len(law)
-    states = jnp.arange(size)
-
-    def remove(k, b):
-        return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
-
-    def restore(k, x):
-        here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
-        return jnp.where(states == k, here, x)
-
-    censored = _for_each(range(size - 1, 0, -1), remove, b[order])
-    x = _for_each(range(1, size), restore, jnp.zeros_like(b))[order]
-    return x - law * x.sum()
-
-
-@_solve_poisson.defjvp
-@precise
-def _solve_poisson_jvp(primals, tangents):
-    # The derivative solves the same equation: that of the elimination is not needed.
-    parts, chain, b = primals
-    x = _solve_poisson(parts, chain, b)
-    moved = tangents[2] + jnp.dot(x, tangents[1])
-    return x, _solve_poisson(parts, chain, moved)
 
 
 @jax.custom_jvp
