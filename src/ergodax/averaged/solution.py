@@ -37,7 +37,7 @@ def solution(wrapped, params0, ts, **options):
     """
     given = wrapped, params0, ts
     if _are_concrete(given):
-        return _solved(*given, **options)  # sooner: there is nothing to differentiate by
+        return solution_by_steps(*given, **options)  # sooner: there is nothing to differentiate by
     return _differentiable(*given, **options)
 
 
@@ -47,7 +47,7 @@ def _are_concrete(tree) -> bool:
 
 @eqx.filter_custom_jvp
 def _differentiable(wrapped, params0, ts, **options):
-    return _solved(wrapped, params0, ts, **options)
+    return solution_by_steps(wrapped, params0, ts, **options)
 
 
 @_differentiable.def_jvp
@@ -61,32 +61,20 @@ def _solution_jvp(primals, tangents, **options):
 
 
 @lightly_compiled
-def _solved(wrapped, params0, ts, *, max_steps, **options):
+def solution_by_steps(wrapped, params0, ts, *, max_steps, adjoint=None, **options):
+    """The same, of which the solver's steps are differentiated, as `adjoint` of diffrax does."""
     ode = _ODE.of(wrapped, params0)
     solved: Any = integrate(
         *(ode.field, ode.start, ts[-1], ode.wrapped),
         ts=ts,
+        adjoint=adjoint,
         max_steps=max_steps or MAX_STEPS,
         stop=no_play(ode.unravel),
         unit=unit_of(wrapped, params0),
         **options,
     )
-    return ode.described(ts, solved.ys, (solved.ts, solved.stats, solved.result, solved.end[1]))
-
-
-@lightly_compiled
-def solution_by_steps(wrapped, params0, ts, *, max_steps, **options):
-    """The same, differentiated by one of diffrax's methods."""
-    ode = _ODE.of(wrapped, params0)
-    solved: Any = integrate(
-        *(ode.field, ode.start, ts[-1], ode.wrapped),
-        ts=ts,
-        max_steps=max_steps or MAX_STEPS,
-        unit=unit_of(wrapped, params0),
-        **options,
-    )
-    smooth = all(learner.smooth for learner in wrapped.learners)
-    values = solved.ys if smooth else differentiable_once(solved.ys)
+    kinky = adjoint is not None and not all(learner.smooth for learner in wrapped.learners)
+    values = differentiable_once(solved.ys) if kinky else solved.ys
     return ode.described(ts, values, (solved.ts, solved.stats, solved.result, solved.end[1]))
 
 
