@@ -1,6 +1,6 @@
 """The `ergodax` program: what the installed command calls.
 
-It stands outside of the package, whose import takes a second, so that Ctrl-C meanwhile ends it with
+It stands outside of the package, whose import takes time, so that Ctrl-C meanwhile ends it with
 a word and not with a traceback.
 """
 

@@ -5,6 +5,7 @@ the object again. No code is stored and none is run.
 """
 
 import hashlib
+import importlib
 import importlib.util
 import itertools
 import json
@@ -93,6 +94,10 @@ def load(path: str | os.PathLike[str], *, classes: Sequence[type] = ()) -> Any:
         return _load_zarr(path)
     if not isinstance(classes, Sequence) or not all(isinstance(one, type) for one in classes):
         raise ValueError(f"classes must be a list of classes; found {describe(classes)}.")
+    # The file does not say in which modules its classes are, nor has any of them been needed yet.
+    package: Any = importlib.import_module(__name__.partition(".")[0])
+    for name in package.__all__:
+        getattr(package, name)
     known = known_classes(classes)
     with opened(path) as file:
         if file.structure["is_data_set"]:

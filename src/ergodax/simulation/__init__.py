@@ -1,1 +1,3 @@
 """The rescaled stochastic process itself, in batches of runs; knows no average."""
+
+from . import until as until
