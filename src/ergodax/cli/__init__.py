@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-import jax
-
 from ..base.version import __version__
 from . import compare, convergence, info, replicate, run
 from .options import EXAMPLES, LAYOUT
@@ -50,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """Runs the command line as a program of its own."""
     code = main()
+    jax = sys.modules.get("jax")  # absent where it was not needed
     # Threads that still compile would not survive an orderly end, and the other processes of a job
     # would wait for it.
-    if code == 130 or (code and jax.distributed.is_initialized()):
+    if code == 130 or (code and jax and jax.distributed.is_initialized()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
