@@ -17,6 +17,7 @@ import ergodax as ex
 import refused
 from ergodax import plot
 from ergodax.plot.coordinates import parameter_index
+from ergodax.plot.png import write_png
 
 BLUE, VERMILLION, BLACK = "#0072b2", "#d55e00", "#000000"
 
@@ -310,9 +311,11 @@ def test_bands_of_policies_are_chances():
     assert max(band.get_paths()[0].vertices[:, 1].max() for band in ax.collections) == 1
 
 
-def test_nothing_global_changes(tmp_path):
+def test_files_are_those_of_matplotlib_and_nothing_global_changes(tmp_path):
     before = dict(matplotlib.rcParams)
-    plot.comparison(comparisons.dilemma()).savefig(tmp_path / "figure.png")
+    write_png(plot.comparison(comparisons.dilemma()), tmp_path / "a.png")
+    plot.comparison(comparisons.dilemma()).savefig(tmp_path / "b.png", dpi=150)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert dict(matplotlib.rcParams) == before
 
 

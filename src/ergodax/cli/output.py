@@ -19,11 +19,10 @@ def show_warning(message, category, filename, lineno, file=None, line=None) -> N
 def write_result(result: Any, figure: Any, stem: Path, command: str) -> None:
     """Prints the result, writes figure and data, and says where they are."""
     from .. import io
-    from ..base.files import replacing
+    from ..plot.png import write_png
 
     print(result, flush=True)  # first: a disk that is full shall not lose it
     image, data = stem.with_suffix(".png"), stem.with_suffix(".nc")
     io.save(result, data, attributes={"command": command})
-    with replacing(image) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    write_png(figure, image)
     print("\nwritten:", image, data)

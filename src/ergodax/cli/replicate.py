@@ -66,7 +66,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _replicate(options: argparse.Namespace, command: str) -> int:
     from .. import io, replications
-    from ..base.files import prepare_folder, replacing
+    from ..base.files import prepare_folder
+    from ..plot.png import write_png
 
     if options.list:
         for name, about in replications.PAPERS.items():
@@ -86,8 +87,7 @@ def _replicate(options: argparse.Namespace, command: str) -> int:
     io.save(found.to_xarray(), written[0], attributes={"command": command})
     if found.draw is not None:
         written.append(options.out / f"{options.name}.png")
-        with replacing(written[1]) as temporary:
-            found.draw().savefig(temporary, format="png", dpi=150)
+        write_png(found.draw(), written[1])
     print("\nwritten:", *written)
     if not found.agrees:
         return fail("published numbers are not reproduced", 1)

@@ -12,8 +12,9 @@ import filelock
 import jax
 
 from .. import io
-from ..base.files import prepare_folder, replacing, write
+from ..base.files import prepare_folder, write
 from ..base.version import __version__
+from ..plot.png import write_png
 from ..replications import Replication
 from .experiment import Experiment, Keys
 from .source import Source
@@ -88,8 +89,7 @@ class Folder:
         data, image = self.path / f"{task}.nc", self.path / f"{task}.png"
         files = [data]
         if figure is not None:
-            with replacing(image) as temporary:
-                figure.savefig(temporary, format="png", dpi=150)
+            write_png(figure, image)
             files.append(image)
         # Last: a task whose result is there is done.
         result = result.to_xarray() if isinstance(result, Replication) else result

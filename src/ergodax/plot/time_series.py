@@ -181,7 +181,7 @@ def comparison(
     for ax, state in zip(grid[0], columns, strict=True):
         if game.num_states > 1:  # the only state needs no name
             ax.set_title(f"state {plain(game.state_names[state])}")
-    figure.align_ylabels()
+    figure.align_ylabels(grid[:, 0])
     figure.supxlabel(_TIME, fontsize="medium")
     if beside:
         figure.legend(handles=handles, loc="outside right upper", frameon=False)
