@@ -222,7 +222,7 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
     start = _START * end
     step = path.step(start)
     begin, length = path.times[step], path.ends(step)[0]
-    none = jnp.full(most, -1)
+    none = jnp.full(most, -1, jnp.asarray(0).dtype)
     state = jax.lax.while_loop(
         lambda state: (state.step < path.count - 1) & (state.count <= most),
         look,

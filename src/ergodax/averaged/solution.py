@@ -3,6 +3,7 @@
 Where nothing is being traced, solution, tangents and cotangents are compiled programs of their own.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 
 from ..base.checks import is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import lightly_compiled
+from ..base.compiling import ahead, lightly_compiled, transposing
 from ..base.linear_map import linear_map
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS, integrate
@@ -45,6 +46,18 @@ def _are_concrete(tree) -> bool:
     return all(map(is_concrete, jax.tree.leaves(tree)))
 
 
+def _are_unknown(tangents) -> bool:
+    """Whether tangents are placeholders, as in reverse mode, and no batch."""
+    leaves = jax.tree.leaves(tangents)
+    return not (_are_concrete(leaves) or any(hasattr(leaf, "batch_dim") for leaf in leaves))
+
+
+class _Mode:
+    """How the solution that is compiled next will be differentiated."""
+
+    reverse = False
+
+
 @eqx.filter_custom_jvp
 def _differentiable(wrapped, params0, ts, **options):
     return solution_by_steps(wrapped, params0, ts, **options)
@@ -52,6 +65,7 @@ def _differentiable(wrapped, params0, ts, **options):
 
 @_differentiable.def_jvp
 def _solution_jvp(primals, tangents, **options):
+    _Mode.reverse = _are_concrete(primals) and _are_unknown(tangents)
     wrapped, params0, ts = primals = primals if _are_concrete(primals) else once(primals)
     moved = _only(tangents, primals)
     found, (values, path, tol, sound) = _solve_with_path(*primals, moved=moved, **options)
@@ -78,7 +92,15 @@ def solution_by_steps(wrapped, params0, ts, *, max_steps, adjoint=None, **option
     return ode.described(ts, values, (solved.ts, solved.stats, solved.result, solved.end[1]))
 
 
-@lightly_compiled
+def _begin_pull(found, wrapped, params0, ts, *, moved, **_):
+    """Has what reverse mode needs next compiled beside the solution."""
+    if _Mode.reverse:
+        (outputs, _), (values, path, tol, sound) = found
+        known = _Known(wrapped, params0, ts, moved, values, path, tol, sound)
+        ahead(_pull, known, outputs, context=transposing)
+
+
+@functools.partial(lightly_compiled, then=_begin_pull)
 def _solve_with_path(wrapped, params0, ts, *, moved, **options):
     """The solution, and what its derivatives by the leaves `moved` are made of."""
     ode = _ODE.of(wrapped, params0)

@@ -95,7 +95,7 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
     def restore(k, law):
         # A state that cannot leave downwards closes a class: all states below it are transient.
         closes = leave[k] == 0
-        here = jnp.where(closes, 1, jnp.dot(law, matrix[:, k]))
+        here = jnp.where(closes, 1, jnp.sum(law * matrix[:, k]))
         return jnp.where(states == k, here, jnp.where(closes, 0, law))
 
     start = (states == 0).astype(chain.dtype)
@@ -123,29 +123,41 @@ def poisson_solver(
     Returns:
         A linear function from b to x, both `[S]`; the chain is factorised once.
     """
+    fixed, law = jax.lax.stop_gradient((chain, law))
     size = len(law)
     states, order = jnp.arange(size), _order(law)
-    matrix, leave = _censor(chain[order][:, order])
+    matrix, leave = _censor(fixed[order][:, order])
 
-    def solve(b):
+    def eliminate(b):
         def remove(k, b):
             return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
 
         def restore(k, x):
-            here = censored[k] / leave[k] + jnp.dot(x, matrix[:, k])
+            here = censored[k] / leave[k] + jnp.sum(x * matrix[:, k])
             return jnp.where(states == k, here, x)
 
         censored = _for_each(range(size - 1, 0, -1), remove, b[order])
         x = _for_each(range(1, size), restore, jnp.zeros_like(b))[order]
         return x - law * x.sum()
 
+    def product(x):
+        return x - jnp.dot(x, chain)
+
+    def transposed(_, y):
+        (found,) = jax.linear_transpose(eliminate, y)(y)
+        return found
+
+    def solve(b):
+        # Derivatives of all orders solve for derivatives of the product with the live chain.
+        return jax.lax.custom_linear_solve(product, b, lambda _, b: eliminate(b), transposed)
+
     return solve
 
 
 def _order(law):
     """States, the most visited one first: the one that is not censored must be recurrent."""
-    first = jnp.argmax(law)
-    return jnp.arange(len(law)).at[0].set(first).at[first].set(0)
+    states, first = jnp.arange(len(law)), jnp.argmax(law)
+    return jnp.where(states == 0, first, jnp.where(states == first, 0, states))
 
 
 @jax.custom_jvp
@@ -168,7 +180,7 @@ def deviation_matrix(
     chain, sides = jnp.split(_censor(rows, written_out=False).matrix, 2)
 
     def restore(k, x):
-        here = sides[:, k] + jnp.dot(x, chain[:, k])
+        here = sides[:, k] + jnp.sum(x * chain[:, k][None], axis=1)
         return jnp.where((states == k)[None], here[:, None], x)
 
     x = _for_each(range(1, len(law)), restore, jnp.zeros_like(sides), written_out=False)[:, order]
@@ -253,7 +265,18 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
     return eqx.tree_at(lambda w: w.game, wrapped, row_preserving(wrapped.game))
 
 
-@lightly_compiled
+class _Meanwhile:
+    """Begins to compile what follows a check, if anything."""
+
+    begin: Callable | None = None
+
+
+def _begin_meanwhile(_, wrapped, params):
+    if _Meanwhile.begin is not None:
+        _Meanwhile.begin(wrapped, params)
+
+
+@functools.partial(lightly_compiled, then=_begin_meanwhile)
 def _look(wrapped, params):
     """What `check_ergodic` checks: policies, state chain, which events are learnt outside tables.
 
@@ -274,7 +297,7 @@ def _look(wrapped, params):
 
 
 def check_ergodic(
-    wrapped: WrappedGame, params: Any, name: str = "params"
+    wrapped: WrappedGame, params: Any, name: str = "params", meanwhile: Callable | None = None
 ) -> tuple[WrappedGame, tuple]:
     """Checks that the averaged dynamics exist at the given parameters.
 
@@ -286,6 +309,8 @@ def check_ergodic(
         wrapped: a game and its learners.
         params: parameters of all agents.
         name: what these are called, for messages.
+        meanwhile: a function of what is returned that begins to compile what follows: called if
+            the check itself is compiled first.
 
     Returns:
         Both in JAX's precision, as `admit` returns them.
@@ -306,6 +331,7 @@ def check_ergodic(
             )
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
         return wrapped, params
+    _Meanwhile.begin = meanwhile
     found = _look(wrapped, params)
     if not is_concrete(found[1]):  # under an outer trace that closes over concrete values
         return wrapped, params

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import itertools
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeVar, cast
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .checks import is_concrete
 from .programs import are_kept, recalled, released
@@ -55,7 +57,11 @@ def precise(function: Function) -> Function:
     return cast(Function, traced)
 
 
-def compiled(function: Function, compiler_options: dict[str, Any] | None = None) -> Function:
+def compiled(
+    function: Function,
+    compiler_options: dict[str, Any] | None = None,
+    then: Callable | None = None,
+) -> Function:
     """Compiles a function on its first call for arguments of their shapes and types.
 
     Its products are made in the precision of their numbers. Afterwards it sees to it that the
@@ -65,16 +71,24 @@ def compiled(function: Function, compiler_options: dict[str, Any] | None = None)
         function: a function of pytrees; what in them is no array is fixed in the program.
         compiler_options: as for `jax.jit`, where the program stands alone: is no part of another,
             and neither differentiated nor batched. Those that XLA does not know are left out.
+        then: where the program stands alone, called with what the function returns and its
+            arguments, traced, before they are compiled: it may begin to compile what follows.
+
+    Returns:
+        The function; its `lower` is that of `jax.jit`, its `ahead` that which `ahead` calls.
     """
     options = compiler_options or {}
 
     traced = precise(function)
 
-    def jit(program: Callable, **options) -> Any:
+    def jit(program: Callable, then: Callable | None = None, **options) -> Any:
         @functools.wraps(function)
         def trace(*args, **given):
             _Watch.compiled = True
-            return program(*args, **given)
+            found = program(*args, **given)
+            if then is not None:
+                then(found, *args, **given)
+            return found
 
         return cast(Any, eqx.filter_jit)(trace, **options)
 
@@ -83,17 +97,31 @@ def compiled(function: Function, compiler_options: dict[str, Any] | None = None)
     @functools.cache
     def alone(kept: bool):
         known = {name: value for name, value in options.items() if _takes(name, value)}
-        if not (known or kept):
+        if not (known or kept or then):
             return jitted
         settings = {"compiler_options": known} if known else {}
-        return jit(recalled(traced, known) if kept else traced, **settings)
+        return jit(recalled(traced, known) if kept else traced, then, **settings)
 
-    calls = itertools.count()
+    calls, begun = itertools.count(), []
+
+    def begin(context, arguments):
+        like = jax.tree.map(_shape_of, arguments)
+
+        def compile_program():
+            # Whatever is wrong shows where the function is called.
+            with contextlib.suppress(Exception), context():
+                args, given = jax.tree.map(_zeros, like)
+                alone(are_kept()).lower(*args, **given).compile()
+
+        begun.append(threading.Thread(target=in_this_context(compile_program)))
+        begun[-1].start()
 
     @functools.wraps(function)
     def call(*args, **given):
+        while begun:
+            begun.pop().join()
         kept = are_kept()
-        lone = (kept or options) and _is_alone((args, given))
+        lone = (kept or options or then) and _is_alone((args, given))
         program = alone(kept) if lone else jitted
         try:
             found = program(*args, **given)
@@ -117,8 +145,41 @@ def compiled(function: Function, compiler_options: dict[str, Any] | None = None)
                 )
         return found
 
-    cast(Any, call).lower = jitted.lower
+    cast(Any, call).lower, cast(Any, call).ahead = jitted.lower, begin
     return cast(Function, call)
+
+
+def ahead(function: Callable, *args, context: Callable = contextlib.nullcontext, **given) -> None:
+    """Begins to compile a function in a thread; a call of it waits until that is done.
+
+    Args:
+        function: a compiled function, which will be called where nothing is being traced.
+        *args: arguments, of which no more is used than the shapes and types of their arrays.
+        context: of the call to come, if it is not that of this one.
+        **given: further arguments.
+    """
+    cast(Any, function).ahead(context, (args, given))
+
+
+def _shape_of(leaf: Any) -> Any:
+    """Shape and type of an array; anything else as it is."""
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type)
+
+
+def _zeros(leaf: Any) -> Any:
+    """An array of such a shape and type; anything else as it is."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    if leaf.weak_type:
+        return jnp.full(leaf.shape, leaf.dtype.type(0).item())
+    return jax.device_put(np.zeros(leaf.shape, leaf.dtype))  # nothing is compiled
+
+
+def transposing() -> contextlib.AbstractContextManager:
+    """The context in which JAX calls the transpose of what was called without a mesh."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
 @functools.cache

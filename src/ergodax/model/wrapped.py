@@ -141,11 +141,9 @@ class WrappedGame(eqx.Module):
 
     def are_policies(self, policies: tuple[Float[Array, "S _"], ...]) -> Bool[Array, ""]:
         """Whether all rows are probabilities: not negative, and of sum one, up to 1e-5."""
-        sound = [
-            jnp.all(policy >= -1e-5) & jnp.all(jnp.abs(policy.sum(axis=-1) - 1) <= 1e-5)
-            for policy in policies
-        ]
-        return jnp.all(jnp.stack(sound))
+        least = jnp.stack([policy.min() for policy in policies])
+        off = jnp.stack([jnp.abs(policy.sum(axis=-1) - 1).max() for policy in policies])
+        return jnp.all((least >= -1e-5) & (off <= 1e-5))
 
     def joint_policy(self, policies: tuple[Float[Array, "S _"], ...]) -> Float[Array, "S *A"]:
         """Probabilities of the joint actions, `[S, A_1, .., A_n]`: agents draw independently."""

@@ -21,9 +21,10 @@ First order: Kerzreho (2025). Second order: derived for this package, and checke
 and simulation.
 """
 
+import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -33,11 +34,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import ArrayLike, Real
 
-from ..averaged.maxima import name_row, owners
+from ..averaged.maxima import Crossings, name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import lightly_compiled, precise, quickly_compiled
+from ..base.compiling import ahead, lightly_compiled, precise, quickly_compiled
 from ..base.memory import check_room
 from ..base.times import check_scale, check_times
 from ..model.check import check_kinks
@@ -188,7 +189,6 @@ def _warn(solution: Fluctuations, near: Any, text: str) -> None:
         )
 
 
-@lightly_compiled
 def fluctuate(
     wrapped: WrappedGame,
     params0,
@@ -205,7 +205,14 @@ def fluctuate(
 ) -> Fluctuations:
     """`fluctuations` without its checks, for a law of the first state; pure."""
     inputs = wrapped, params0, ts, law, scale, rtol, atol
-    settings = dict(bias=bias, max_kinks=max_kinks, max_steps=max_steps)
+    settings: dict[str, Any] = dict(bias=bias, max_kinks=max_kinks, max_steps=max_steps)
+    if all(map(is_concrete, jax.tree.leaves(inputs))):
+        return _fluctuate(inputs, adjoint=adjoint, **settings)
+    return _as_one_program(inputs, adjoint=adjoint, **settings)
+
+
+@lightly_compiled
+def _as_one_program(inputs, *, adjoint, **settings):
     if adjoint is not None:
         return _fluctuate(inputs, adjoint=adjoint, **settings)
     return _fluctuate_differentiably(inputs, **settings)
@@ -241,21 +248,56 @@ def _backwards(residuals, cotangents, perturbed, inputs, **settings):
     return pull(cotangents)[0]
 
 
-@precise
-def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
-    wrapped, params0, ts, law, scale, rtol, atol = inputs
-    owned = owners(wrapped)
-    max_kinks = max_kinks if len(owned.agent) else 0
+def _fluctuate(inputs, *, max_kinks, **options) -> Fluctuations:
+    """Two programs, which are compiled side by side where nothing is being traced."""
+    max_kinks = max_kinks if len(owners(inputs[0]).agent) else 0
+    return _along(inputs, _begin(inputs, max_kinks=max_kinks, **options), **options)
+
+
+class _Begun(NamedTuple):
+    """What is known before fluctuations are.
+
+    Attributes:
+        crossed: the kinks that the flow crosses.
+        lost: whether there are more.
+        initial: the state at time 0.
+        drift: F there.
+    """
+
+    crossed: Crossings
+    lost: Any
+    initial: State
+    drift: Any
+
+
+def _begin_along(begun, inputs, *, max_kinks, **options):
+    """Has what comes next compiled beside what comes first."""
+    ahead(_along, inputs, begun, **options)
+
+
+@functools.partial(lightly_compiled, then=_begin_along)
+def _begin(inputs, *, bias, max_kinks, **options) -> _Begun:
+    wrapped, params0, ts, law, _, rtol, atol = inputs
     process = LimitProcess(preserve_rows(wrapped), params0)
-    options = dict(rtol=rtol, atol=atol, adjoint=adjoint, max_steps=max_steps)
-    crossed, lost = process.crossings(ts[-1], max_kinks, **options)
+    crossed, lost = process.crossings(ts[-1], max_kinks, rtol=rtol, atol=atol, **options)
+    return _Begun(crossed, lost, *process.initial(law, bias))
+
+
+@lightly_compiled
+def _along(inputs, begun: _Begun, *, bias, **options) -> Fluctuations:
+    wrapped, params0, ts, law, scale, rtol, atol = inputs
+    crossed, max_kinks = begun.crossed, len(begun.crossed.time)
+    process = LimitProcess(preserve_rows(wrapped), params0)
     # In the limit of large N b jumps at a kink; at a finite scale that is spread in time.
     jumping = bias and scale is None
     saved, jumps, result = process.solve(
-        *process.initial(law, bias),
+        begun.initial,
+        begun.drift,
         ts,
         crossed if jumping else jax.tree.map(lambda part: part[:0], crossed),
         scale if max_kinks else None,
+        rtol=rtol,
+        atol=atol,
         **options,
     )
     if jumps is None:
@@ -263,6 +305,7 @@ def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
     margin = jax.lax.map(process.margins, saved)
     rests = (result == RESULTS.successful) & jnp.any(margin < reach(margin.dtype))
     result = RESULTS.where(rests, RESULTS.resting, result)
+    owned = owners(wrapped)
     agents, rows = (jnp.asarray(np.append(part, -1))[crossed.maximum] for part in owned[:2])
     return Fluctuations(
         ts=ts,
@@ -274,5 +317,5 @@ def _fluctuate(inputs, *, adjoint, bias, max_kinks, max_steps) -> Fluctuations:
         margin=margin,
         wrapped=wrapped,
         scale=scale,
-        result=RESULTS.where(lost, RESULTS.kinks, result),
+        result=RESULTS.where(begun.lost, RESULTS.kinks, result),
     )

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ..averaged.room import check_slopes, size_of
 from ..averaged.stationary import check_ergodic, deviation_matrix, preserve_rows
 from ..base.compiling import lightly_compiled
-from ..model.learner import At
+from ..model.learner import At, accumulate
 from ..model.wrapped import WrappedGame
 
 # Numbers per core state and parameter that a solution of Poisson's equation takes (measured).
@@ -121,7 +121,9 @@ def _own_weights(wrapped, agent, events, policies):
 
 def _add(table, rows, weights, own: Increments):
     """Adds weighted increments of events to rows of a table `[R, d]`."""
-    return table.at[rows[:, None], own.positions].add(weights[:, None] * own.values)
+    places = rows[:, None] * table.shape[1] + own.positions
+    added = At((places.ravel(),), (weights[:, None] * own.values).ravel())
+    return accumulate(table.ravel(), added).reshape(table.shape)
 
 
 def inflow(wrapped: WrappedGame, solved: Poisson) -> Float[Array, "C d"]:

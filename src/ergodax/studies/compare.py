@@ -90,10 +90,10 @@ def compare(
     key_data = np.asarray(jax.random.key_data(check_key(key)))
     averaged = admit(wrapped, params0, "params0")
     check_kinks(averaged[0])
-    # The ODE first: it is quick, and says whether there is anything to compare with.
-    solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
     with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
         predicting = thread.submit(in_this_context(_predict), *averaged, times, law, scale)
+        # The ODE first: it is quick, and says whether there is anything to compare with.
+        solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
         simulation = simulate(
             wrapped,
             params0,
