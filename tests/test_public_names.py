@@ -29,6 +29,7 @@ def test_names_are_imported_when_used():
         assert set(ergodax.__all__) <= set(dir(ergodax))
         for name in reversed({documented}):
             assert eval(name).__doc__, name
+        assert all(map(callable, (getattr(ergodax.plot, name) for name in ergodax.plot.__all__)))
         from ergodax import *
         assert Sensitivities is ergodax.sensitivities.__globals__["Sensitivities"]
         print(ergodax.__version__)

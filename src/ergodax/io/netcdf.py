@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str], *, classes: Sequence[type] = ()) -> Any:
         return _load_zarr(path)
     if not isinstance(classes, Sequence) or not all(isinstance(one, type) for one in classes):
         raise ValueError(f"classes must be a list of classes; found {describe(classes)}.")
-    # The file does not say in which modules its classes are, nor has any of them been needed yet.
+    # Classes are not written with their modules, of which some may not have been needed yet.
     package: Any = importlib.import_module(__name__.partition(".")[0])
     for name in package.__all__:
         getattr(package, name)

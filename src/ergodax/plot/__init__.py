@@ -11,21 +11,7 @@ the linearisation does not decide a cross. Nothing global is changed: figures ar
 `matplotlib.figure.Figure` objects.
 """
 
-from .charts import convergence, sensitivities, sweep
-from .deviations import deviation_response
-from .portraits import basins, phase_portrait, simplex
-from .time_series import comparison, parameters, policies, state_distribution
+import lazy_loader
 
-__all__ = [
-    "basins",
-    "comparison",
-    "convergence",
-    "deviation_response",
-    "parameters",
-    "phase_portrait",
-    "policies",
-    "sensitivities",
-    "simplex",
-    "state_distribution",
-    "sweep",
-]
+# What the stub beside this file imports is imported here when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

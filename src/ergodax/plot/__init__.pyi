@@ -1,0 +1,11 @@
+from .charts import convergence as convergence
+from .charts import sensitivities as sensitivities
+from .charts import sweep as sweep
+from .deviations import deviation_response as deviation_response
+from .portraits import basins as basins
+from .portraits import phase_portrait as phase_portrait
+from .portraits import simplex as simplex
+from .time_series import comparison as comparison
+from .time_series import parameters as parameters
+from .time_series import policies as policies
+from .time_series import state_distribution as state_distribution
