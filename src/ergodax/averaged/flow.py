@@ -11,7 +11,6 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import ahead
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.clock import check_schedules
@@ -151,21 +150,16 @@ def solve(
     most = MAX_STEPS if max_steps is None else max_steps
     rtol, atol = check_solver(rtol, atol, most, solver, adjoint)
     check_flag("throw", throw)
+    wrapped, params0 = check_ergodic(wrapped, params0, "params0")
+    check_schedules(wrapped.learners, ts)
+    warn_single_precision()
     times, *tolerances = (jnp.asarray(number, dtype=float) for number in (ts, rtol, atol))
     options: dict[str, Any] = dict(zip(("rtol", "atol"), tolerances, strict=True))
     options |= dict(solver=solver, max_steps=max_steps)
-    # The derivatives of its steps, or those along its path, which are programs of their own.
-    by_steps: dict[str, Any] = {} if adjoint is None else {"adjoint": adjoint}
-
-    def meanwhile(*given):
-        if all(map(is_concrete, (times, *tolerances))):
-            ahead(solution_by_steps, *given, times, **options, **by_steps)
-
-    wrapped, params0 = check_ergodic(wrapped, params0, "params0", meanwhile)
-    check_schedules(wrapped.learners, ts)
-    warn_single_precision()
-    solved = solution_by_steps if by_steps else solution
-    found = solved(wrapped, params0, times, **options, **by_steps)
+    if adjoint is None:
+        found = solution(wrapped, params0, times, **options)
+    else:
+        found = solution_by_steps(wrapped, params0, times, adjoint=adjoint, **options)
     (params, law, rewards), (stats, result, end_time) = found
     flow = Solution(wrapped, times, params, law, rewards, stats, result, end_time, *tolerances)
     if throw:

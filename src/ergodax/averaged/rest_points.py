@@ -19,7 +19,6 @@ from jaxtyping import Array, Complex, Float, Int
 
 from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS
-from ..base.compiling import ahead
 from ..base.text import describe_result
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
@@ -262,17 +261,12 @@ def rest_point(
     """
     rtol, atol = check_solver(rtol, atol, max_steps)
     check_flag("throw", throw)
-    tolerances = jnp.asarray(rtol), jnp.asarray(atol)
-
-    def inputs(wrapped, guess):
-        return wrapped, guess, *tolerances, max_steps, size_of(guess) <= MOST_BY_MATRIX
-
-    wrapped, guess = check_ergodic(
-        wrapped, guess, "guess", lambda *given: ahead(root_near, *inputs(*given))
-    )
+    wrapped, guess = check_ergodic(wrapped, guess, "guess")
     check_autonomous(wrapped.learners, "rest points")
     _check_room(wrapped, guess)
-    found, drifting = root_near(*inputs(wrapped, guess))
+    tolerances = jnp.asarray(rtol), jnp.asarray(atol)
+    by_matrix = size_of(guess) <= MOST_BY_MATRIX
+    found, drifting = root_near(wrapped, guess, *tolerances, max_steps, by_matrix)
     found = RestPoint(wrapped, *found)
     if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
         names = parameter_names(wrapped.game, found.params, 0)

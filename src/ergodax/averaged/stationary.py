@@ -265,18 +265,7 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
     return eqx.tree_at(lambda w: w.game, wrapped, row_preserving(wrapped.game))
 
 
-class _Meanwhile:
-    """Begins to compile what follows a check, if anything."""
-
-    begin: Callable | None = None
-
-
-def _begin_meanwhile(_, wrapped, params):
-    if _Meanwhile.begin is not None:
-        _Meanwhile.begin(wrapped, params)
-
-
-@functools.partial(lightly_compiled, then=_begin_meanwhile)
+@lightly_compiled
 def _look(wrapped, params):
     """What `check_ergodic` checks: policies, state chain, which events are learnt outside tables.
 
@@ -297,7 +286,7 @@ def _look(wrapped, params):
 
 
 def check_ergodic(
-    wrapped: WrappedGame, params: Any, name: str = "params", meanwhile: Callable | None = None
+    wrapped: WrappedGame, params: Any, name: str = "params"
 ) -> tuple[WrappedGame, tuple]:
     """Checks that the averaged dynamics exist at the given parameters.
 
@@ -309,8 +298,6 @@ def check_ergodic(
         wrapped: a game and its learners.
         params: parameters of all agents.
         name: what these are called, for messages.
-        meanwhile: a function of what is returned that begins to compile what follows: called if
-            the check itself is compiled first.
 
     Returns:
         Both in JAX's precision, as `admit` returns them.
@@ -331,7 +318,6 @@ def check_ergodic(
             )
     if not all(is_concrete(leaf) for leaf in jax.tree.leaves((wrapped, params))):
         return wrapped, params
-    _Meanwhile.begin = meanwhile
     found = _look(wrapped, params)
     if not is_concrete(found[1]):  # under an outer trace that closes over concrete values
         return wrapped, params
