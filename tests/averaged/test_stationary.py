@@ -1,3 +1,4 @@
+import itertools
 from fractions import Fraction
 
 import equinox as eqx
@@ -314,6 +315,24 @@ def test_second_derivative_of_the_law_equals_differences(size):
 
     found = jax.jit(lambda P, D: jax.jvp(slope, (P,), (D,))[1])(chain, second)
     assert_close(found, central_difference(jax.jit(slope), chain, second, step=1e-3), 1e-9)
+
+
+def test_second_derivatives_of_the_law_agree_in_all_modes():
+    rng = np.random.default_rng(0)
+    logits, weights = jnp.asarray(rng.normal(size=(5, 5))), jnp.asarray(rng.normal(size=5))
+
+    def by_elimination(logits):
+        return weights @ stationary_law(jax.nn.softmax(logits, axis=1))
+
+    def by_lapack(logits):
+        chain = jax.nn.softmax(logits, axis=1)
+        return weights @ jnp.linalg.solve((jnp.eye(5) - chain + 1).T, jnp.ones(5))
+
+    expected = jax.jit(jax.hessian(by_lapack))(logits)
+    modes = jax.jacfwd, jax.jacrev
+    for outer, inner in itertools.product(modes, modes):
+        found = jax.jit(outer(inner(by_elimination)))(logits)
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("size", [5, 9])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import ergodax as ex
+from ergodax.averaged import solution
 from ergodax.base import compiling
-from ergodax.base.compiling import compiled, drop_programs, in_this_context
+from ergodax.base.compiling import ahead, compiled, drop_programs, in_this_context
 from ergodax.studies import compare
 
 
@@ -64,6 +65,60 @@ def test_what_the_compiler_does_not_know_is_left_out():
     assert function(0.0) == 0
     assert not compiling._takes("xla_of_another_day", True)
     assert compiling._takes("xla_backend_optimization_level", 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"xla_backend_optimization_level": 0}])
+def test_what_is_compiled_ahead_is_not_compiled_again(options):
+    traced = []
+
+    @functools.partial(compiled, compiler_options=options)
+    def function(x, y, *, power):
+        traced.append(threading.current_thread())
+        return x**power + y
+
+    with jax.enable_x64(False):
+        given = jnp.arange(3.0), jnp.asarray(1)
+        ahead(function, *given, power=2)
+        assert function(*given, power=2).tolist() == [1, 2, 5]
+    assert [thread is threading.main_thread() for thread in traced] == [False]
+    ahead(function, 0.0, "what cannot be added", power=2)
+    with pytest.raises(TypeError):
+        function(0.0, "what cannot be added", power=2)
+
+
+def test_what_follows_begins_once_and_only_where_a_program_stands_alone():
+    begun = []
+
+    @functools.partial(compiled, then=lambda found, x: begun.append((found.shape, x.shape)))
+    def function(x):
+        return jnp.outer(x, x)
+
+    for size in (2, 2, 3):
+        function(jnp.ones(size))
+    jax.jit(function)(jnp.ones(4))
+    jax.grad(lambda x: function(x).sum())(jnp.ones(5))
+    assert begun == [((2, 2), (2,)), ((3, 3), (3,))]
+
+
+def test_the_transpose_of_a_solution_is_compiled_once_beside_it(monkeypatch):
+    wrapped = ex.WrappedGame(ex.games.stag_hunt(), [ex.QLearning(0.1, 0.5)] * 2)
+    begun = []
+    monkeypatch.setattr(solution, "ahead", lambda *a, **k: (begun.append(1), ahead(*a, **k)))
+    threads, pull = [], solution._Known.tangent
+    monkeypatch.setattr(
+        solution._Known,
+        "tangent",
+        lambda *a: (threads.append(threading.current_thread()), pull(*a))[1],
+    )
+
+    def last(params):
+        return ex.solve(wrapped, params, jnp.linspace(0, 1, 3)).rewards[-1, 0]
+
+    for shift in (0.0, 1.0):
+        params = jax.tree.map(lambda leaf, shift=shift: leaf + shift, wrapped.init())
+        jax.grad(last)(params)
+    assert begun == [1]
+    assert [thread is threading.main_thread() for thread in threads] == [False]
 
 
 def test_few_programs_are_kept():

@@ -121,9 +121,9 @@ def _own_weights(wrapped, agent, events, policies):
 
 def _add(table, rows, weights, own: Increments):
     """Adds weighted increments of events to rows of a table `[R, d]`."""
-    places = rows[:, None] * table.shape[1] + own.positions
-    added = At((places.ravel(),), (weights[:, None] * own.values).ravel())
-    return accumulate(table.ravel(), added).reshape(table.shape)
+    rows = jnp.broadcast_to(rows[:, None], own.positions.shape)
+    added = (weights[:, None] * own.values).ravel()
+    return accumulate(table, At((rows.ravel(), own.positions.ravel()), added))
 
 
 def inflow(wrapped: WrappedGame, solved: Poisson) -> Float[Array, "C d"]:
