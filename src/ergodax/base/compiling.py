@@ -96,7 +96,7 @@ def compiled(
 
     @functools.cache
     def alone(kept: bool):
-        known = {name: value for name, value in options.items() if _takes(name, value)}
+        known = _known(tuple(options.items()))
         if not (known or kept or then):
             return jitted
         settings = {"compiler_options": known} if known else {}
@@ -183,10 +183,16 @@ def transposing() -> contextlib.AbstractContextManager:
 
 
 @functools.cache
-def _takes(option: str, value: Any) -> bool:
-    """Whether the installed XLA knows an option."""
+def _known(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """Those options that the installed XLA knows."""
+    if _takes(options):
+        return dict(options)
+    return dict(option for option in options if _takes((option,)))
+
+
+def _takes(options: tuple[tuple[str, Any], ...]) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True
@@ -194,7 +200,7 @@ def _takes(option: str, value: Any) -> bool:
 
 def _is_alone(arguments: Any) -> bool:
     """Whether a call is no part of a program that is being traced, differentiated or batched."""
-    return all(map(is_concrete, jax.tree.leaves(arguments))) and is_concrete(jnp.zeros(()))
+    return all(map(is_concrete, jax.tree.leaves(arguments))) and is_concrete(jax.device_put(0.0))
 
 
 # In two thirds of the time: for what consists of small operations.

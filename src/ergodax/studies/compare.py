@@ -94,6 +94,8 @@ def compare(
         predicting = thread.submit(in_this_context(_predict), *averaged, times, law, scale)
         # The ODE first: it is quick, and says whether there is anything to compare with.
         solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
+        params = jax.device_get(solution.params)
+        separating = thread.submit(in_this_context(_separation), wrapped, params, scale)
         simulation = simulate(
             wrapped,
             params0,
@@ -106,11 +108,14 @@ def compare(
             dtype=dtype,
             progress=progress,
         )
-        predicted = predicting.result()
+        predicted, separation = predicting.result(), separating.result()
     if len(simulation.ts) < len(times):
         raise KeyboardInterrupt  # no run is complete
-    prediction, agreement = _theory(predicted, simulation)
-    params = jax.device_get(solution.params)
+    if isinstance(predicted, str):
+        prediction, agreement = None, predicted
+    else:
+        prediction, near = predicted
+        agreement = _agreement(prediction, near, simulation)
     policies = jax.device_get(policies_at(wrapped, params, 0, True))
     parameters, chances = (
         make_series(wrapped.game, *trees)
@@ -123,7 +128,7 @@ def compare(
         simulation=simulation,
         parameter_gap=_gap(wrapped.game, parameters, simulation),
         policy_gap=_gap(wrapped.game, chances, simulation),
-        separation=_separation(wrapped, params, scale),
+        separation=separation,
         prediction=prediction,
         agreement=agreement,
         solve_compile_seconds=compile_seconds,
@@ -136,8 +141,8 @@ def compare(
 _fluctuate = quickly_compiled(fluctuate)
 
 
-def _predict(wrapped, params0, times, law, scale) -> Fluctuations | str:
-    """Fluctuations and bias along the ODE, or a reason for their absence."""
+def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.ndarray] | str:
+    """Mean and variance by fluctuations and bias, and when it is near a kink; or why not."""
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
     if size > _MOST_PREDICTED:
         return f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
@@ -146,19 +151,9 @@ def _predict(wrapped, params0, times, law, scale) -> Fluctuations | str:
     before = np.cumsum(changes(wrapped, predicted.params)) > 0
     if np.any(before & ~np.asarray(predicted.near_kink(scale))):
         predicted = _fluctuate(wrapped, params0, jnp.asarray(times), law)
-    return jax.block_until_ready(predicted)
-
-
-def _theory(
-    predicted: Fluctuations | str, simulation: Simulation
-) -> tuple[tuple[Any, Any] | None, Agreement | str]:
-    """Predicted mean and variance, and how the ensemble agrees; or a reason for their absence."""
-    if isinstance(predicted, str):
-        return None, predicted
     # Times at which the flow rests on a kink are near one at every scale, and left out.
     if predicted.result not in (RESULTS.successful, RESULTS.resting):
-        return None, f"not computed: {RESULTS[predicted.result]}"
-    scale = simulation.scale
+        return f"not computed: {RESULTS[predicted.result]}"
     mean = jax.device_get(predicted.corrected_mean(scale))
     variances = np.einsum("kii->ki", np.asarray(predicted.covariance)) / scale
     leaves, structure = jax.tree.flatten(mean)
@@ -167,8 +162,7 @@ def _theory(
     variance = structure.unflatten(
         part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
     )
-    near = np.asarray(predicted.near_kink(scale))
-    return (mean, variance), _agreement((mean, variance), near, simulation)
+    return (mean, variance), np.asarray(predicted.near_kink(scale))
 
 
 def _agreement(prediction, near, simulation: Simulation) -> Agreement | str:
