@@ -25,6 +25,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,10 @@ def _versions() -> tuple:
     for path in _files():
         text = path.read_bytes()
         source.update(f"{path.relative_to(_SOURCE)} {len(text)} ".encode() + text)
-    versions = [(name, getattr(sys.modules.get(name), "__version__", "")) for name in _PACKAGES]
+    versions = []
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append((name, metadata.version(name)))
     return source.hexdigest(), *versions
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
+from ..base.compiling import quickly_compiled
 from .lanes import reused
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -33,7 +34,7 @@ def threefry2x32(
     return x, y
 
 
-@jax.jit
+@quickly_compiled
 def run_keys(key: Array, runs: UInt32[Array, " R"]) -> UInt32[Array, "R 2"]:
     """Key words of the given runs: a function of the user's key and the run's number.
 

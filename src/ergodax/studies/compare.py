@@ -31,7 +31,6 @@ from ..model.observable import parameters_and_policies
 from ..model.wrapped import WrappedGame, admit
 from ..results.result import policies as policies_at
 from ..second_order.fluctuations import fluctuate
-from ..second_order.prediction import Fluctuations
 from ..simulation.inputs import check_inputs
 from ..simulation.simulate import NO_DERIVATIVES, Simulation, simulate
 from .comparison import Agreement, Comparison, Gap, Series, make_series
