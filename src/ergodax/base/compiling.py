@@ -86,7 +86,7 @@ def compiled(
         def trace(*args, **given):
             _Watch.compiled = True
             found = program(*args, **given)
-            if then is not None:
+            if then is not None and not jax.config.jax_disable_jit:
                 then(found, *args, **given)
             return found
 
@@ -118,8 +118,9 @@ def compiled(
 
     @functools.wraps(function)
     def call(*args, **given):
-        while begun:
-            begun.pop().join()
+        with contextlib.suppress(IndexError):  # that of an empty list; other threads call too
+            while begun:
+                begun.pop().join()
         kept = are_kept()
         lone = (kept or options or then) and _is_alone((args, given))
         program = alone(kept) if lone else jitted
