@@ -124,34 +124,37 @@ def poisson_solver(
         A linear function from b to x, both `[S]`; the chain is factorised once.
     """
     fixed, law = jax.lax.stop_gradient((chain, law))
-    size = len(law)
-    states, order = jnp.arange(size), _order(law)
+    order = _order(law)
     matrix, leave = _censor(fixed[order][:, order])
-
-    def eliminate(b):
-        def remove(k, b):
-            return b + jnp.where(states < k, matrix[k], 0) * (b[k] / leave[k])
-
-        def restore(k, x):
-            here = censored[k] / leave[k] + jnp.sum(x * matrix[:, k])
-            return jnp.where(states == k, here, x)
-
-        censored = _for_each(range(size - 1, 0, -1), remove, b[order])
-        x = _for_each(range(1, size), restore, jnp.zeros_like(b))[order]
-        return x - law * x.sum()
+    # Of state k: on its way down, row k below the diagonal; on the way from below, column k above.
+    down, up = matrix / jnp.where(leave > 0, leave, 1)[:, None], matrix.T
 
     def product(x):
         return x - jnp.dot(x, chain)
 
+    def solve(_, b):
+        x = _eliminate(down, up, leave, b[order])[order]
+        return x - law * x.sum()
+
     def transposed(_, y):
-        (found,) = jax.linear_transpose(eliminate, y)(y)
-        return found
+        return _eliminate(up, down, leave, (y - jnp.sum(law * y))[order])[order]
 
-    def solve(b):
-        # Derivatives of all orders solve for derivatives of the product with the live chain.
-        return jax.lax.custom_linear_solve(product, b, lambda _, b: eliminate(b), transposed)
+    # Derivatives of all orders solve again, for derivatives of the product with the live chain.
+    return lambda b: jax.lax.custom_linear_solve(product, b, solve, transposed)
 
-    return solve
+
+def _eliminate(down, up, leave, b):
+    """Solves for all states but the first, which is 0, from the last state on."""
+    states = jnp.arange(len(b))
+
+    def remove(k, b):
+        return b + jnp.where(states < k, down[k], 0) * b[k]
+
+    def restore(k, x):
+        return jnp.where(states == k, censored[k] / leave[k] + jnp.sum(x * up[k]), x)
+
+    censored = _for_each(range(len(b) - 1, 0, -1), remove, b)
+    return _for_each(range(1, len(b)), restore, jnp.zeros_like(b))
 
 
 def _order(law):
