@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..averaged.drift import flat_drift
-from ..averaged.maxima import Crossings, Maxima, crossings
+from ..averaged.maxima import Crossings, Kink, Maxima, crossings
 from ..averaged.units import unit_of
 from ..base.codes import RESULTS
 from ..model.wrapped import WrappedGame
@@ -118,13 +118,22 @@ class LimitProcess:
 
         return jax.vmap(of_row)(jnp.arange(len(places)), places).sum(axis=0)
 
-    def jump(self, state: State, crossing: Crossings) -> Float[Array, " d"]:
-        """The jump of b where one kink is crossed; zero for an unused place."""
-        row = jnp.maximum(crossing.maximum, 0)
-        kink = self.maxima.kink(self.drift, state.x, row, crossing.old, crossing.new)
+    def kinks(self, crossed: Crossings, points) -> Kink:
+        """The kinks that are crossed, each at its point of `[L, d]`; zero in unused places."""
+        used = crossed.maximum >= 0
+        # There any pair of entries will do.
+        owned = (jnp.where(used, *pair) for pair in zip(crossed[1:], (0, 0, 1), strict=True))
+        kinks = jax.lax.map(lambda given: self.maxima.kink(self.drift, *given), (points, *owned))
+        return jax.vmap(lambda use, kink: jax.tree.map(lambda x: jnp.where(use, x, 0), kink))(
+            used, kinks
+        )
+
+    @staticmethod
+    def jump(covariance, kink: Kink) -> Float[Array, " d"]:
+        """The jump of b where a kink is crossed."""
         speed = jnp.abs(kink.normal @ kink.drift)
-        size = kink.normal @ state.covariance @ kink.normal / (2 * jnp.where(speed > 0, speed, 1))
-        return jnp.where((crossing.maximum >= 0) & (speed > 0), size * kink.change, 0)
+        size = kink.normal @ covariance @ kink.normal / (2 * jnp.where(speed > 0, speed, 1))
+        return jnp.where(speed > 0, size * kink.change, 0)
 
     def margins(self, state: State) -> Float[Array, " M"]:
         """Distance of every maximum from a change, in standard deviations of U."""
@@ -165,11 +174,12 @@ class LimitProcess:
         bias = core_law(self.wrapped, law, solved) @ solved.values if with_bias else None
         return State(self.start, jnp.zeros((size, size), self.start.dtype), bias), solved.drift
 
-    def crossings(self, end, most: int, **options) -> tuple[Crossings, Any]:
-        """The kinks that the flow crosses, and whether they are more than `most`."""
+    def crossings(self, end, most: int, **options) -> tuple[Crossings, Any, Any]:
+        """The kinks that the flow crosses, where it does, and whether they are more than `most`."""
         if not most:
-            none = jnp.zeros(0, int)
-            return Crossings(jnp.zeros(0, self.start.dtype), none, none, none), jnp.asarray(False)
+            none, no = jnp.zeros(0, int), jnp.asarray(False)
+            points = jnp.zeros((0, self.start.size), self.start.dtype)
+            return Crossings(points[:, 0], none, none, none), points, no
         start, wrapped, until = jax.lax.stop_gradient((self.start, self.wrapped, end))
         forwards = options | {"adjoint": None}
         path, _ = follow(
@@ -177,7 +187,7 @@ class LimitProcess:
         )
         found, lost = crossings(Maxima(wrapped, self.unravel), path, most)
         if options["adjoint"] is None:
-            return found, lost
+            return found, jax.vmap(path)(found.time), lost
         # A second solve, up to the same times, gives their derivatives.
         solved = integrate(
             self._field,
@@ -191,18 +201,26 @@ class LimitProcess:
         )
 
         def differentiable(time, x, *crossing):
-            """The same time; its derivative is that of one step of Newton's method."""
+            """The same time and x; their derivatives are those of one step of Newton's method."""
             away, normal = jax.value_and_grad(self.maxima.difference)(x, *crossing)
-            speed = jax.lax.stop_gradient(normal @ self.drift(x))
-            return time - (away - jax.lax.stop_gradient(away)) / jnp.where(speed == 0, 1, speed)
+            velocity, before = jax.lax.stop_gradient((self.drift(x), away))
+            speed = jax.lax.stop_gradient(normal @ velocity)
+            later = (before - away) / jnp.where(speed == 0, 1, speed)
+            return time + later, x + later * velocity
 
         used = found.maximum >= 0
         row = jnp.maximum(found.maximum, 0)
-        times = jax.vmap(differentiable)(found.time, solved.ys, row, found.old, found.new)
-        return found._replace(time=jnp.where(used, times, end)), lost
+        times, points = jax.vmap(differentiable)(found.time, solved.ys, row, found.old, found.new)
+        return found._replace(time=jnp.where(used, times, end)), points, lost
 
     def solve(
-        self, initial: State, drift, ts, jumps: Crossings, scale: Any = None, **options
+        self,
+        initial: State,
+        drift,
+        ts,
+        jumps: tuple[Any, Kink] | None,
+        scale: Any = None,
+        **options,
     ) -> tuple[State, Any, RESULTS]:
         """Solves for x, C and b.
 
@@ -210,7 +228,7 @@ class LimitProcess:
             initial: the state at time 0.
             drift: F there, `[d]`.
             ts: report times, `[K]`.
-            jumps: the kinks where b jumps.
+            jumps: when b jumps, `[L]`, and the kinks where it does; None if never.
             scale: as for `velocity`.
             **options: as for `integrate`.
 
@@ -218,7 +236,7 @@ class LimitProcess:
             The state at `ts`, every jump of b `[L, d]`, and how the solve ended.
         """
         start, end = self.start, ts[-1]
-        count = len(jumps.time)
+        times, kinks = (ts[:0], None) if jumps is None else jumps
         size, reach = self.unit
         square = jnp.outer(size, size)
         with_bias = initial.bias is not None
@@ -233,7 +251,7 @@ class LimitProcess:
 
         def segment(carry, piece):
             state, saved, result = carry
-            begin, until, crossing = piece
+            begin, until, kink = piece
             inside = jnp.clip(ts, begin, until)
             solved = integrate(
                 lambda state, args: self.velocity(state, scale),
@@ -253,8 +271,8 @@ class LimitProcess:
             )
             state = solved.end[1]
             jump = None
-            if count:
-                jump = self.jump(state, crossing)
+            if kink is not None:
+                jump = self.jump(state.covariance, kink)
                 state = state._replace(bias=state.bias + jump)
             codes = RESULTS.promote(solved.result)
             return (state, saved, RESULTS.where(result == RESULTS.successful, codes, result)), jump
@@ -263,10 +281,9 @@ class LimitProcess:
         ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end
         entering = initial._replace(x=start + ahead * drift)
         saved = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (ts.size, *leaf.shape)), initial)
-        times = jnp.concatenate([jnp.zeros_like(ts[:1]), jumps.time, ts[-1:]])
-        # The last segment ends without a kink: any pair of entries will do.
-        after = Crossings(end, *(jnp.asarray(k) for k in (-1, 0, 1)))
-        reached = jax.tree.map(jnp.append, jumps, after)
+        times = jnp.concatenate([jnp.zeros_like(ts[:1]), times, ts[-1:]])
+        # The last segment ends without a kink.
+        reached = jax.tree.map(lambda x: jnp.append(x, jnp.zeros_like(x[:1]), 0), kinks)
         successful: Any = RESULTS.successful
         (_, saved, result), sizes = jax.lax.scan(
             segment, (entering, saved, successful), (times[:-1], times[1:], reached)
