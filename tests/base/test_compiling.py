@@ -3,6 +3,7 @@
 import functools
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,17 @@ def test_what_is_compiled_ahead_is_not_compiled_again(options):
         function(0.0, "what cannot be added", power=2)
 
 
+def test_threads_that_call_and_compile_ahead_do_not_trip_over_each_other():
+    follows = compiled(lambda x: x - 1)
+    function = compiled(lambda x: x + 1, then=lambda found, x: ahead(follows, found))
+
+    def work(size):
+        return follows(function(jnp.zeros(size))).tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, [1, 2, 3, 4] * 20)) == [[0.0] * k for k in [1, 2, 3, 4] * 20]
+
+
 def test_what_follows_begins_once_and_only_where_a_program_stands_alone():
     begun = []
 
@@ -114,9 +126,17 @@ def test_the_transpose_of_a_solution_is_compiled_once_beside_it(monkeypatch):
     def last(params):
         return ex.solve(wrapped, params, jnp.linspace(0, 1, 3)).rewards[-1, 0]
 
+    finished = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, fun_name="", **rest: (
+            finished.append(fun_name) if event.endswith("backend_compile_duration") else None
+        )
+    )
     for shift in (0.0, 1.0):
         params = jax.tree.map(lambda leaf, shift=shift: leaf + shift, wrapped.init())
         jax.grad(last)(params)
+    jax.monitoring.clear_event_listeners()
+    assert sum("_pull" in name for name in finished) == 1
     assert begun == [1]
     assert [thread is threading.main_thread() for thread in threads] == [False]
 

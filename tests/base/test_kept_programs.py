@@ -106,6 +106,13 @@ from ergodax.base import programs
 
 programs._STARTED = float("inf")
 ex.keep_programs(sys.argv[1])
+names = []
+
+def note(event, seconds, fun_name="", **rest):
+    if event.endswith("backend_compile_duration"):
+        names.append(fun_name)
+
+jax.monitoring.register_event_duration_secs_listener(note)
 TABLE = [[2.0, 0.0], [3.0, 1.0]]
 
 def wrapped(rate):
@@ -125,6 +132,8 @@ found = [
 ]
 for leaf in jax.tree.leaves(found):
     print(*(float(x).hex() for x in leaf.ravel()))
+for name in ("_solve_with_path", "_pull", "_begin", "_along"):  # some of them in a thread
+    assert sum(name in other for other in names) == 1, (name, names)
 """
 
 
@@ -305,8 +314,7 @@ def test_a_program_that_does_not_fit_is_traced(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("often", [False, True])
-def test_results_are_as_free_as_arguments(monkeypatch, often):
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
+def test_results_are_as_free_as_arguments(often):
     device, free = jax.devices()[0], jnp.arange(3.0)
     tied, key = jax.device_put(free, device), jax.device_put(jax.random.key(0), device)
     found = tied, "text", 1, tied.astype(np.float32), key
@@ -316,8 +324,6 @@ def test_results_are_as_free_as_arguments(monkeypatch, often):
     assert [given[k].dtype for k in (0, 3, 4)] == [found[k].dtype for k in (0, 3, 4)]
     np.testing.assert_array_equal(given[0], tied)
     assert programs.released(found, (free, tied), often) is found
-    monkeypatch.undo()
-    assert programs.released(found, (free,), often) is found or jax.device_count() > 1
 
 
 def test_faults_of_functions_are_raised_as_ever(folder):

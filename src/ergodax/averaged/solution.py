@@ -47,7 +47,7 @@ def _are_concrete(tree) -> bool:
 
 
 def _are_unknown(tangents) -> bool:
-    """Whether tangents are placeholders, as in reverse mode, and no batch."""
+    """Whether tangents are placeholders, as for `jax.linearize` and reverse mode, and no batch."""
     leaves = jax.tree.leaves(tangents)
     return not (_are_concrete(leaves) or any(hasattr(leaf, "batch_dim") for leaf in leaves))
 
@@ -111,7 +111,7 @@ def _solve_with_path(wrapped, params0, ts, *, moved, **options):
         unit=unit_of(wrapped, params0),
         **options,
     )
-    sound = jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan)
+    sound = jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan).astype(values.dtype)
     return ode.described(ts, values, rest), (values, tangent.path, tangent.tol, sound)
 
 

@@ -86,7 +86,7 @@ def compiled(
         def trace(*args, **given):
             _Watch.compiled = True
             found = program(*args, **given)
-            if then is not None and not jax.config.jax_disable_jit:
+            if then is not None and not cast(Any, jax.config).jax_disable_jit:
                 then(found, *args, **given)
             return found
 
@@ -105,24 +105,30 @@ def compiled(
     calls, begun = itertools.count(), []
 
     def begin(context, arguments):
+        if not jax.sharding.get_abstract_mesh().empty:
+            return  # threads do not take it over
         like = jax.tree.map(_shape_of, arguments)
+
+        def lowered():
+            args, given = jax.tree.map(_zeros, like)
+            return alone(are_kept()).lower(*args, **given)
 
         def compile_program():
             # Whatever is wrong shows where the function is called.
             with contextlib.suppress(Exception), context():
-                args, given = jax.tree.map(_zeros, like)
-                alone(are_kept()).lower(*args, **given).compile()
+                lowered().compile()
 
-        begun.append(threading.Thread(target=in_this_context(compile_program)))
-        begun[-1].start()
+        thread = threading.Thread(target=in_this_context(compile_program))
+        thread.start()
+        begun.append(thread)
 
     @functools.wraps(function)
     def call(*args, **given):
-        with contextlib.suppress(IndexError):  # that of an empty list; other threads call too
-            while begun:
-                begun.pop().join()
         kept = are_kept()
-        lone = (kept or options or then) and _is_alone((args, given))
+        lone = (kept or options or then or begun) and _is_alone((args, given))
+        with contextlib.suppress(IndexError):  # of an empty list: other threads call too
+            while lone and begun:
+                begun.pop().join()
         program = alone(kept) if lone else jitted
         try:
             found = program(*args, **given)
@@ -151,7 +157,7 @@ def compiled(
 
 
 def ahead(function: Callable, *args, context: Callable = contextlib.nullcontext, **given) -> None:
-    """Begins to compile a function in a thread; a call of it waits until that is done.
+    """Begins to compile a function in a thread; the next call of it waits until that is done.
 
     Args:
         function: a compiled function, which will be called where nothing is being traced.

@@ -5,7 +5,6 @@ the object again. No code is stored and none is run.
 """
 
 import hashlib
-import importlib
 import importlib.util
 import itertools
 import json

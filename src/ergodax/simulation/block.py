@@ -75,7 +75,7 @@ class Setting(eqx.Module):
     def spread(self, tree: Any) -> Any:
         """Puts every device's runs on it, as blocks of steps return them."""
         if self.mesh.devices.flat[0].platform == "cpu":
-            tree = jax.device_get(tree)  # in place; to divide arrays of JAX is a program for each
+            tree = jax.device_get(tree)  # no copy; to divide arrays of JAX takes a program for each
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
 

@@ -20,10 +20,11 @@ from jaxtyping import Array, ArrayLike, Float, Real
 from ..averaged.drift import jacobian
 from ..averaged.flow import Solution, solve
 from ..averaged.maxima import changes
+from ..averaged.room import size_of
 from ..averaged.stationary import mixing_time
 from ..base.checks import check_concrete, check_count, check_flag, check_key
 from ..base.codes import RESULTS
-from ..base.compiling import in_this_context, quickly_compiled
+from ..base.compiling import ahead, in_this_context, quickly_compiled
 from ..base.times import check_scale, check_times, steps_at
 from ..model.check import check_kinks
 from ..model.game import MarkovGame, first_state_law
@@ -89,11 +90,13 @@ def compare(
     key_data = np.asarray(jax.random.key_data(check_key(key)))
     averaged = admit(wrapped, params0, "params0")
     check_kinks(averaged[0])
+    if size_of(averaged[1]) <= _MOST_PREDICTED:
+        ahead(_fluctuate, *averaged, jnp.asarray(times), law, max_kinks=0)
+    # The ODE first: it is quick, and says whether there is anything to compare with.
+    solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
+    params = jax.device_get(solution.params)
     with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
         predicting = thread.submit(in_this_context(_predict), *averaged, times, law, scale)
-        # The ODE first: it is quick, and says whether there is anything to compare with.
-        solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
-        params = jax.device_get(solution.params)
         separating = thread.submit(in_this_context(_separation), wrapped, params, scale)
         simulation = simulate(
             wrapped,
@@ -142,7 +145,7 @@ _fluctuate = quickly_compiled(fluctuate)
 
 def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.ndarray] | str:
     """Mean and variance by fluctuations and bias, and when it is near a kink; or why not."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(params0))
+    size = size_of(params0)
     if size > _MOST_PREDICTED:
         return f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
     # Tracking kinks takes long to compile, and is needed only if results beyond one are.
