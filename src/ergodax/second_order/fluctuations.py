@@ -71,8 +71,10 @@ def fluctuations(
 ) -> Fluctuations:
     """Solves the averaged ODE together with the covariance of the fluctuations, and the bias.
 
-    Differentiable like `solve`, and works under `jax.vmap`. The covariance costs d x d numbers and
-    as many Jacobian columns as there are parameters, the bias as many second derivatives.
+    Differentiable, by the steps of the solver, and works under `jax.vmap`. Where the flow crosses a
+    kink, derivatives of its time, and of the bias behind it, have no more than three digits in
+    reverse mode. The covariance costs d x d numbers and as many Jacobian columns as there are
+    parameters, the bias as many second derivatives.
 
     Args:
         wrapped: a game and its learners.
@@ -88,7 +90,7 @@ def fluctuations(
             not suffice 64 (8 under `vmap`, `jit` or `grad`).
         rtol: relative tolerance.
         atol: absolute tolerance, of x, C and b alike.
-        adjoint: how to differentiate; as for `solve`.
+        adjoint: how to differentiate the solver's steps; in reverse mode by default.
         max_steps: most steps of the solver between two kinks.
         throw: raise if the solve fails, rather than report it in `result`.
 
