@@ -93,10 +93,6 @@ def load(path: str | os.PathLike[str], *, classes: Sequence[type] = ()) -> Any:
         return _load_zarr(path)
     if not isinstance(classes, Sequence) or not all(isinstance(one, type) for one in classes):
         raise ValueError(f"classes must be a list of classes; found {describe(classes)}.")
-    # Classes are not written with their modules, of which some may not have been needed yet.
-    package: Any = importlib.import_module(__name__.partition(".")[0])
-    for name in package.__all__:
-        getattr(package, name)
     known = known_classes(classes)
     with opened(path) as file:
         if file.structure["is_data_set"]:

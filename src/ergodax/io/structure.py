@@ -6,6 +6,7 @@ Objects are made of classes that are known beforehand, never of what a name in a
 
 import dataclasses
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -34,7 +35,7 @@ def take_apart(
             dictionaries, arrays, numbers, texts and None.
         store: stores an array and returns its place.
         path: where in the whole object the value stands, for messages.
-        known: what `known_classes` returns, by default.
+        known: classes that are found by their names; those that are imported, by default.
 
     Raises:
         ValueError: if it holds anything else, such as a function, or an object whose class cannot
@@ -42,7 +43,7 @@ def take_apart(
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
-    known = known_classes() if known is None else known
+    known = _imported_classes() if known is None else known
     go_on = functools.partial(take_apart, store=store, known=known)
     if isinstance(value, _RESULT):
         leaf = jax.tree.leaves(value)[0]
@@ -125,6 +126,14 @@ def known_classes(named: Iterable[Any] = ()) -> dict[str, type]:
     Those are this package's, those derived from them, which every learner of a user is, and the
     named ones. What is this package's own goes by the package alone: files outlive its folders.
     """
+    # Some of its modules may not have been needed yet.
+    package: Any = importlib.import_module(__name__.partition(".")[0])
+    for name in package.__all__:
+        getattr(package, name)
+    return _imported_classes(named)
+
+
+def _imported_classes(named: Iterable[Any] = ()) -> dict[str, type]:
     own = [
         item
         for name, module in sorted(sys.modules.items(), reverse=True)
