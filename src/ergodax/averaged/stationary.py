@@ -2,18 +2,13 @@
 
 A transition matrix P with one closed class has a unique law nu with `nu P = nu`, `sum nu = 1`.
 Along a direction dP with zero row sums it changes by the solution of `x (I - P) = nu dP`,
-`sum x = 0`. Both come from one elimination of states, that of Grassmann, Taksar and Heyman (1985):
-it never subtracts, so it is accurate on nearly reducible chains too. Periodic chains and transient
+`sum x = 0`. Both come from one elimination of states (`censoring`). Periodic chains and transient
 states are fine; only a second closed class is not.
-
-Everything here is plain array code without LAPACK: it batches well under `vmap`, and batched
-factorisations of two systems at once can lock up the CPU's thread pool (seen with jaxlib 0.10.2).
 """
 
-import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,52 +22,10 @@ from ..model.game import row_preserving
 from ..model.learner import At
 from ..model.validity import check_probabilities
 from ..model.wrapped import WrappedGame, admit
+from .censoring import censor
 
-_UNROLLED = 8
 # Mixing times that are long; and, in units of the inverse working precision, hopelessly so.
 _SLOW_MIXING, _REDUCIBLE = 1e3, 1e-2
-
-
-class _Censored(NamedTuple):
-    """A transition matrix after censoring its states one by one, from the last to the first.
-
-    Below the diagonal stand the rows `P(k, j)`, j < k, of the chain censored to states 0..k; above
-    it the columns `P(j, k) / leave[k]`. `leave[k]` is the probability to move from k to a lower
-    state. Right-hand sides b stand below it: `b[k] / leave[k]`.
-    """
-
-    matrix: Float[Array, "rows S"]
-    leave: Float[Array, " S"]
-
-
-def _censor(rows: Float[Array, "rows S"], written_out: bool = True) -> _Censored:
-    """Censors a transition matrix, and takes R right-hand sides along: rows below those of it."""
-    states, places = jnp.arange(rows.shape[1]), jnp.arange(rows.shape[0])
-    sides = places >= len(states)
-
-    def remove(k, censored):
-        matrix, leave = censored
-        row = jnp.where(states < k, matrix[k], 0)
-        total = row.sum()
-        column = matrix[:, k] / jnp.where((total > 0) | sides, total, 1)
-        column = jnp.where((places < k) | sides, column, 0)
-        kept = ((places < k) | sides)[:, None] & (states == k)[None]
-        matrix = jnp.where(kept, column[:, None], matrix + column[:, None] * row[None])
-        return _Censored(matrix, jnp.where(states == k, total, leave))
-
-    start = _Censored(rows, jnp.zeros_like(rows[0]))
-    return _for_each(range(len(states) - 1, 0, -1), remove, start, written_out)
-
-
-def _for_each(
-    order: range, body: Callable[[Any, Any], Any], carry: Any, written_out: bool = True
-) -> Any:
-    """Runs `body(k, carry)` for all k in order; short loops written out run quickly."""
-    if written_out and len(order) < _UNROLLED:
-        return functools.reduce(lambda carry, k: body(k, carry), order, carry)
-    return jax.lax.fori_loop(
-        0, len(order), lambda i, carry: body(order.start + order.step * i, carry), carry
-    )
 
 
 @jax.custom_jvp
@@ -89,17 +42,7 @@ def stationary_law(chain: Float[Array, "S S"]) -> Float[Array, " S"]:
     """
     if len(chain) == 1:  # a law that JAX sees depend on the chain, as its derivative does
         return chain[0] / chain[0].sum()
-    matrix, leave = _censor(chain)
-    states = jnp.arange(chain.shape[0])
-
-    def restore(k, law):
-        # A state that cannot leave downwards closes a class: all states below it are transient.
-        closes = leave[k] == 0
-        here = jnp.where(closes, 1, jnp.sum(law * matrix[:, k]))
-        return jnp.where(states == k, here, jnp.where(closes, 0, law))
-
-    start = (states == 0).astype(chain.dtype)
-    law = _for_each(range(1, len(chain)), restore, start)
+    law = censor(chain).law()
     return law / law.sum()
 
 
@@ -125,36 +68,20 @@ def poisson_solver(
     """
     fixed, law = jax.lax.stop_gradient((chain, law))
     order = _order(law)
-    matrix, leave = _censor(fixed[order][:, order])
-    # Of state k: on its way down, row k below the diagonal; on the way from below, column k above.
-    down, up = matrix / jnp.where(leave > 0, leave, 1)[:, None], matrix.T
+    censored = censor(fixed[order][:, order])
 
     def product(x):
         return x - jnp.dot(x, chain)
 
     def solve(_, b):
-        x = _eliminate(down, up, leave, b[order])[order]
+        x = censored.solve(b[order])[order]
         return x - law * x.sum()
 
     def transposed(_, y):
-        return _eliminate(up, down, leave, (y - jnp.sum(law * y))[order])[order]
+        return censored.solve_transposed((y - jnp.sum(law * y))[order])[order]
 
     # Derivatives of all orders solve again, for derivatives of the product with the live chain.
     return lambda b: jax.lax.custom_linear_solve(product, b, solve, transposed)
-
-
-def _eliminate(down, up, leave, b):
-    """Solves for all states but the first, which is 0, from the last state on."""
-    states = jnp.arange(len(b))
-
-    def remove(k, b):
-        return b + jnp.where(states < k, down[k], 0) * b[k]
-
-    def restore(k, x):
-        return jnp.where(states == k, censored[k] / leave[k] + jnp.sum(x * up[k]), x)
-
-    censored = _for_each(range(len(b) - 1, 0, -1), remove, b)
-    return _for_each(range(1, len(b)), restore, jnp.zeros_like(b))
 
 
 def _order(law):
@@ -177,16 +104,10 @@ def deviation_matrix(
         chain: the transition matrix P, `[S, S]`, with one closed class.
     """
     law = stationary_law(chain)
-    states, order = jnp.arange(len(law)), _order(law)
+    order = _order(law)
+    censored = censor(chain[order][:, order])
     sides = jnp.eye(len(law), dtype=law.dtype) - law[None]
-    rows = jnp.concatenate([chain[order], sides])[:, order]
-    chain, sides = jnp.split(_censor(rows, written_out=False).matrix, 2)
-
-    def restore(k, x):
-        here = sides[:, k] + jnp.sum(x * chain[:, k][None], axis=1)
-        return jnp.where((states == k)[None], here[:, None], x)
-
-    x = _for_each(range(1, len(law)), restore, jnp.zeros_like(sides), written_out=False)[:, order]
+    x = jax.vmap(censored.solve)(sides[:, order])[:, order]
     return law, x - law[None] * x.sum(axis=1)[:, None]
 
 
