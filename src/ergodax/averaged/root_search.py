@@ -120,7 +120,7 @@ class RootSearch:
             root, near, result = self.newton(x, (every & ~last) | ~found)
             success = result == RESULTS.successful
             # The first attempt begins at the guess, and if it failed it tells of that.
-            rate = jnp.where(share == 1, jnp.linalg.norm(near.turned / self.unit.size), rate)
+            rate = jnp.where(share == 1, self.rate(near), rate)
             x = jnp.where(success | ~last, root, x)
             return (found | success, rate), Search(x, near, result)
 
@@ -206,12 +206,16 @@ class RootSearch:
         signs = np.random.default_rng(seed).choice([-1.0, 1.0], (count, self.start.size))
         return jnp.asarray(signs, self.start.dtype)
 
+    def rate(self, near: Near):
+        """About the norm of DF there, times the root of d."""
+        return jnp.linalg.norm(near.turned / self.unit.size)
+
     def follow(self, wanted, rate):
         """Where the flow from the guess comes to rest, or is after many steps.
 
         Args:
             wanted: whether to do anything.
-            rate: about the norm of DF at the guess, times the root of d.
+            rate: that at the guess.
         """
         solved = integrate(
             self.field,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import lineax
 
+from ..base.checks import is_concrete
 from ..base.codes import RESULTS
 from ..base.compiling import lightly_compiled, precise
 from .drift import flat_drift
@@ -33,16 +34,46 @@ def search_roots(wrapped, guesses, rtol, atol, max_steps, by_matrix):
     return jax.lax.map(search, guesses)
 
 
-@lightly_compiled
 def root_near(wrapped, guess, rtol, atol, max_steps, by_matrix) -> tuple:
     """All fields of a `RestPoint` but the first; what is learnt per visit there, in its unit."""
-    unravel = flat_drift(guess)[1]
-    fixed, start = _frozen((wrapped, guess))
-    search = RootSearch(fixed, start, rtol, atol, max_steps, by_matrix)
-    found = first_found(search((1.0,), False))
-    near = found.near
+    settings = rtol, atol, max_steps, by_matrix
+    if not all(map(is_concrete, jax.tree.leaves((wrapped, guess, rtol, atol)))):
+        return _root_near(wrapped, guess, *settings)
+    # Few guesses need the flow, which most of the program would consist of.
+    *found, rate = _root_from(wrapped, guess, *settings)
+    if found[0][-1] != RESULTS.successful:
+        end = _flow_end(wrapped, guess, rate, *settings)
+        *found, _ = _root_from(wrapped, end, *settings)
+    return tuple(found)
+
+
+@lightly_compiled
+def _root_near(wrapped, guess, *settings) -> tuple:
+    search = RootSearch(*_frozen((wrapped, guess)), *settings)
+    return _found(search, wrapped, *first_found(search((1.0,), False)))
+
+
+@lightly_compiled
+def _root_from(wrapped, start, *settings) -> tuple:
+    """What Newton's method finds from where it starts; and what `RootSearch.follow` asks for."""
+    search = RootSearch(*_frozen((wrapped, start)), *settings)
+    root, near, result = search.newton(search.start, jnp.asarray(True))
+    x = jnp.where(result == RESULTS.successful, root, search.start)
+    return *_found(search, wrapped, x, near, result), search.rate(near)
+
+
+@lightly_compiled
+def _flow_end(wrapped, guess, rate, *settings) -> tuple:
+    """Where the flow from a guess leads."""
+    search = RootSearch(*_frozen((wrapped, guess)), *settings)
+    return search.unravel(search.follow(jnp.asarray(True), rate))
+
+
+def _found(search: RootSearch, wrapped, x, near, result) -> tuple:
+    """What `root_near` returns."""
     known = near.drift, near.jacobian
-    fields = _described(wrapped, unravel(found.x), near.step, found.result, by_matrix, known)
+    params = search.unravel(x)
+    fields = _described(wrapped, params, near.step, result, search.by_matrix, known)
     return fields, near.change / search.unit.size
 
 

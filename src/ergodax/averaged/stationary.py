@@ -68,17 +68,18 @@ def poisson_solver(
     """
     fixed, law = jax.lax.stop_gradient((chain, law))
     order = _order(law)
-    censored = censor(fixed[order][:, order])
+    censored = censor(_reordered(fixed, order, axes=(0, 1)))
 
     def product(x):
         return x - jnp.dot(x, chain)
 
     def solve(_, b):
-        x = censored.solve(b[order])[order]
+        x = _reordered(censored.solve(_reordered(b, order)), order)
         return x - law * x.sum()
 
     def transposed(_, y):
-        return censored.solve_transposed((y - jnp.sum(law * y))[order])[order]
+        y = _reordered(y - jnp.sum(law * y), order)
+        return _reordered(censored.solve_transposed(y), order)
 
     # Derivatives of all orders solve again, for derivatives of the product with the live chain.
     return lambda b: jax.lax.custom_linear_solve(product, b, solve, transposed)
@@ -88,6 +89,12 @@ def _order(law):
     """States, the most visited one first: the one that is not censored must be recurrent."""
     states, first = jnp.arange(len(law)), jnp.argmax(law)
     return jnp.where(states == 0, first, jnp.where(states == first, 0, states))
+
+
+def _reordered(x, order, axes=(0,)):
+    for axis in axes:
+        x = jnp.take(x, order, axis=axis, mode="clip")  # no number is negative
+    return x
 
 
 @jax.custom_jvp
@@ -105,9 +112,10 @@ def deviation_matrix(
     """
     law = stationary_law(chain)
     order = _order(law)
-    censored = censor(chain[order][:, order])
+    censored = censor(_reordered(chain, order, axes=(0, 1)))
     sides = jnp.eye(len(law), dtype=law.dtype) - law[None]
-    x = jax.vmap(censored.solve)(sides[:, order])[:, order]
+    x = jax.vmap(censored.solve)(_reordered(sides, order, axes=(1,)))
+    x = _reordered(x, order, axes=(1,))
     return law, x - law[None] * x.sum(axis=1)[:, None]
 
 

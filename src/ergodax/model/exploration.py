@@ -60,7 +60,7 @@ class EpsilonSoftmax(AbstractExploration):
 
     def _softmax(self, values):
         # Centred first: large values over a small temperature would lose their differences.
-        centred = values - jax.lax.stop_gradient(values.max(axis=-1, keepdims=True))
+        centred = values - jax.lax.stop_gradient(values).max(axis=-1, keepdims=True)
         weights = jnp.exp(centred / self.temperature)
         return weights / weights.sum(axis=-1, keepdims=True)
 
