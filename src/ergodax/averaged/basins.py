@@ -18,7 +18,7 @@ from jaxtyping import ArrayLike, Float, Int, Real
 from tqdm import tqdm
 
 from ..base.checks import check_concrete, check_flag, check_number
-from ..base.codes import RESULTS
+from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import compiled
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
@@ -272,7 +272,7 @@ def _attractor(wrapped, start, tolerance, rtol, atol) -> Attractor | None:
     rest = rest_point(wrapped, start, throw=False)
     sizes = extents(wrapped, jax.tree.map(lambda leaf: leaf[None], rest.params))
     x, y = (np.asarray(flat_drift(params)[0]) / sizes for params in (start, rest.params))
-    if rest.result == RESULTS.successful and np.linalg.norm(x - y) <= tolerance:
+    if is_one_of(rest.result, RESULTS.successful) and np.linalg.norm(x - y) <= tolerance:
         return Attractor(jax.tree.map(lambda leaf: leaf[None], rest.params), 0.0, rest)
     x, unit = x * sizes, np.asarray(units(wrapped, start))
     for _ in range(_MOST_RETURNS):

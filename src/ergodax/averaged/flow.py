@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_flag, is_concrete
-from ..base.codes import RESULTS
+from ..base.codes import RESULTS, is_one_of
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.clock import check_schedules
@@ -169,7 +169,7 @@ def solve(
 
 def check_reached(solution) -> None:
     """Raises RuntimeError if a solution, or anything with the same fields, ended too early."""
-    if is_concrete(solution.end_time) and solution.result != RESULTS.successful:
+    if is_concrete(solution.end_time) and not is_one_of(solution.result, RESULTS.successful):
         raise RuntimeError(
             f"the averaged ODE was solved only up to t = {float(solution.end_time):.6g} of "
             f"{float(solution.ts[-1]):.6g}: {RESULTS[solution.result]}"

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import ArrayLike, Real
 
 from ..base.checks import check_concrete
-from ..base.codes import RESULTS
+from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import quickly_compiled
 from ..base.times import check_times
 from ..model.check import check_kinks
@@ -176,14 +176,14 @@ def kinks(
     size, reach = (np.asarray(part)[ends] for part in unit)
     search, t, steps = TieSearch(rtol, atol * size, reach, owned.present), 0.0, 0
     x, result = ravel_pytree(params0)[0], RESULTS.max_steps_reached
-    while result == RESULTS.max_steps_reached and steps < max_steps:
+    while is_one_of(result, RESULTS.max_steps_reached) and steps < max_steps:
         span = jnp.asarray(end - t, dtype=float)
         *found, result = _follow(wrapped, params0, jnp.asarray(x), span, solver, *tolerances)
         times, points, rows = map(np.asarray, found)
         taken = int(np.isfinite(times).sum())
         search.look(t + times[:taken], points[:taken], rows[:, : taken - 1])
         t, x, steps = t + float(times[taken - 1]), points[taken - 1], steps + taken - 1
-    if result != RESULTS.successful:
+    if not is_one_of(result, RESULTS.successful):
         raise RuntimeError(
             f"the averaged ODE was solved only up to t = {t:.6g} of {end:.6g}: {RESULTS[result]}"
         )

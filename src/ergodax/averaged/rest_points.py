@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from ..base.checks import check_concrete, check_flag, is_concrete
-from ..base.codes import RESULTS
+from ..base.codes import RESULTS, is_one_of
 from ..base.text import describe_result
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
@@ -144,7 +144,7 @@ class RestPoint(Result):
         size = sum(math.prod(leaf.shape[batch:]) for leaf in jax.tree.leaves(self.params))
         if batch or not is_concrete(self.residual):
             return f"RestPoint({size} parameters: {describe_result(self.result)})"
-        known = self.jacobian is not None and self.result == RESULTS.successful
+        known = self.jacobian is not None and is_one_of(self.result, RESULTS.successful)
         stability = f"{self.stability}, " if known else ""
         return (
             f"RestPoint({size} parameters, {stability}residual {float(self.residual):.2g}: "
@@ -268,7 +268,7 @@ def rest_point(
     by_matrix = size_of(guess) <= MOST_BY_MATRIX
     found, drifting = root_near(wrapped, guess, *tolerances, max_steps, by_matrix)
     found = RestPoint(wrapped, *found)
-    if throw and is_concrete(found.residual) and found.result != RESULTS.successful:
+    if throw and is_concrete(found.residual) and not is_one_of(found.result, RESULTS.successful):
         names = parameter_names(wrapped.game, found.params, 0)
         raise RuntimeError(
             f"no rest point was found: residual {float(found.residual):.3g}, last Newton step "
@@ -327,7 +327,7 @@ def rest_points(
         number = next(same, len(points))
         if number == len(points):
             points.append(RestPoint(wrapped, *described_root(wrapped, unravel(x), step, by_matrix)))
-        if points[number].result != RESULTS.successful:
+        if not is_one_of(points[number].result, RESULTS.successful):
             reducible[guess] = True
         elif leads_to[guess] < 0:
             leads_to[guess] = number

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax
 
 from ..base.checks import is_concrete
-from ..base.codes import RESULTS
+from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import lightly_compiled, precise
 from .drift import flat_drift
 from .krylov import solve_by_products
@@ -41,7 +41,7 @@ def root_near(wrapped, guess, rtol, atol, max_steps, by_matrix) -> tuple:
         return _root_near(wrapped, guess, *settings)
     # Few guesses need the flow, which most of the program would consist of.
     *found, rate = _root_from(wrapped, guess, *settings)
-    if found[0][-1] != RESULTS.successful:
+    if not is_one_of(found[0][-1], RESULTS.successful):
         end = _flow_end(wrapped, guess, rate, *settings)
         *found, _ = _root_from(wrapped, end, *settings)
     return tuple(found)

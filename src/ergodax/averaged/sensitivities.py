@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from ..base.checks import check_flag, check_function, is_concrete
-from ..base.codes import RESULTS
+from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import lightly_compiled
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
@@ -181,7 +181,7 @@ def sensitivities(
     times, *tolerances = (jnp.asarray(number, dtype=float) for number in (ts, rtol, atol))
     solve = functools.partial(_sensitivities, build, theta, times, solver, *tolerances, max_steps)
     found = Sensitivities(wrapped, *solve(jnp.full(_MOST_STOPS, jnp.inf)))
-    if is_concrete(found.end_time) and found.result == RESULTS.successful:
+    if is_concrete(found.end_time) and is_one_of(found.result, RESULTS.successful):
         try:
             report = kinks(wrapped, params0, ts, solver=solver, rtol=rtol, atol=atol)
         except RuntimeError as error:

@@ -74,9 +74,41 @@ def _solution_jvp(primals, tangents, **options):
     return found, (moving, jax.tree.map(lambda _: None, found[1]))
 
 
-@lightly_compiled
-def solution_by_steps(wrapped, params0, ts, *, max_steps, adjoint=None, **options):
+def solution_by_steps(wrapped, params0, ts, **options):
     """The same, of which the solver's steps are differentiated, as `adjoint` of diffrax does."""
+    given = wrapped, params0, ts
+    values, ended, stats = _solve(*given, **options)
+    return _returned(_described(*given, values, ended), stats)
+
+
+def _returned(described, stats):
+    """What `solution` returns."""
+    (params, *met), (result, end_time) = described
+    return (params, *met), (stats, result, end_time)
+
+
+@lightly_compiled
+def _described(wrapped, params0, ts, values, ended):
+    """What there is to tell of a solution at `ts`, `[K, d]`, of which the solver says how it ended.
+
+    Nothing of it may be an argument as it is: the program compiled ahead would be another one.
+    """
+    ode = _ODE.of(wrapped, params0)
+    saved, ended, end = ended
+    met = along(ode.wrapped, ode.unravel, values, end)
+    result, end_time = how_ended((ode.start, end), ts, met, saved, ended)
+    params = jax.vmap(ode.unravel)(values)
+    return (params, met.state_distribution, met.rewards), (result, end_time)
+
+
+def _begin_described(found, *given, **_):
+    """Has what comes next compiled beside what comes first."""
+    ahead(_described, *given, *found[:2])
+
+
+@functools.partial(lightly_compiled, then=_begin_described)
+def _solve(wrapped, params0, ts, *, max_steps, adjoint=None, **options):
+    """The solution at `ts`, `[K, d]`; times, result and end as the solver says; its statistics."""
     ode = _ODE.of(wrapped, params0)
     solved: Any = integrate(
         *(ode.field, ode.start, ts[-1], ode.wrapped),
@@ -89,7 +121,7 @@ def solution_by_steps(wrapped, params0, ts, *, max_steps, adjoint=None, **option
     )
     kinky = adjoint is not None and not all(learner.smooth for learner in wrapped.learners)
     values = differentiable_once(solved.ys) if kinky else solved.ys
-    return ode.described(ts, values, (solved.ts, solved.stats, solved.result, solved.end[1]))
+    return values, (solved.ts, solved.result, solved.end[1]), solved.stats
 
 
 def _begin_pull(found, wrapped, params0, ts, *, moved, **_):
@@ -100,19 +132,21 @@ def _begin_pull(found, wrapped, params0, ts, *, moved, **_):
         ahead(_pull, known, outputs, context=transposing)
 
 
+# One program with what it meets: where derivatives are made, no other one can be compiled ahead.
 @functools.partial(lightly_compiled, then=_begin_pull)
 def _solve_with_path(wrapped, params0, ts, *, moved, **options):
     """The solution, and what its derivatives by the leaves `moved` are made of."""
     ode = _ODE.of(wrapped, params0)
-    values, tangent, rest = linearise(
+    values, tangent, (saved, stats, result, end) = linearise(
         *(ode.start, ode.wrapped, _only(moved[0], ode.wrapped), ts),
         vector_field=ode.field,
         stop=no_play(ode.unravel),
         unit=unit_of(wrapped, params0),
         **options,
     )
-    sound = jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan).astype(values.dtype)
-    return ode.described(ts, values, rest), (values, tangent.path, tangent.tol, sound)
+    sound = jnp.where(result == diffrax.RESULTS.successful, 1.0, jnp.nan).astype(values.dtype)
+    described = _described(wrapped, params0, ts, values, (saved, result, end))
+    return _returned(described, stats), (values, tangent.path, tangent.tol, sound)
 
 
 class _ODE(NamedTuple):
@@ -127,14 +161,6 @@ class _ODE(NamedTuple):
     def of(cls, wrapped, params0) -> "_ODE":
         # One flat vector: the solver's arithmetic is then a few operations, whatever the learners.
         return cls(preserve_rows(wrapped), *flat_drift(params0))
-
-    def described(self, ts, values, solved):
-        """What `solution` returns, of the solution at `ts`, `[K, d]`, and what the solver says."""
-        saved, stats, ended, end = solved
-        met = along(self.wrapped, self.unravel, values, end)
-        result, end_time = how_ended((self.start, end), ts, met, saved, ended)
-        params = jax.vmap(self.unravel)(values)
-        return (params, met.state_distribution, met.rewards), (stats, result, end_time)
 
 
 class _Known(NamedTuple):

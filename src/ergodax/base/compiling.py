@@ -243,18 +243,19 @@ def shapes_of(function: Callable, *args) -> Any:
         function: a function of pytrees of arrays, or of their shapes; the same in every call.
         *args: its arguments.
     """
-    dynamic, static = eqx.partition(args, lambda leaf: hasattr(leaf, "shape"))
-    leaves, structure = jax.tree.flatten(dynamic)
-    like = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    kept, of_static = jax.tree.flatten(static)  # functions that learners hold, say
-    return _shapes_of(function, structure, like, of_static, tuple(kept), jnp.result_type(float))
+    leaves, structure = jax.tree.flatten(args)
+    like = tuple(
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
+        for leaf in leaves  # the others are functions that learners hold, say
+    )
+    return _shapes_of(function, structure, like, jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=256)
-def _shapes_of(function, structure, like, of_static, kept, precision):
-    static = of_static.unflatten(kept)
+def _shapes_of(function, structure, like, precision):
+    arrays, others = eqx.partition(like, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     return jax.eval_shape(
-        lambda dynamic: function(*eqx.combine(dynamic, static)), structure.unflatten(like)
+        lambda arrays: function(*structure.unflatten(eqx.combine(arrays, others))), arrays
     )
 
 

@@ -112,7 +112,8 @@ def check_schedules(learners: tuple, ts: Any, by_run: bool = False) -> None:
         by_run: whether all their arrays have a leading axis of runs.
     """
     until = ts[-1]
-    if not is_concrete(until) or until <= 0:
+    clocked = any(isinstance(learner, Clocked) for learner in learners)
+    if not clocked or not is_concrete(until) or until <= 0:
         return
     times = np.concatenate(
         [np.linspace(0, until, _LOOKS), np.geomspace(min(until, 1) * 1e-3, until, _LOOKS)]

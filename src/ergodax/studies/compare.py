@@ -23,7 +23,7 @@ from ..averaged.maxima import changes
 from ..averaged.room import size_of
 from ..averaged.stationary import mixing_time
 from ..base.checks import check_concrete, check_count, check_flag, check_key
-from ..base.codes import RESULTS
+from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import ahead, in_this_context, quickly_compiled
 from ..base.times import check_scale, check_times, steps_at
 from ..model.check import check_kinks
@@ -154,7 +154,7 @@ def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.n
     if np.any(before & ~np.asarray(predicted.near_kink(scale))):
         predicted = _fluctuate(wrapped, params0, jnp.asarray(times), law)
     # Times at which the flow rests on a kink are near one at every scale, and left out.
-    if predicted.result not in (RESULTS.successful, RESULTS.resting):
+    if not is_one_of(predicted.result, RESULTS.successful, RESULTS.resting):
         return f"not computed: {RESULTS[predicted.result]}"
     mean = jax.device_get(predicted.corrected_mean(scale))
     variances = np.einsum("kii->ki", np.asarray(predicted.covariance)) / scale
