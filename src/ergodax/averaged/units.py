@@ -7,7 +7,6 @@ spread does not change when all payoffs are shifted.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ..model.wrapped import WrappedGame
@@ -30,27 +29,33 @@ def units(wrapped: WrappedGame, params) -> Float[Array, " d"]:
         wrapped: a game and its learners.
         params: parameters of all agents, d numbers in all.
     """
+    unit, owner = _units_of_agents(wrapped), _owners(params)
+    return jnp.take(unit, owner, mode="clip")
+
+
+def _units_of_agents(wrapped: WrappedGame) -> Float[Array, " n"]:
     rewards = jax.lax.stop_gradient(wrapped.game.rewards)
     rewards = rewards.reshape(-1, rewards.shape[-1])
     spread, size = jnp.ptp(rewards, axis=0), jnp.abs(rewards).max(axis=0)
     spread = jnp.where(spread > 0, spread, jnp.where(size > 0, size, 1))
-    powers = (_LOG2 * jnp.floor(jnp.log2(spread) / _LOG2)).astype(int)
-    parts = []
-    for agent, learner in enumerate(wrapped.learners):
-        count = sum(leaf.size for leaf in jax.tree.leaves(params[agent]))
-        power = powers[agent] if learner.in_payoffs else jnp.minimum(powers[agent], 0)
-        parts.append(jnp.full(count, jnp.ldexp(jnp.ones((), spread.dtype), power)))
-    return jnp.concatenate(parts)
+    most = (jnp.finfo(spread.dtype).maxexp - 1) // _LOG2
+    powers = np.ldexp(1.0, _LOG2 * np.arange(-most, most + 1)).astype(spread.dtype)
+    unit = jnp.where(powers[None] <= spread[:, None], powers[None], powers[0]).max(axis=1)
+    known = np.array([learner.in_payoffs for learner in wrapped.learners])
+    return jnp.where(known, unit, jnp.minimum(unit, 1))
+
+
+def _owners(params) -> np.ndarray:
+    """The agent of every parameter, `[d]`."""
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(own)) for own in params]
+    return np.repeat(np.arange(len(counts)), counts)
 
 
 def unit_of(wrapped: WrappedGame, params) -> Unit:
     """The unit of all parameters for tolerances."""
     size = units(wrapped, params)
-    reaches = [
-        jnp.full(ravel_pytree(own)[0].size, _REACH if learner.in_payoffs else jnp.inf, size.dtype)
-        for learner, own in zip(wrapped.learners, params, strict=True)
-    ]
-    return Unit(size, size * jnp.concatenate(reaches))
+    reaches = np.array([_REACH if learner.in_payoffs else np.inf for learner in wrapped.learners])
+    return Unit(size, size * reaches[_owners(params)].astype(size.dtype))
 
 
 def extents(wrapped: WrappedGame, points: tuple) -> Float[np.ndarray, " d"]:
