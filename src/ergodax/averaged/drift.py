@@ -29,11 +29,13 @@ class Averages(NamedTuple):
         drift: F(x), structured like the parameters.
         state_distribution: nu_x, `[S]`.
         events: the occupation measure on the stored outcomes, `[S, A_1, .., A_n, K]`.
+        chain: transition matrix of the states, `[S, S]`.
     """
 
     drift: tuple
     state_distribution: Float[Array, " S"]
     events: Float[Array, "S *A K"]
+    chain: Float[Array, "S S"]
 
 
 class EventWeights(NamedTuple):
@@ -60,7 +62,7 @@ def average(wrapped: WrappedGame, params) -> Averages:
         mean = functools.partial(expectation, weights.of_agents[agent])
         increments = wrapped.increments(agent, params[agent])
         drifts.append(jax.tree.map(mean, params[agent], increments))
-    return Averages(tuple(drifts), weights.state_distribution, weights.events)
+    return Averages(tuple(drifts), *weights[1:])
 
 
 def event_weights(wrapped: WrappedGame, policies) -> EventWeights:

@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 
-from ..averaged.drift import jacobian
+from ..averaged.drift import average
 from ..averaged.flow import Solution, solve
 from ..averaged.maxima import changes
 from ..averaged.room import size_of
-from ..averaged.stationary import mixing_time
+from ..averaged.stationary import mixing_time_on_host
 from ..base.checks import check_concrete, check_count, check_flag, check_key
 from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import ahead, in_this_context, quickly_compiled
@@ -233,10 +234,18 @@ def _timed_solve(wrapped, params0, times) -> tuple[Solution, float, float]:
 
 @quickly_compiled
 def _linearise(wrapped, params):
-    """Jacobian of the drift and mixing time of the state chain, one parameter set at a time."""
-    return jax.lax.map(
-        lambda x: (jacobian(wrapped, x), mixing_time(wrapped.frozen_chain(x))), params
-    )
+    """Jacobian of the drift and state chain, one parameter set at a time."""
+
+    def at(params):
+        x, unravel = ravel_pytree(params)
+
+        def drift(x):
+            found = average(wrapped, unravel(x))
+            return ravel_pytree(found.drift)[0], found.chain
+
+        return jax.jacfwd(drift, has_aux=True)(x)
+
+    return jax.lax.map(at, params)
 
 
 def _separation(wrapped, params, scale: float) -> float | None:
@@ -246,9 +255,10 @@ def _separation(wrapped, params, scale: float) -> float | None:
         return None
     some = np.linspace(0, num_times - 1, min(num_times, _MOST_TIMES)).astype(int)
     path = jax.tree.map(lambda leaf: leaf[some], params)
-    jacobians, mixing_times = jax.device_get(_linearise(wrapped, path))
+    jacobians, chains = jax.device_get(_linearise(wrapped, path))
     if not np.all(np.isfinite(jacobians)):
         return float("nan")
+    mixing_times = np.array([mixing_time_on_host(chain) for chain in chains])
     rates = np.linalg.norm(jacobians, 2, axis=(1, 2))
     with np.errstate(divide="ignore"):
         return float(np.min(scale / (mixing_times * rates)))
