@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..base.checks import is_concrete
-from ..base.compiling import lightly_compiled, precise
+from ..base.compiling import lightly_compiled, precise, quickly_compiled
 from ..model.game import row_preserving
 from ..model.learner import At
 from ..model.validity import check_probabilities
@@ -197,7 +197,7 @@ def preserve_rows(wrapped: WrappedGame) -> WrappedGame:
     return eqx.tree_at(lambda w: w.game, wrapped, row_preserving(wrapped.game))
 
 
-@lightly_compiled
+@quickly_compiled
 def _look(wrapped, params):
     """What `check_ergodic` checks: policies, state chain, which events are learnt outside tables.
 
