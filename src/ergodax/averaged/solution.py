@@ -77,38 +77,28 @@ def _solution_jvp(primals, tangents, **options):
 def solution_by_steps(wrapped, params0, ts, **options):
     """The same, of which the solver's steps are differentiated, as `adjoint` of diffrax does."""
     given = wrapped, params0, ts
-    values, ended, stats = _solve(*given, **options)
-    return _returned(_described(*given, values, ended), stats)
-
-
-def _returned(described, stats):
-    """What `solution` returns."""
-    (params, *met), (result, end_time) = described
-    return (params, *met), (stats, result, end_time)
+    return _described(*given, *_solve(*given, **options))
 
 
 @lightly_compiled
-def _described(wrapped, params0, ts, values, ended):
-    """What there is to tell of a solution at `ts`, `[K, d]`, of which the solver says how it ended.
-
-    Nothing of it may be an argument as it is: the program compiled ahead would be another one.
-    """
+def _described(wrapped, params0, ts, values, solved):
+    """What `solution` returns, of the solution at `ts`, `[K, d]`, and what the solver says."""
     ode = _ODE.of(wrapped, params0)
-    saved, ended, end = ended
+    saved, stats, ended, end = solved
     met = along(ode.wrapped, ode.unravel, values, end)
     result, end_time = how_ended((ode.start, end), ts, met, saved, ended)
     params = jax.vmap(ode.unravel)(values)
-    return (params, met.state_distribution, met.rewards), (result, end_time)
+    return (params, met.state_distribution, met.rewards), (stats, result, end_time)
 
 
 def _begin_described(found, *given, **_):
     """Has what comes next compiled beside what comes first."""
-    ahead(_described, *given, *found[:2])
+    ahead(_described, *given, *found)
 
 
 @functools.partial(lightly_compiled, then=_begin_described)
 def _solve(wrapped, params0, ts, *, max_steps, adjoint=None, **options):
-    """The solution at `ts`, `[K, d]`; times, result and end as the solver says; its statistics."""
+    """The solution at `ts`, `[K, d]`, and what the solver says."""
     ode = _ODE.of(wrapped, params0)
     solved: Any = integrate(
         *(ode.field, ode.start, ts[-1], ode.wrapped),
@@ -121,7 +111,7 @@ def _solve(wrapped, params0, ts, *, max_steps, adjoint=None, **options):
     )
     kinky = adjoint is not None and not all(learner.smooth for learner in wrapped.learners)
     values = differentiable_once(solved.ys) if kinky else solved.ys
-    return values, (solved.ts, solved.result, solved.end[1]), solved.stats
+    return values, (solved.ts, solved.stats, solved.result, solved.end[1])
 
 
 def _begin_pull(found, wrapped, params0, ts, *, moved, **_):
@@ -137,16 +127,16 @@ def _begin_pull(found, wrapped, params0, ts, *, moved, **_):
 def _solve_with_path(wrapped, params0, ts, *, moved, **options):
     """The solution, and what its derivatives by the leaves `moved` are made of."""
     ode = _ODE.of(wrapped, params0)
-    values, tangent, (saved, stats, result, end) = linearise(
+    values, tangent, solved = linearise(
         *(ode.start, ode.wrapped, _only(moved[0], ode.wrapped), ts),
         vector_field=ode.field,
         stop=no_play(ode.unravel),
         unit=unit_of(wrapped, params0),
         **options,
     )
-    sound = jnp.where(result == diffrax.RESULTS.successful, 1.0, jnp.nan).astype(values.dtype)
-    described = _described(wrapped, params0, ts, values, (saved, result, end))
-    return _returned(described, stats), (values, tangent.path, tangent.tol, sound)
+    sound = jnp.where(solved[2] == diffrax.RESULTS.successful, 1.0, jnp.nan).astype(values.dtype)
+    found = _described(wrapped, params0, ts, values, solved)
+    return found, (values, tangent.path, tangent.tol, sound)
 
 
 class _ODE(NamedTuple):
