@@ -34,7 +34,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import ArrayLike, Real
 
-from ..averaged.maxima import Crossings, name_row, owners
+from ..averaged.maxima import Crossings, Kink, name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, is_concrete
 from ..base.codes import RESULTS
@@ -251,9 +251,15 @@ def _backwards(residuals, cotangents, perturbed, inputs, **settings):
 
 
 def _fluctuate(inputs, *, max_kinks, **options) -> Fluctuations:
-    """Two programs, which are compiled side by side where nothing is being traced."""
+    """Programs that are compiled side by side where nothing is being traced."""
     max_kinks = max_kinks if len(owners(inputs[0]).agent) else 0
-    return _along(inputs, _begin(inputs, max_kinks=max_kinks, **options), **options)
+    begun = _begin(inputs, max_kinks=max_kinks, **options)
+    kinks = None
+    if begun.points is not None:
+        maximum = begun.crossed.maximum
+        crosses = not is_concrete(maximum) or np.any(np.asarray(maximum) >= 0)
+        kinks = (_kinks if crosses else _no_kinks)(inputs, begun.crossed, begun.points)
+    return _along(inputs, begun, kinks, **options)
 
 
 class _Begun(NamedTuple):
@@ -261,14 +267,14 @@ class _Begun(NamedTuple):
 
     Attributes:
         crossed: the kinks that the flow crosses.
-        kinks: what they are like there, if b jumps at them.
+        points: where, `[L, d]`, if b jumps there.
         lost: whether there are more.
         initial: the state at time 0.
         drift: F there.
     """
 
     crossed: Crossings
-    kinks: Any
+    points: Any
     lost: Any
     initial: State
     drift: Any
@@ -276,7 +282,8 @@ class _Begun(NamedTuple):
 
 def _begin_along(begun, inputs, *, max_kinks, **options):
     """Has what comes next compiled beside what comes first."""
-    ahead(_along, inputs, begun, **options)
+    kinks = None if begun.points is None else _no_kinks(inputs, begun.crossed, begun.points)
+    ahead(_along, inputs, begun, kinks, **options)
 
 
 # It takes a tenth of the time of what follows, at most, so that to compile it sooner is worth more.
@@ -286,12 +293,24 @@ def _begin(inputs, *, bias, max_kinks, **options) -> _Begun:
     process = LimitProcess(preserve_rows(wrapped), params0)
     crossed, points, lost = process.crossings(ts[-1], max_kinks, rtol=rtol, atol=atol, **options)
     # In the limit of large N b jumps at a kink; at a finite scale that is spread in time.
-    kinks = process.kinks(crossed, points) if bias and scale is None and max_kinks else None
-    return _Begun(crossed, kinks, lost, *process.initial(law, bias))
+    points = points if bias and scale is None and max_kinks else None
+    return _Begun(crossed, points, lost, *process.initial(law, bias))
+
+
+@quickly_compiled
+def _kinks(inputs, crossed: Crossings, points) -> Kink:
+    """What the kinks are like that the flow crosses; zero in unused places."""
+    return LimitProcess(preserve_rows(inputs[0]), inputs[1]).kinks(crossed, points)
+
+
+def _no_kinks(inputs, crossed: Crossings, points) -> Kink:
+    """The same where the flow crosses none: most need no such program."""
+    none = np.zeros(points.shape, points.dtype)
+    return Kink(*jax.device_put((none[:, 0], none, none, none)))
 
 
 @lightly_compiled
-def _along(inputs, begun: _Begun, *, bias, **options) -> Fluctuations:
+def _along(inputs, begun: _Begun, kinks: Kink | None, *, bias, **options) -> Fluctuations:
     wrapped, params0, ts, law, scale, rtol, atol = inputs
     crossed, max_kinks = begun.crossed, len(begun.crossed.time)
     process = LimitProcess(preserve_rows(wrapped), params0)
@@ -299,7 +318,7 @@ def _along(inputs, begun: _Begun, *, bias, **options) -> Fluctuations:
         begun.initial,
         begun.drift,
         ts,
-        None if begun.kinks is None else (crossed.time, begun.kinks),
+        None if kinks is None else (crossed.time, kinks),
         scale if max_kinks else None,
         rtol=rtol,
         atol=atol,
