@@ -169,7 +169,8 @@ class Fluctuations(Result):
             raise ValueError(
                 f"the bias was smoothed for scale {float(self.scale):g}, not {scale:g}."
             )
-        return (self.bias + self.layer(scale)) / scale
+        scale = jnp.asarray(scale, self.ts.dtype)
+        return _shifts(self.wrapped, self.params, self.initial, self.ts, scale, self.bias)
 
     def band(self, observe: Callable[[Any], Any], *, scale: Real[ArrayLike, ""]) -> Band:
         """Mean and standard deviation of an observable at a scale, by the delta method.
@@ -246,6 +247,11 @@ def _near(margin, scale):
 def _layers(wrapped, params, initial, ts, scale):
     steps = jnp.rint(ts * scale).astype(int)
     return jax.lax.map(lambda a: _layer(wrapped, a[0], initial, a[1]), (params, steps))
+
+
+@lightly_compiled
+def _shifts(wrapped, params, initial, ts, scale, bias):
+    return (bias + _layers(wrapped, params, initial, ts, scale)) / scale
 
 
 def _layer(wrapped, params, law, steps):

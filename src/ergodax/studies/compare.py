@@ -97,8 +97,8 @@ def compare(
     solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
     params = jax.device_get(solution.params)
     with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
-        predicting = thread.submit(in_this_context(_predict), *averaged, times, law, scale)
         separating = thread.submit(in_this_context(_separation), wrapped, params, scale)
+        predicting = thread.submit(in_this_context(_predict), *averaged, times, law, scale)
         simulation = simulate(
             wrapped,
             params0,
