@@ -1,5 +1,6 @@
 """Fluctuations and bias along the flow: golden values, exact cases, simulation."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -316,6 +317,36 @@ def test_derivative_by_the_learning_rate():
     value, slope = jax.jit(jax.value_and_grad(variance))(1.0)
     np.testing.assert_allclose(slope, (batch[0] - batch[1]) / (2 * step), rtol=1e-6)
     np.testing.assert_allclose(batch[2], value, rtol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["reverse", "forward", "reverse, without bias"])
+def test_derivatives_behind_kinks(mode):
+    """Agent 0 changes its mind and back again: at each time, before, between and after."""
+    with_bias, ts = "without" not in mode, [1.0, 6.0, 30.0]
+
+    def found(theta, **options):
+        given = turning({"alpha": theta[0], "lead": theta[1]})
+        solved = ex.fluctuations(*given, ts, bias=with_bias, max_kinks=4, **options)
+        crossed = jnp.argsort(solved.kinks.agent != 0)[:2]  # those of agent 0
+        parts = [solved.kinks.time[crossed], *solved.covariance[:, :2, :2].reshape(3, -1)]
+        return [*parts, *solved.bias[:, :2]] if with_bias else parts
+
+    def difference(k, step=1.5e-3):
+        move = step * jnp.eye(2)[k]
+        ends = [found(theta + j * move, rtol=1e-12, atol=1e-12) for j in range(-3, 4)]
+        weights = np.array([-1, 9, -45, 0, 45, -9, 1]) / (60 * step)
+        return [np.tensordot(weights, np.stack(part), 1) for part in zip(*ends, strict=True)]
+
+    theta = jnp.array([0.5, -0.3])
+    if mode == "forward":
+        slopes = jax.jit(jax.jacfwd(lambda x: found(x, adjoint=diffrax.ForwardMode())))(theta)
+    else:
+        slopes = jax.jit(jax.jacrev(found))(theta)
+    columns = [difference(k) for k in range(len(theta))]
+    for slope, *column in zip(slopes, *columns, strict=True):
+        expected = np.stack(column, axis=-1)
+        assert_close(slope, expected, 1e-6)
 
 
 def test_bad_input(random):

@@ -21,7 +21,7 @@ from ..base.linear_map import linear_map
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import MAX_STEPS, integrate
 from ..ode.path import Path
-from ..ode.path_derivatives import Tangent, differentiable_once, linearise, once
+from ..ode.path_derivatives import Tangent, differentiable_once, linearise, once, only
 from .drift import event_weights, expected_rewards, flat_drift
 from .stationary import is_reducible, mixing_time, preserve_rows
 from .units import unit_of
@@ -67,7 +67,7 @@ def _differentiable(wrapped, params0, ts, **options):
 def _solution_jvp(primals, tangents, **options):
     _Mode.reverse = _are_concrete(primals) and _are_unknown(tangents)
     wrapped, params0, ts = primals = primals if _are_concrete(primals) else once(primals)
-    moved = _only(tangents, primals)
+    moved = only(tangents, primals)
     found, (values, path, tol, sound) = _solve_with_path(*primals, moved=moved, **options)
     known = _Known(wrapped, params0, ts, moved, values, path, tol, sound)
     moving = linear_map(_push, _pull, known, tangents, like=found[0])
@@ -128,7 +128,7 @@ def _solve_with_path(wrapped, params0, ts, *, moved, **options):
     """The solution, and what its derivatives by the leaves `moved` are made of."""
     ode = _ODE.of(wrapped, params0)
     values, tangent, solved = linearise(
-        *(ode.start, ode.wrapped, _only(moved[0], ode.wrapped), ts),
+        *(ode.start, ode.wrapped, only(moved[0], ode.wrapped), ts),
         vector_field=ode.field,
         stop=no_play(ode.unravel),
         unit=unit_of(wrapped, params0),
@@ -184,7 +184,7 @@ class _Known(NamedTuple):
     def begun(self, moved):
         """Start and arguments of the ODE, by game, learners and parameters that move."""
         wrapped, params0 = eqx.combine(moved, (self.wrapped, self.params0))
-        return ravel_pytree(params0)[0], _only(moved[0], preserve_rows(wrapped))
+        return ravel_pytree(params0)[0], only(moved[0], preserve_rows(wrapped))
 
     def met(self, values, moved):
         """State distributions and rewards, by the solution and the arguments that move."""
@@ -234,15 +234,6 @@ def _pull(known: _Known, cotangents):
     (given,) = pull_begun((start, by_moved))
     ts = None if known.moved[2] is None else jnp.sum(values * known.velocities(), axis=1)
     return *given, ts
-
-
-def _only(chosen, tree):
-    """The leaves of a tree where another one, or a part of it, has leaves; None elsewhere."""
-    return jax.tree.map(
-        lambda kept, leaf: None if kept is None else leaf,
-        *(chosen, tree),
-        is_leaf=lambda leaf: leaf is None,
-    )
 
 
 def no_play(unravel: Callable) -> Callable:

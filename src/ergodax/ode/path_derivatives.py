@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ..base.linear_map import linear_map
 from .path import NUDGE, Path, follow
 from .walk import Walk, rms
 
@@ -50,8 +51,7 @@ def linearise(x0, args, moved, ts, *, vector_field, rtol, atol, max_steps, **opt
         The solution at `ts`, `[K, d]`; the linearised ODE; and a tuple of what diffrax says: the
         times reached (infinite where it failed), statistics, result, the last point.
     """
-    # What rounding leaves of an error estimate cannot be made smaller by shorter steps.
-    least = _LEAST * jnp.finfo(x0.dtype).eps
+    least = _least(x0.dtype)
     path, solved = follow(
         vector_field,
         x0,
@@ -65,6 +65,60 @@ def linearise(x0, args, moved, ts, *, vector_field, rtol, atol, max_steps, **opt
     )
     tangent = Tangent(path, jnp.maximum(rtol, least), vector_field, args, moved)
     return solved.ys, tangent, (solved.ts, solved.stats, solved.result, solved.end[1])
+
+
+def _least(dtype) -> float:
+    """What rounding leaves of an error estimate: shorter steps cannot make it smaller."""
+    return _LEAST * float(jnp.finfo(dtype).eps)
+
+
+@eqx.filter_custom_jvp
+def along(x0, args, ts, path, rtol, *, vector_field):
+    """A path at some times: the solution, which can be differentiated by its start and `args`.
+
+    Args:
+        x0: the start, a flat vector `[d]`.
+        args: a pytree that the vector field depends on.
+        ts: times, increasing, `[K]`.
+        path: the solution from `x0`.
+        rtol: relative tolerance per step of the derivatives.
+        vector_field: a function of `(x, args)` that returns `[d]`.
+
+    Returns:
+        The solution at `ts`, `[K, d]`.
+    """
+    return jax.vmap(path)(ts)
+
+
+@along.def_jvp
+def _along_jvp(primals, tangents, *, vector_field):
+    x0, args, ts, path, rtol = once(primals)
+    values = jax.vmap(path)(ts)
+    tol = jnp.maximum(rtol, _least(x0.dtype))
+    tangent = Tangent(path, tol, vector_field, args, only(tangents[1], args))
+
+    def push(known, moves):
+        tangent, x0, ts = known
+        x0_dot, moved_dot = jax.tree.map(lambda dot: dot[None], moves)
+        if x0_dot is None:
+            x0_dot = jnp.zeros_like(x0)[None]
+        return tangent.forward(x0_dot, moved_dot, ts)[:, 0]
+
+    def pull(known, cotangents):
+        tangent, x0, ts = known
+        x0_bar, moved_bar = tangent.backward(cotangents, ts)
+        return None if tangents[0] is None else x0_bar, moved_bar
+
+    return values, linear_map(push, pull, (tangent, x0, ts), tangents[:2], like=values)
+
+
+def only(chosen, tree):
+    """The leaves of a tree where another one, or a part of it, has leaves; None elsewhere."""
+    return jax.tree.map(
+        lambda kept, leaf: None if kept is None else leaf,
+        *(chosen, tree),
+        is_leaf=lambda leaf: leaf is None,
+    )
 
 
 def solve_with_tangents(x0, args, ts, x0_dot, args_dot, stops, **options):

@@ -71,10 +71,10 @@ def fluctuations(
 ) -> Fluctuations:
     """Solves the averaged ODE together with the covariance of the fluctuations, and the bias.
 
-    Differentiable, by the steps of the solver, and works under `jax.vmap`. Where the flow crosses a
-    kink, derivatives of its time, and of the bias behind it, have no more than three digits in
-    reverse mode. The covariance costs d x d numbers and as many Jacobian columns as there are
-    parameters, the bias as many second derivatives.
+    Differentiable, once where a learner takes a maximum, and works under `jax.vmap`: by the steps
+    of the solver, none of which passes over a kink then. By default, derivatives have at least six
+    digits behind kinks too. The covariance costs d x d numbers and as many Jacobian columns as
+    there are parameters, the bias as many second derivatives.
 
     Args:
         wrapped: a game and its learners.
@@ -314,11 +314,14 @@ def _along(inputs, begun: _Begun, kinks: Kink | None, *, bias, **options) -> Flu
     wrapped, params0, ts, law, scale, rtol, atol = inputs
     crossed, max_kinks = begun.crossed, len(begun.crossed.time)
     process = LimitProcess(preserve_rows(wrapped), params0)
+    # If it is differentiated too: how C moves with the time of a kink is in no step across it.
+    ends_there = kinks is not None or options["adjoint"] is not None
     saved, jumps, result = process.solve(
         begun.initial,
         begun.drift,
         ts,
-        None if kinks is None else (crossed.time, kinks),
+        crossed.time if ends_there else crossed.time[:0],
+        kinks,
         scale if max_kinks else None,
         rtol=rtol,
         atol=atol,

@@ -16,6 +16,7 @@ from ..base.codes import RESULTS
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import Unit, integrate
 from ..ode.path import follow
+from ..ode.path_derivatives import along
 from .noise import covariance
 from .poisson import Poisson, core_law, inflow, poisson
 
@@ -188,16 +189,9 @@ class LimitProcess:
         found, lost = crossings(Maxima(wrapped, self.unravel), path, most)
         if options["adjoint"] is None:
             return found, jax.vmap(path)(found.time), lost
-        # A second solve, up to the same times, gives their derivatives.
-        solved = integrate(
-            self._field,
-            self.start,
-            end,
-            self.wrapped,
-            ts=found.time,
-            first_step=1e-3 * end,
-            unit=self.unit,
-            **options,
+        points = along(
+            *(self.start, self.wrapped, found.time, path, options["rtol"]),
+            vector_field=self._field,
         )
 
         def differentiable(time, x, *crossing):
@@ -210,7 +204,7 @@ class LimitProcess:
 
         used = found.maximum >= 0
         row = jnp.maximum(found.maximum, 0)
-        times, points = jax.vmap(differentiable)(found.time, solved.ys, row, found.old, found.new)
+        times, points = jax.vmap(differentiable)(found.time, points, row, found.old, found.new)
         return found._replace(time=jnp.where(used, times, end)), points, lost
 
     def solve(
@@ -218,7 +212,8 @@ class LimitProcess:
         initial: State,
         drift,
         ts,
-        jumps: tuple[Any, Kink] | None,
+        times,
+        kinks: Kink | None,
         scale: Any = None,
         **options,
     ) -> tuple[State, Any, RESULTS]:
@@ -228,7 +223,8 @@ class LimitProcess:
             initial: the state at time 0.
             drift: F there, `[d]`.
             ts: report times, `[K]`.
-            jumps: when b jumps, `[L]`, and the kinks where it does; None if never.
+            times: when steps end besides, `[L]`: where F has kinks.
+            kinks: what is crossed then, if b jumps there.
             scale: as for `velocity`.
             **options: as for `integrate`.
 
@@ -236,7 +232,6 @@ class LimitProcess:
             The state at `ts`, every jump of b `[L, d]`, and how the solve ended.
         """
         start, end = self.start, ts[-1]
-        times, kinks = (ts[:0], None) if jumps is None else jumps
         size, reach = self.unit
         square = jnp.outer(size, size)
         with_bias = initial.bias is not None
