@@ -73,13 +73,13 @@ def _least(dtype) -> float:
 
 
 @eqx.filter_custom_jvp
-def along(x0, args, ts, path, rtol, *, vector_field):
-    """A path at some times: the solution, which can be differentiated by its start and `args`.
+def on_path(x0, args, ts, path, rtol, *, vector_field):
+    """A path at some times: the solution, which can be differentiated once by its start and `args`.
 
     Args:
         x0: the start, a flat vector `[d]`.
         args: a pytree that the vector field depends on.
-        ts: times, increasing, `[K]`.
+        ts: times, increasing, `[K]`; constants of differentiation, as the path is.
         path: the solution from `x0`.
         rtol: relative tolerance per step of the derivatives.
         vector_field: a function of `(x, args)` that returns `[d]`.
@@ -90,26 +90,25 @@ def along(x0, args, ts, path, rtol, *, vector_field):
     return jax.vmap(path)(ts)
 
 
-@along.def_jvp
-def _along_jvp(primals, tangents, *, vector_field):
+@on_path.def_jvp
+def _on_path_jvp(primals, tangents, *, vector_field):
     x0, args, ts, path, rtol = once(primals)
     values = jax.vmap(path)(ts)
     tol = jnp.maximum(rtol, _least(x0.dtype))
     tangent = Tangent(path, tol, vector_field, args, only(tangents[1], args))
 
-    def push(known, moves):
-        tangent, x0, ts = known
-        x0_dot, moved_dot = jax.tree.map(lambda dot: dot[None], moves)
-        if x0_dot is None:
-            x0_dot = jnp.zeros_like(x0)[None]
-        return tangent.forward(x0_dot, moved_dot, ts)[:, 0]
+    def push(known, dots):
+        tangent, ts = known
+        start, moved = jax.tree.map(lambda dot: dot[None], dots)
+        start = jnp.zeros_like(tangent.path.values[:1]) if start is None else start
+        return tangent.forward(start, moved, ts)[:, 0]
 
-    def pull(known, cotangents):
-        tangent, x0, ts = known
-        x0_bar, moved_bar = tangent.backward(cotangents, ts)
-        return None if tangents[0] is None else x0_bar, moved_bar
+    def pull(known, bars):
+        tangent, ts = known
+        start, moved = tangent.backward(bars, ts)
+        return None if tangents[0] is None else start, moved
 
-    return values, linear_map(push, pull, (tangent, x0, ts), tangents[:2], like=values)
+    return values, linear_map(push, pull, (tangent, ts), tangents[:2], like=values)
 
 
 def only(chosen, tree):

@@ -16,7 +16,7 @@ from ..base.codes import RESULTS
 from ..model.wrapped import WrappedGame
 from ..ode.integrate import Unit, integrate
 from ..ode.path import follow
-from ..ode.path_derivatives import along
+from ..ode.path_derivatives import on_path
 from .noise import covariance
 from .poisson import Poisson, core_law, inflow, poisson
 
@@ -189,10 +189,8 @@ class LimitProcess:
         found, lost = crossings(Maxima(wrapped, self.unravel), path, most)
         if options["adjoint"] is None:
             return found, jax.vmap(path)(found.time), lost
-        points = along(
-            *(self.start, self.wrapped, found.time, path, options["rtol"]),
-            vector_field=self._field,
-        )
+        known = self.start, self.wrapped, found.time, path, options["rtol"]
+        points = on_path(*known, vector_field=self._field)
 
         def differentiable(time, x, *crossing):
             """The same time and x; their derivatives are those of one step of Newton's method."""
