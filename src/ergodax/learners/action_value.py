@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -73,6 +74,8 @@ def joined(*tables: Float[Array, "..."] | None) -> Float[Array, "rows B"] | None
     filled_up = []
     for table in several:
         missing = (len(table), width - table.shape[-1])
-        lower = jnp.broadcast_to(table.min(axis=-1, keepdims=True) - 1, missing)
+        # A constant: where a minimum is rounded to none of its values, its derivative is 0 / 0.
+        lowest = jax.lax.stop_gradient(table).min(axis=-1, keepdims=True)
+        lower = jnp.broadcast_to(lowest - 1, missing)
         filled_up.append(jnp.concatenate([table, lower], axis=-1))
     return jnp.concatenate(filled_up) if several else None

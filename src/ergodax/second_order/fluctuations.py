@@ -72,7 +72,7 @@ def fluctuations(
     """Solves the averaged ODE together with the covariance of the fluctuations, and the bias.
 
     Differentiable, once where a learner takes a maximum, and works under `jax.vmap`: by the steps
-    of the solver, none of which passes over a kink then. By default, derivatives have at least six
+    of the solver, none of which passes over a kink then. By default, derivatives have at least five
     digits behind kinks too. The covariance costs d x d numbers and as many Jacobian columns as
     there are parameters, the bias as many second derivatives.
 
