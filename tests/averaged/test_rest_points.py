@@ -268,6 +268,18 @@ def test_rest_points_follow_the_order_of_their_first_guesses():
     assert found[0].eigenvalues.shape == (4,)
 
 
+@pytest.mark.parametrize("steps", [2, 64])
+def test_as_part_of_a_program_it_finds_the_same(random, steps):
+    """With two steps, Newton's method needs the flow's help."""
+    guess = jax.tree.map(lambda x: jnp.linspace(0, 3, x.size).reshape(x.shape), random.init())
+    alone = ex.rest_point(random, guess, max_steps=steps)
+    inside = jax.jit(lambda: ex.rest_point(random, guess, max_steps=steps, throw=False))()
+    for point in (alone, inside):
+        assert point.result == ex.RESULTS.successful
+        np.testing.assert_allclose(flatten(point.params), flatten(alone.params), rtol=1e-10)
+        np.testing.assert_allclose(point.jacobian, alone.jacobian, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_batches_under_vmap_equal_single_ones(golden, random):
     guesses = np.stack([golden["random"]["fixed_point"], golden["random"]["x0"]])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax
 
 from ..base.checks import is_concrete
-from ..base.codes import RESULTS, is_one_of
+from ..base.codes import RESULTS
 from ..base.compiling import lightly_compiled, precise
 from .drift import flat_drift
 from .krylov import solve_by_products
@@ -37,14 +37,15 @@ def search_roots(wrapped, guesses, rtol, atol, max_steps, by_matrix):
 def root_near(wrapped, guess, rtol, atol, max_steps, by_matrix) -> tuple:
     """All fields of a `RestPoint` but the first; what is learnt per visit there, in its unit."""
     settings = rtol, atol, max_steps, by_matrix
-    if not all(map(is_concrete, jax.tree.leaves((wrapped, guess, rtol, atol)))):
-        return _root_near(wrapped, guess, *settings)
-    # Few guesses need the flow, which most of the program would consist of.
-    *found, rate = _root_from(wrapped, guess, *settings)
-    if not is_one_of(found[0][-1], RESULTS.successful):
-        end = _flow_end(wrapped, guess, rate, *settings)
-        *found, _ = _root_from(wrapped, end, *settings)
-    return tuple(found)
+    if all(map(is_concrete, jax.tree.leaves((wrapped, guess, rtol, atol)))):
+        # Few guesses need the flow, which most of the program would consist of.
+        found, (success, rate) = _root_from(wrapped, guess, *settings)
+        if is_concrete(success):  # otherwise the call is part of another program
+            if not success:
+                end = _flow_end(wrapped, guess, rate, *settings)
+                found, _ = _root_from(wrapped, end, *settings)
+            return found
+    return _root_near(wrapped, guess, *settings)
 
 
 @lightly_compiled
@@ -55,11 +56,12 @@ def _root_near(wrapped, guess, *settings) -> tuple:
 
 @lightly_compiled
 def _root_from(wrapped, start, *settings) -> tuple:
-    """What Newton's method finds from where it starts; and what `RootSearch.follow` asks for."""
+    """What Newton's method finds from where it starts; whether it does, and how fast F turns."""
     search = RootSearch(*_frozen((wrapped, start)), *settings)
     root, near, result = search.newton(search.start, jnp.asarray(True))
-    x = jnp.where(result == RESULTS.successful, root, search.start)
-    return *_found(search, wrapped, x, near, result), search.rate(near)
+    success = result == RESULTS.successful
+    x = jnp.where(success, root, search.start)
+    return _found(search, wrapped, x, near, result), (success, search.rate(near))
 
 
 @lightly_compiled

@@ -37,7 +37,7 @@ from jaxtyping import ArrayLike, Real
 from ..averaged.maxima import Crossings, Kink, name_row, owners
 from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, is_concrete
-from ..base.codes import RESULTS
+from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import ahead, lightly_compiled, precise, quickly_compiled
 from ..base.memory import check_room
 from ..base.times import check_scale, check_times
@@ -128,11 +128,11 @@ def fluctuations(
 
     solution = solve(tracked[0])
     for most in tracked[1:]:
-        if is_concrete(solution.covariance) and solution.result == RESULTS.kinks:
+        if is_concrete(solution.covariance) and is_one_of(solution.result, RESULTS.kinks):
             solution = solve(most)
     if is_concrete(solution.covariance):
         resting = None
-        if solution.result == RESULTS.resting:
+        if is_one_of(solution.result, RESULTS.resting):
             # Ties that only pass, or that the drift does not feel, are rare, and told here.
             resting = np.asarray(_resting(solution))
             if not resting.any():
@@ -156,9 +156,9 @@ def _resting(solution):
 
 def _report(solution: Fluctuations, resting: np.ndarray | None, throw: bool) -> None:
     """Raises and warns on the host."""
-    if throw and solution.result not in (RESULTS.successful, RESULTS.resting):
+    if throw and not is_one_of(solution.result, RESULTS.successful, RESULTS.resting):
         raise RuntimeError(f"the fluctuations could not be solved: {RESULTS[solution.result]}")
-    if solution.result == RESULTS.resting:
+    if is_one_of(solution.result, RESULTS.resting):
         _warn(
             solution,
             resting,
