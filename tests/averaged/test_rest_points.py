@@ -6,7 +6,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import brentq
 
 import ergodax as ex
-from ergodax.averaged import rest_points
+from ergodax.averaged import rest_points, roots
 from helpers import assert_close, central_difference, flatten, unflatten
 
 
@@ -269,10 +269,13 @@ def test_rest_points_follow_the_order_of_their_first_guesses():
 
 
 @pytest.mark.parametrize("steps", [2, 64])
-def test_as_part_of_a_program_it_finds_the_same(random, steps):
+def test_as_part_of_a_program_it_finds_the_same(random, steps, monkeypatch):
     """With two steps, Newton's method needs the flow's help."""
+    followed, flow_end = [], roots._flow_end
+    monkeypatch.setattr(roots, "_flow_end", lambda *given: followed.append(1) or flow_end(*given))
     guess = jax.tree.map(lambda x: jnp.linspace(0, 3, x.size).reshape(x.shape), random.init())
     alone = ex.rest_point(random, guess, max_steps=steps)
+    assert len(followed) == (steps == 2)
     inside = jax.jit(lambda: ex.rest_point(random, guess, max_steps=steps, throw=False))()
     for point in (alone, inside):
         assert point.result == ex.RESULTS.successful
