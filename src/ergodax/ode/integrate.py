@@ -205,7 +205,7 @@ class _Explicit:
         self.rtol, self.atol, self.stop, self.max_steps = rtol, atol, stop, max_steps
         self.unit: Unit = unit
         self.stages = len(tableau.b_sol)
-        rows = [np.zeros(0), *tableau.a_lower, tableau.b_sol]
+        rows = [np.zeros(0), *tableau.a_lower]
         self.weights = np.array([np.pad(row, (0, self.stages - len(row))) for row in rows])
         self.order: Any = solver.error_order(diffrax.ODETerm(lambda t, x, args: field(x, args)))
 
@@ -232,10 +232,10 @@ class _Explicit:
         def advance(carry):
             before, reports, path = carry
             going = unfinished(before)
-            slopes, x = self._slopes(field, before)
+            slopes = self._slopes(field, before)
             after = jax.lax.cond(
                 before.begun,
-                lambda: self._step(before, slopes, x, end, unit),
+                lambda: self._step(before, slopes, end, unit),
                 lambda: before._replace(slope=slopes[-1], next=first, begun=~no),
             )
             after = select(going, after, before)
@@ -282,36 +282,30 @@ class _Explicit:
         )
 
     def _slopes(self, field, standing: _Standing):
-        """dx/dt in all stages of a step, `[stages, d]`, the last is that at its end if FSAL; and x.
+        """dx/dt in all stages of a step, `[stages, d]`; the last is that at its end if FSAL.
 
         A step of no length, with all stages at x, finds the first slope.
         """
-        h = (standing.next - standing.t).astype(standing.x.dtype)
-        weights = jnp.asarray(self.weights, standing.x.dtype)
+        x, h = standing.x, (standing.next - standing.t).astype(standing.x.dtype)
+        weights = jnp.asarray(self.weights, x.dtype)
 
-        def at(j, slopes):
-            return standing.x + h * weighted(weights[j], slopes)
+        def stage(j, slopes):
+            return slopes.at[j].set(field(x + h * weighted(weights[j], slopes)))
 
-        # Each point is made in the stage before: were it compiled into several places, each with
-        # its own rounding, a maximum could equal none of its values, and its derivative be 0 / 0.
-        def stage(j, known):
-            slopes, x = known
-            slopes = slopes.at[j].set(field(x))
-            return slopes, at(j + 1, slopes)
-
-        slopes = jnp.zeros((self.stages, standing.x.size), standing.x.dtype)
-        slopes, first = slopes.at[0].set(standing.slope), int(self.tableau.fsal)
-        return jax.lax.fori_loop(first, self.stages, stage, (slopes, at(first, slopes)))
+        slopes = jnp.zeros((self.stages, x.size), x.dtype).at[0].set(standing.slope)
+        return jax.lax.fori_loop(int(self.tableau.fsal), self.stages, stage, slopes)
 
     @staticmethod
     def _flat(part, start):
         sizes = jax.tree.map(lambda u, x: jnp.broadcast_to(u, x.shape), _like(part, start), start)
         return ravel_pytree(sizes)[0]
 
-    def _step(self, s: _Standing, slopes, x, end, unit: Unit) -> _Standing:
-        """One step to x: taken if its error is small enough; and where the next one ends."""
+    def _step(self, s: _Standing, slopes, end, unit: Unit) -> _Standing:
+        """One step: taken if its error is small enough; and where the next one ends."""
         h = (s.next - s.t).astype(s.x.dtype)
-        error = h * weighted(jnp.asarray(self.tableau.b_error, s.x.dtype), slopes)
+        tableau = self.tableau
+        x = s.x + h * weighted(jnp.asarray(tableau.b_sol, s.x.dtype), slopes)
+        error = h * weighted(jnp.asarray(tableau.b_error, s.x.dtype), slopes)
         error, old, new = jax.lax.stop_gradient((error, s.x, x))
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
         new = jnp.where(jnp.isnan(new).any(), old, new)
