@@ -97,7 +97,9 @@ class _Many(NamedTuple):
             lower = states < k
             row = jnp.where(lower, chain[k], 0)
             total = row.sum()
-            column = jnp.where(lower, chain[:, k] / jnp.where(total > 0, total, 1), 0)
+            # By a vector: divided by a number, every entry of the matrix would be divided again.
+            leaves = jnp.where(lower & (total > 0), total, 1)
+            column = jnp.where(lower, chain[:, k], 0) / leaves
             # What is above the diagonal stays divided.
             here = lower[:, None] & (states == k)[None]
             chain = jnp.where(here, column[:, None], chain + column[:, None] * row[None])
