@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_flag, is_concrete
 from ..base.codes import RESULTS, is_one_of
+from ..base.devices import as_array
 from ..base.text import describe_end, describe_times
 from ..base.times import check_times
 from ..model.clock import check_schedules
@@ -153,7 +154,7 @@ def solve(
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_schedules(wrapped.learners, ts)
     warn_single_precision()
-    times, *tolerances = (jnp.asarray(number, dtype=float) for number in (ts, rtol, atol))
+    times, *tolerances = (as_array(number, float) for number in (ts, rtol, atol))
     options: dict[str, Any] = dict(zip(("rtol", "atol"), tolerances, strict=True))
     options |= dict(solver=solver, max_steps=max_steps)
     if adjoint is None:

@@ -218,7 +218,7 @@ def _follow(wrapped, params0, x, span, solver, rtol, atol):
     rows = jax.vmap(lambda step: jnp.stack(maxima.along(path, step)), out_axes=1)(
         jnp.arange(_STEPS)
     )
-    return path.times, path.values, rows, RESULTS.promote(solved.result)
+    return path.times, path.values, rows, solved.result
 
 
 @quickly_compiled

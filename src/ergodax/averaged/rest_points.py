@@ -19,6 +19,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from ..base.checks import check_concrete, check_flag, is_concrete
 from ..base.codes import RESULTS, is_one_of
+from ..base.devices import as_array
 from ..base.text import describe_result
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
@@ -264,7 +265,7 @@ def rest_point(
     wrapped, guess = check_ergodic(wrapped, guess, "guess")
     check_autonomous(wrapped.learners, "rest points")
     _check_room(wrapped, guess)
-    tolerances = jnp.asarray(rtol), jnp.asarray(atol)
+    tolerances = as_array(rtol), as_array(atol)
     by_matrix = size_of(guess) <= MOST_BY_MATRIX
     found, drifting = root_near(wrapped, guess, *tolerances, max_steps, by_matrix)
     found = RestPoint(wrapped, *found)
@@ -315,7 +316,7 @@ def rest_points(
     first = jax.tree.map(lambda leaf: leaf[0], guesses)
     check_ergodic(wrapped, first, "guesses")
     _check_room(wrapped, first)
-    tolerances, by_matrix = (jnp.asarray(rtol), jnp.asarray(atol)), size_of(first) <= MOST_BY_MATRIX
+    tolerances, by_matrix = (as_array(rtol), as_array(atol)), size_of(first) <= MOST_BY_MATRIX
     found, last = search_roots(wrapped, guesses, *tolerances, max_steps, by_matrix)
     unravel = flat_drift(first)[1]
     points: list[RestPoint] = []

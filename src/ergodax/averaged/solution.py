@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -134,7 +133,7 @@ def _solve_with_path(wrapped, params0, ts, *, moved, **options):
         unit=unit_of(wrapped, params0),
         **options,
     )
-    sound = jnp.where(solved[2] == diffrax.RESULTS.successful, 1.0, jnp.nan).astype(values.dtype)
+    sound = jnp.where(solved[2] == RESULTS.successful, 1.0, jnp.nan).astype(values.dtype)
     found = _described(wrapped, params0, ts, values, solved)
     return found, (values, tangent.path, tangent.tol, sound)
 
@@ -300,9 +299,8 @@ def how_ended(ends: tuple, ts, met: Met, saved, ended) -> tuple[RESULTS, Float[A
     much = jnp.finfo(end.dtype).eps ** -0.5
     grown |= jnp.max(jnp.abs(end)) > much * (1 + jnp.max(jnp.abs(begin)))
     codes: Any = RESULTS
-    result = codes.promote(ended)
-    stuck = result != codes.successful
-    result = codes.where(stuck & grown, codes.unbounded, result)
+    stuck = ended != codes.successful
+    result = codes.where(stuck & grown, codes.unbounded, ended)
     result = codes.where(jnp.any(reached & reducible), codes.reducible, result)
     result = codes.where(last | jnp.any(reached & impossible), codes.invalid_policy, result)
     # Beyond the first time of these nothing is to be trusted.

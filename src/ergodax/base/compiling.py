@@ -36,6 +36,10 @@ _SETTINGS = (
 )
 
 
+# Options of the compiler that any program is given: whether XLA knows them is asked but once.
+_asked: dict[str, Any] = {}
+
+
 class _Watch:
     """Whether a program was compiled since mappings were last counted; whether it was warned."""
 
@@ -78,6 +82,7 @@ def compiled(
         The function; its `lower` is that of `jax.jit`, its `ahead` that which `ahead` calls.
     """
     options = compiler_options or {}
+    _asked.update(options)
 
     traced = precise(function)
 
@@ -179,9 +184,10 @@ def _zeros(leaf: Any) -> Any:
     """An array of such a shape and type; anything else as it is."""
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
-    if leaf.weak_type:
+    if leaf.weak_type and leaf.shape:
         return jnp.full(leaf.shape, leaf.dtype.type(0).item())
-    return jax.device_put(np.zeros(leaf.shape, leaf.dtype))  # nothing is compiled
+    zeros = np.zeros(leaf.shape, leaf.dtype)
+    return jax.device_put(zeros.item() if leaf.weak_type else zeros)  # nothing is compiled
 
 
 def transposing() -> contextlib.AbstractContextManager:
@@ -192,11 +198,12 @@ def transposing() -> contextlib.AbstractContextManager:
 @functools.cache
 def _known(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     """Those options that the installed XLA knows."""
-    if _takes(options):
+    if _takes(tuple(_asked.items())):
         return dict(options)
     return dict(option for option in options if _takes((option,)))
 
 
+@functools.cache
 def _takes(options: tuple[tuple[str, Any], ...]) -> bool:
     try:
         jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()

@@ -1,4 +1,4 @@
-"""Which devices work is spread over, and how to make one of every core of a processor."""
+"""Arrays on devices, which devices work is spread over, and one device for every core."""
 
 import contextlib
 import os
@@ -6,8 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from .checks import check_count
+from .checks import check_count, is_concrete
+
+
+def as_array(value: Any, dtype: Any = None) -> jax.Array:
+    """What `jnp.asarray` returns, never weakly typed; numbers of the host need no program for it.
+
+    JAX compiles one for every shape, which takes some hundredths of a second.
+    """
+    if isinstance(value, jax.Array) or not all(map(is_concrete, jax.tree.leaves(value))):
+        return jnp.asarray(value, dtype)
+    return jax.device_put(np.asarray(value, dtype))
 
 
 def default_devices() -> list[Any]:

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from .devices import as_array
 
 _linear_map = Primitive("linear_map")
 _linear_map.multiple_results = True
@@ -111,18 +114,25 @@ def _shapes(*_, way: _Way):
     return list(way.outputs)
 
 
+def _instantiate(tangent):
+    """A tangent or cotangent as an array, for zeros too: of the host, which needs no program."""
+    if isinstance(tangent, ad.Zero):
+        return as_array(np.zeros(tangent.aval.shape, tangent.aval.dtype))
+    return tangent
+
+
 def _jvp(primals, tangents, *, way: _Way):
     known, _ = way.split(primals)
     moved, given = way.split(tangents)
     if not all(isinstance(tangent, ad.Zero) for tangent in moved):
         raise NotImplementedError("a linear map is not differentiated by what it depends on.")
-    given = map(ad.instantiate_zeros, given)
+    given = map(_instantiate, given)
     return _linear_map.bind(*primals, way=way), _linear_map.bind(*known, *given, way=way)
 
 
 def _transpose(cotangents, *operands, way: _Way):
     known, given = way.split(operands)
-    pulled = _linear_map.bind(*known, *map(ad.instantiate_zeros, cotangents), way=way.transposed())
+    pulled = _linear_map.bind(*known, *map(_instantiate, cotangents), way=way.transposed())
     wanted = [
         found if ad.is_undefined_primal(operand) else None
         for found, operand in zip(pulled, given, strict=True)

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from ..base.checks import as_real, check_array, check_type, describe, is_concrete
+from ..base.devices import as_array
 from .validity import (
     check_law,
     check_names,
@@ -115,10 +116,10 @@ class MarkovGame(eqx.Module):
         if is_concrete(rewards):
             check_rewards(self, np.asarray(rewards))
             warn_unresolved(np.asarray(rewards), jnp.result_type(float))
-        self.successors = jnp.asarray(successors, dtype=jnp.int32)
-        self.probabilities = jnp.asarray(probabilities, dtype=float)
-        self.rewards = jnp.asarray(rewards, dtype=float)
-        self.initial = jnp.asarray(law, dtype=float)
+        self.successors = as_array(successors, jnp.int32)
+        self.probabilities = as_array(probabilities, float)
+        self.rewards = as_array(rewards, float)
+        self.initial = as_array(law, float)
 
     @classmethod
     def from_dense(

@@ -21,6 +21,7 @@ from ..base.checks import (
     is_concrete,
     is_within,
 )
+from ..base.devices import as_array
 from ..base.text import describe_value
 
 _INTERVAL = re.compile(r"[\[(]\s*-?(inf|[\d.]+)\s*,\s*-?(inf|[\d.]+)\s*[\])]")
@@ -88,7 +89,7 @@ _OTHERS = {
 def _as_float_array(value) -> Any:
     found = as_real(value)
     # What is no number is refused when the module is made, by the name of its field.
-    return value if found is None else jnp.asarray(found, dtype=float)
+    return value if found is None else as_array(found, float)
 
 
 class HyperModule(eqx.Module):

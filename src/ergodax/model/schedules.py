@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..base.checks import check_array, check_choice, check_function, is_concrete
+from ..base.devices import as_array
 from .hyper import AbstractSchedule, HyperModule, Scalar, hyper
 
 
@@ -81,8 +82,8 @@ class Piecewise(AbstractSchedule):
         Raises:
             ValueError: unless there are as many values as times, and these increase.
         """
-        self.times = jnp.asarray(check_array("times", times), dtype=float)
-        self.values = jnp.asarray(check_array("values", values), dtype=float)
+        self.times = as_array(check_array("times", times), float)
+        self.values = as_array(check_array("values", values), float)
         self.between = check_choice("between", between, ("linear", "constant"))
         if self.times.ndim != 1 or self.times.shape != self.values.shape or not self.times.size:
             raise ValueError(

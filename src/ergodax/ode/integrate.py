@@ -16,6 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..base.checks import check_count, check_number, check_type
+from ..base.codes import RESULTS
 from ..base.compiling import precise
 from .batching import anywhere, select
 
@@ -49,7 +50,7 @@ class Solved(NamedTuple):
         path: ends of all steps `[M + 1]`, the solution there `[M + 1, ...]` and its slopes, the
             start first; None unless kept.
         stats: how many steps were made, taken and refused.
-        result: how it ended, one of `diffrax.RESULTS`.
+        result: how it ended, one of `RESULTS`.
     """
 
     ts: Any
@@ -260,7 +261,7 @@ class _Explicit:
         )
         if path is not None and not self.tableau.fsal:
             path = *path[:2], jax.vmap(field)(path[1])
-        codes: Any = diffrax.RESULTS
+        codes: Any = RESULTS
         there = (standing.t >= end) | standing.stopped
         reached = ys = None
         if ts is not None and reports is not None:
@@ -403,7 +404,7 @@ def _by_diffrax(solve, start, begin, end, ts, keep) -> Solved:
         end=(t, x),
         path=path,
         stats=counts | {"max_steps": solve.keywords["max_steps"]},
-        result=result,
+        result=RESULTS.promote(result),
     )
 
 

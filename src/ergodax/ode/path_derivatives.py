@@ -12,13 +12,13 @@ kinks.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ..base.codes import RESULTS
 from ..base.linear_map import linear_map
 from .path import NUDGE, Path, follow
 from .walk import Walk, rms
@@ -141,7 +141,7 @@ def solve_with_tangents(x0, args, ts, x0_dot, args_dot, stops, **options):
     moved = eqx.filter(args, eqx.is_inexact_array)
     ys, tangent, rest = linearise(x0, args, moved, ts, first_step=1e-4 * ts[-1], **options)
     tangents = tangent.forward(x0_dot, args_dot, ts, stops)
-    return ys, tangents * jnp.where(rest[2] == diffrax.RESULTS.successful, 1.0, jnp.nan), rest
+    return ys, tangents * jnp.where(rest[2] == RESULTS.successful, 1.0, jnp.nan), rest
 
 
 def once(tree):

@@ -39,6 +39,7 @@ from ..averaged.stationary import check_ergodic, preserve_rows
 from ..base.checks import check_count, check_flag, is_concrete
 from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import ahead, lightly_compiled, precise, quickly_compiled
+from ..base.devices import as_array
 from ..base.memory import check_room
 from ..base.times import check_scale, check_times
 from ..model.check import check_kinks
@@ -111,20 +112,20 @@ def fluctuations(
     tracked = _TRACKED if max_kinks is None else (check_count("max_kinks", max_kinks, least=0),)
     bias, throw = check_flag("bias", bias), check_flag("throw", throw)
     if scale is not None:
-        scale = jnp.asarray(check_scale(scale), dtype=float)
+        scale = as_array(check_scale(scale), float)
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_kinks(wrapped)
     check_schedules(wrapped.learners, ts)
     check_covariance("fluctuations", wrapped, params0, times=np.shape(ts)[0], bias=bias)
     size = sum(leaf.size for leaf in jax.tree.leaves(params0))
 
-    times, law = jnp.asarray(ts, dtype=float), first_state_law(wrapped.game, initial_state)
+    times, law = as_array(ts, float), first_state_law(wrapped.game, initial_state)
     options: dict[str, Any] = dict(scale=scale, bias=bias, adjoint=adjoint, max_steps=max_steps)
-    options |= {"rtol": jnp.asarray(rtol, dtype=float), "atol": jnp.asarray(atol, dtype=float)}
+    options |= {"rtol": as_array(rtol, float), "atol": as_array(atol, float)}
 
     def solve(most: int) -> Fluctuations:
         check_room(64 * most * size**2, f"to track {most} kinks", "lower max_kinks")
-        return fluctuate(wrapped, params0, times, jnp.asarray(law), max_kinks=most, **options)
+        return fluctuate(wrapped, params0, times, as_array(law), max_kinks=most, **options)
 
     solution = solve(tracked[0])
     for most in tracked[1:]:

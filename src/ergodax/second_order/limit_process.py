@@ -267,8 +267,8 @@ class LimitProcess:
             if kink is not None:
                 jump = self.jump(state.covariance, kink)
                 state = state._replace(bias=state.bias + jump)
-            codes = RESULTS.promote(solved.result)
-            return (state, saved, RESULTS.where(result == RESULTS.successful, codes, result)), jump
+            result = RESULTS.where(result == RESULTS.successful, solved.result, result)
+            return (state, saved, result), jump
 
         # It starts just ahead, so that a tie takes the side that the flow enters.
         ahead = jnp.sqrt(jnp.finfo(start.dtype).eps) * 1e-2 * end

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..base.devices import as_array
 from . import block, greedy_tables
 from .execution import Execution
 from .inputs import Inputs
@@ -146,7 +147,7 @@ class Job:
             execution = execution._replace(width=_saved_width(saved, inputs.runs))
         self._setting = block.Setting(
             wrapped=inputs.wrapped,
-            scale=jnp.asarray(scale, float),
+            scale=as_array(scale, float),
             observe=observe,
             recorders=recorders,
             compensated=inputs.compensated,
@@ -257,7 +258,7 @@ class Job:
         self._setting = dataclasses.replace(
             self._setting, wrapped=rows.wrapped, observe=observe, recorders=recorders
         )
-        keys = self._keys_of(jnp.asarray(numbers, jnp.uint32))
+        keys = self._keys_of(as_array(numbers, jnp.uint32))
         batch = block.start(self._setting, keys, rows.params0, rows.law, rows.standing)
         counted = np.zeros(self._batch, bool)
         counted[: self._live] = self._counting[self.done : self.done + self._live]
@@ -282,7 +283,7 @@ class Job:
         return batch, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *reports)
 
     def _advance_all(self, batch, begun: int, b: Block):
-        lengths, ends = jnp.asarray(b.lengths, np.int32), jnp.asarray(b.ends)
+        lengths, ends = as_array(b.lengths, np.int32), as_array(b.ends)
         words = words_of(begun)
         given = self._keys, batch, self._counted, words, lengths, ends
         self._setting, found = in_kernel_or_loop(block.advance, self._setting, *given)

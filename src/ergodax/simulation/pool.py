@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..base.compiling import compiled
+from ..base.devices import as_array
 from . import block, greedy_tables
 from .capacity import limits_of, width_of
 from .execution import Execution
@@ -88,7 +89,7 @@ class Pool:
         self._is_quick = greedy_tables.fits(inputs, (until,), execution.devices)
         self._setting = block.Setting(
             wrapped=inputs.wrapped,
-            scale=jnp.asarray(scale, float),
+            scale=as_array(scale, float),
             observe=_nothing,
             recorders=(until,),
             compensated=inputs.compensated,
@@ -172,7 +173,7 @@ class Pool:
         numbers = np.clip(numbers, 0, self._inputs.runs - 1)
         rows, (until,) = self._inputs.rows(numbers, (self._until,))
         setting = dataclasses.replace(self._setting, wrapped=rows.wrapped, recorders=(until,))
-        keys = self._keys_of(jnp.asarray(numbers, jnp.uint32))
+        keys = self._keys_of(as_array(numbers, jnp.uint32))
         runs = block.start(setting, keys, rows.params0, rows.law, rows.standing)
         if known is not None and known.any():
             found = jax.tree.map(lambda leaf: leaf[numbers], self.runs)
@@ -212,8 +213,8 @@ class Pool:
         own = lots.numbers < 0, left, words_of(lots.steps)
         idle, left, words = self._setting.spread(own)
         look = max(_LOOK // self._execution.width, 1)
-        limits = [jnp.asarray(count, jnp.int32) for count in (length, look)]
-        limits.append(jnp.asarray(fewest))
+        limits = [as_array(count, jnp.int32) for count in (length, look)]
+        limits.append(as_array(fewest))
         setting = dataclasses.replace(lots.setting, in_kernel=self._setting.in_kernel)
         given = lots.keys, lots.runs, idle, words, left, *limits
         setting, found = in_kernel_or_loop(block.advance_until, setting, *given)

@@ -255,6 +255,45 @@ def simulate(
         >>> ex.simulate(wrapped, wrapped.init(), [100.0], scale=10, runs=64, key=jax.random.key(0))
         Simulation(64 runs at scale 10, t = 100: successful)
     """
+    return prepare(
+        wrapped,
+        params0,
+        ts,
+        scale=scale,
+        runs=runs,
+        key=key,
+        initial_state=initial_state,
+        observe=observe,
+        recorder=recorder,
+        keep_runs=keep_runs,
+        dtype=dtype,
+        start=start,
+        checkpoint=checkpoint,
+        batch_size=batch_size,
+        devices=devices,
+        progress=progress,
+    )()
+
+
+def prepare(
+    wrapped,
+    params0,
+    ts,
+    *,
+    scale=1,
+    runs=None,
+    key,
+    initial_state=None,
+    observe=PARAMETERS,
+    recorder=None,
+    keep_runs=False,
+    dtype=None,
+    start=None,
+    checkpoint=None,
+    batch_size=None,
+    devices=None,
+    progress=False,
+):
     check_concrete("simulate", (wrapped, params0, ts, scale), NO_DERIVATIVES)
     ts = check_times(ts)
     check_key(key)
@@ -301,53 +340,59 @@ def simulate(
         kept=kept,
         begun=begun,
     )
-    compiled, steps_before = time.perf_counter(), job.steps_done
-    with execution.bar(inputs.runs * int(steps[-1] - begun), steps_before) as bar:
-        complete = carry_out(job, save, bar)
-    finished, steps_taken = time.perf_counter(), job.steps_done - steps_before
+    seconds = time.perf_counter() - before
 
-    count = len(times) if complete else job.cut()
-    if not count:
-        raise KeyboardInterrupt
-    summary = jax.tree.map(lambda leaf: leaf[0], job.summary())
-    (*means, (state_frequency, rewards)), (*variances, _) = summary.mean, summary.variance
-    values = jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values)
-    observed, *recorded = map(Recorded, means, variances, values or [None] * len(means))
-    result: Any = RESULTS.successful if complete else RESULTS.interrupted
-    if job.done < inputs.runs or count < len(times):
-        rest = "." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."
-        until = f"{job.done} of {inputs.runs} runs are complete, up to t = {times[count - 1]:.6g}"
-        warnings.warn(f"interrupted: {until}{rest}", stacklevel=2)
-    if summary.lost[-1, 0]:
-        result, text = describe_lost(wrapped, summary.lost[-1], job.done)
-        first = times[np.argmax(summary.lost[:, 0] > 0)]
-        played = summary.lost[-1, 1:].any()
-        hint = "." if played else ": are the updates too large for their scale?"
-        warnings.warn(f"{text}, the first by t = {first:.6g}{hint}", stacklevel=2)
-    if inputs.own_game:  # of the runs that are complete, like all else
-        wrapped = take(wrapped, slice(job.done))
-    return Simulation(
-        wrapped=wrapped,
-        ts=times[:count],
-        steps=steps[:count],
-        mean=observed.mean,
-        variance=observed.variance,
-        values=observed.values,
-        state_frequency=state_frequency,
-        rewards=rewards,
-        observed=observe.names,
-        final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
-        scale=scale,
-        runs=job.done,
-        compensated=inputs.compensated,
-        key_data=np.asarray(jax.random.key_data(key)),
-        compile_seconds=compiled - before,
-        run_seconds=finished - compiled,
-        steps_taken=steps_taken,
-        result=result,
-        recorded=recorded[0] if recorded else None,
-        compiler=job.compiler,
-    )
+    def run():
+        begun_at, steps_before = time.perf_counter(), job.steps_done
+        with execution.bar(inputs.runs * int(steps[-1] - begun), steps_before) as bar:
+            complete = carry_out(job, save, bar)
+        finished, steps_taken = time.perf_counter(), job.steps_done - steps_before
+
+        count = len(times) if complete else job.cut()
+        if not count:
+            raise KeyboardInterrupt
+        summary = jax.tree.map(lambda leaf: leaf[0], job.summary())
+        (*means, (state_frequency, rewards)), (*variances, _) = summary.mean, summary.variance
+        values = jax.tree.map(lambda leaf: leaf[: job.done, :count], job.values)
+        observed, *recorded = map(Recorded, means, variances, values or [None] * len(means))
+        result: Any = RESULTS.successful if complete else RESULTS.interrupted
+        if job.done < inputs.runs or count < len(times):
+            rest = "." if checkpoint is None else f"; {os.fspath(checkpoint)!r} holds the rest."
+            until = (
+                f"{job.done} of {inputs.runs} runs are complete, up to t = {times[count - 1]:.6g}"
+            )
+            warnings.warn(f"interrupted: {until}{rest}", stacklevel=2)
+        if summary.lost[-1, 0]:
+            result, text = describe_lost(wrapped, summary.lost[-1], job.done)
+            first = times[np.argmax(summary.lost[:, 0] > 0)]
+            played = summary.lost[-1, 1:].any()
+            hint = "." if played else ": are the updates too large for their scale?"
+            warnings.warn(f"{text}, the first by t = {first:.6g}{hint}", stacklevel=2)
+        played = take(wrapped, slice(job.done)) if inputs.own_game else wrapped
+        return Simulation(
+            wrapped=played,
+            ts=times[:count],
+            steps=steps[:count],
+            mean=observed.mean,
+            variance=observed.variance,
+            values=observed.values,
+            state_frequency=state_frequency,
+            rewards=rewards,
+            observed=observe.names,
+            final=jax.tree.map(lambda leaf: leaf[: job.done], job.final),
+            scale=scale,
+            runs=job.done,
+            compensated=inputs.compensated,
+            key_data=np.asarray(jax.random.key_data(key)),
+            compile_seconds=seconds,
+            run_seconds=finished - begun_at,
+            steps_taken=steps_taken,
+            result=result,
+            recorded=recorded[0] if recorded else None,
+            compiler=job.compiler,
+        )
+
+    return run
 
 
 def _shapes(inputs: Inputs, observe, recorders) -> tuple:

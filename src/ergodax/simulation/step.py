@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..base.devices import as_array
 from ..model.learner import At, Transition
 from ..model.private import drawn_by
 from .lanes import is_large, reused
@@ -309,7 +310,7 @@ def _is_at(table, index):
 
 def words_of(step: Any):
     """Low and high word of a step number, or of several."""
-    return jnp.asarray(np.uint32(step % 2**32)), jnp.asarray(np.uint32(step // 2**32))
+    return as_array(np.uint32(step % 2**32)), as_array(np.uint32(step // 2**32))
 
 
 def later(counter, steps):

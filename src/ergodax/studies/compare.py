@@ -13,7 +13,6 @@ from statistics import NormalDist
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
@@ -25,7 +24,8 @@ from ..averaged.room import size_of
 from ..averaged.stationary import mixing_time_on_host
 from ..base.checks import check_concrete, check_count, check_flag, check_key
 from ..base.codes import RESULTS, is_one_of
-from ..base.compiling import ahead, in_this_context, quickly_compiled
+from ..base.compiling import in_this_context, quickly_compiled
+from ..base.devices import as_array
 from ..base.times import check_scale, check_times, steps_at
 from ..model.check import check_kinks
 from ..model.game import MarkovGame, first_state_law
@@ -34,7 +34,7 @@ from ..model.wrapped import WrappedGame, admit
 from ..results.result import policies as policies_at
 from ..second_order.fluctuations import fluctuate
 from ..simulation.inputs import check_inputs
-from ..simulation.simulate import NO_DERIVATIVES, Simulation, simulate
+from ..simulation.simulate import NO_DERIVATIVES, Simulation, prepare
 from .comparison import Agreement, Comparison, Gap, Series, make_series
 
 # The ratio of time scales is looked at this often along the ODE, and for so many parameters.
@@ -87,19 +87,13 @@ def compare(
     inputs = check_inputs(wrapped, params0, None, None, runs, dtype)
     if inputs.own_game or inputs.own_params:
         raise ValueError("compare takes one game and one start, without an axis of runs.")
-    law = jnp.asarray(first_state_law(wrapped.game, initial_state))
+    law = as_array(first_state_law(wrapped.game, initial_state))
     key_data = np.asarray(jax.random.key_data(check_key(key)))
     averaged = admit(wrapped, params0, "params0")
     check_kinks(averaged[0])
-    if size_of(averaged[1]) <= _MOST_PREDICTED:
-        ahead(_fluctuate, *averaged, jnp.asarray(times), law, max_kinks=0)
-    # The ODE first: it is quick, and says whether there is anything to compare with.
-    solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
-    params = jax.device_get(solution.params)
-    with ThreadPoolExecutor(1) as thread:  # both compile for some seconds
-        separating = thread.submit(in_this_context(_separation), wrapped, params, scale)
-        predicting = thread.submit(in_this_context(_predict), *averaged, times, law, scale)
-        simulation = simulate(
+    with ThreadPoolExecutor(2) as threads:  # all compile for some seconds
+        preparing = threads.submit(
+            in_this_context(prepare),
             wrapped,
             params0,
             times,
@@ -111,7 +105,13 @@ def compare(
             dtype=dtype,
             progress=progress,
         )
-        predicted, separation = predicting.result(), separating.result()
+        # The ODE first: it is quick, and says whether there is anything to compare with.
+        solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
+        params = jax.device_get(solution.params)
+        predicting = threads.submit(in_this_context(_predict), *averaged, times, law, scale)
+        simulation = preparing.result()()
+        separation = _separation(wrapped, params, scale)
+        predicted = predicting.result()
     if len(simulation.ts) < len(times):
         raise KeyboardInterrupt  # no run is complete
     if isinstance(predicted, str):
@@ -141,7 +141,11 @@ def compare(
     )
 
 
-_fluctuate = quickly_compiled(fluctuate)
+@quickly_compiled
+def _theory(wrapped, params0, times, law, scale, *, max_kinks):
+    """Fluctuations and bias; the mean that they predict, and when it is near a kink."""
+    found = fluctuate(wrapped, params0, times, law, max_kinks=max_kinks)
+    return found, found.corrected_mean(scale), found.near_kink(scale)
 
 
 def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.ndarray] | str:
@@ -149,15 +153,16 @@ def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.n
     size = size_of(params0)
     if size > _MOST_PREDICTED:
         return f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
+    given = wrapped, params0, as_array(times), law, as_array(scale)
     # Tracking kinks takes long to compile, and is needed only if results beyond one are.
-    predicted = _fluctuate(wrapped, params0, jnp.asarray(times), law, max_kinks=0)
+    predicted, mean, near = _theory(*given, max_kinks=0)
     before = np.cumsum(changes(wrapped, predicted.params)) > 0
-    if np.any(before & ~np.asarray(predicted.near_kink(scale))):
-        predicted = _fluctuate(wrapped, params0, jnp.asarray(times), law)
+    if np.any(before & ~np.asarray(near)):
+        predicted, mean, near = _theory(*given, max_kinks=8)
     # Times at which the flow rests on a kink are near one at every scale, and left out.
     if not is_one_of(predicted.result, RESULTS.successful, RESULTS.resting):
         return f"not computed: {RESULTS[predicted.result]}"
-    mean = jax.device_get(predicted.corrected_mean(scale))
+    mean = jax.device_get(mean)
     variances = np.einsum("kii->ki", np.asarray(predicted.covariance)) / scale
     leaves, structure = jax.tree.flatten(mean)
     ends = np.cumsum([leaf[0].size for leaf in leaves])
@@ -165,7 +170,7 @@ def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.n
     variance = structure.unflatten(
         part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)
     )
-    return (mean, variance), np.asarray(predicted.near_kink(scale))
+    return (mean, variance), np.asarray(near)
 
 
 def _agreement(prediction, near, simulation: Simulation) -> Agreement | str:
@@ -226,9 +231,9 @@ def _timed_solve(wrapped, params0, times) -> tuple[Solution, float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # A solve over almost no time takes as long as its compilation.
-        jax.block_until_ready(solve(wrapped, params0, jnp.asarray(times * 1e-6), throw=False))
+        jax.block_until_ready(solve(wrapped, params0, as_array(times * 1e-6), throw=False))
     compiled = time.perf_counter()
-    solution = jax.block_until_ready(solve(wrapped, params0, jnp.asarray(times)))
+    solution = jax.block_until_ready(solve(wrapped, params0, as_array(times)))
     return solution, compiled - before, time.perf_counter() - compiled
 
 
