@@ -60,6 +60,9 @@ def _began() -> float:
 
 
 _STARTED = _began()
+# The modules of ergodax whose files were found to be older. Where other threads run, every look at
+# a file can take some milliseconds.
+_seen: set[str] = set()
 
 
 class _Kept:
@@ -131,6 +134,7 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
         config.update("jax_compilation_cache_max_size", -1)
         _drop_oldest(chosen.glob("*-cache"), _COMPILED_BYTES)
         config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    _versions()  # before there are other threads
     _Kept.folder = chosen / "traced"
     return chosen
 
@@ -258,13 +262,15 @@ def _surroundings() -> tuple:
 
 def _installed() -> tuple:
     """What is installed: the source of ergodax, and the versions of what it is made of."""
-    files = _files()
-    if not files:
+    if not _files():
         raise _Foreign("ergodax without its source")
-    for path in files:
-        status = path.stat()
+    package = __name__.partition(".")[0]
+    loaded = {name for name in list(sys.modules) if name.partition(".")[0] == package}
+    for name in loaded - _seen:
+        status = os.stat(str(sys.modules[name].__file__))
         if max(status.st_mtime, status.st_ctime) > _STARTED - _MARGIN:
-            raise _Foreign(f"{path.name}, which may have changed since it was imported")
+            raise _Foreign(f"{name}, which may have changed since it was imported")
+    _seen.update(loaded)
     return _versions()
 
 
