@@ -117,7 +117,8 @@ def _shapes(*_, way: _Way):
 def _instantiate(tangent):
     """A tangent or cotangent as an array, for zeros too: of the host, which needs no program."""
     if isinstance(tangent, ad.Zero):
-        return as_array(np.zeros(tangent.aval.shape, tangent.aval.dtype))
+        like: Any = tangent.aval
+        return as_array(np.zeros(like.shape, like.dtype))
     return tangent
 
 

@@ -28,7 +28,6 @@ from ..base.checks import (
 from ..base.codes import RESULTS
 from ..base.text import describe_result, describe_times
 from ..base.times import check_scale, check_times, steps_at, steps_between
-from ..io.identity import identify
 from ..io.store import Store
 from ..model.clock import check_schedules
 from ..model.observable import PARAMETERS, Observable
@@ -46,6 +45,7 @@ from ..results.labels import (
 )
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
+from .continued import check_continued
 from .execution import carry_out, plan_execution
 from .inputs import Inputs, check_inputs, check_rows, take
 from .job import Job
@@ -255,50 +255,10 @@ def simulate(
         >>> ex.simulate(wrapped, wrapped.init(), [100.0], scale=10, runs=64, key=jax.random.key(0))
         Simulation(64 runs at scale 10, t = 100: successful)
     """
-    return prepare(
-        wrapped,
-        params0,
-        ts,
-        scale=scale,
-        runs=runs,
-        key=key,
-        initial_state=initial_state,
-        observe=observe,
-        recorder=recorder,
-        keep_runs=keep_runs,
-        dtype=dtype,
-        start=start,
-        checkpoint=checkpoint,
-        batch_size=batch_size,
-        devices=devices,
-        progress=progress,
-    )()
-
-
-def prepare(
-    wrapped,
-    params0,
-    ts,
-    *,
-    scale=1,
-    runs=None,
-    key,
-    initial_state=None,
-    observe=PARAMETERS,
-    recorder=None,
-    keep_runs=False,
-    dtype=None,
-    start=None,
-    checkpoint=None,
-    batch_size=None,
-    devices=None,
-    progress=False,
-):
     check_concrete("simulate", (wrapped, params0, ts, scale), NO_DERIVATIVES)
-    ts = check_times(ts)
+    reported = check_times(ts)
     check_key(key)
     check_function("observe", observe, "the parameters of one run")
-    observe = Observable.of(observe)
     if recorder is not None:
         check_type("recorder", recorder, AbstractRecorder, "an AbstractRecorder")
     if start is not None:
@@ -308,12 +268,52 @@ def prepare(
     check_flag("keep_runs", keep_runs)
     check_flag("progress", progress)
     scale = float(check_scale(scale))
-    steps, times = steps_at(ts, scale)
-    begun = 0 if start is None else _check_start(start, wrapped, key, scale, steps)
-    intervals = steps_between(steps, begun)
+    if start is not None:
+        _check_start(start, wrapped, key, scale, reported)
     standing = None if start is None else start.final
-    inputs = check_inputs(wrapped, params0, initial_state, standing, runs, dtype)
+    run = prepare(
+        wrapped,
+        check_inputs(wrapped, params0, initial_state, standing, runs, dtype),
+        reported,
+        scale=scale,
+        key=key,
+        observe=observe,
+        recorder=recorder,
+        keep_runs=keep_runs,
+        start=start,
+        checkpoint=checkpoint,
+        batch_size=batch_size,
+        devices=devices,
+        progress=progress,
+    )
+    return run()
+
+
+def prepare(
+    wrapped: WrappedGame,
+    inputs: Inputs,
+    ts: Float[np.ndarray, " K"],
+    *,
+    scale: float,
+    key: Array,
+    observe: Callable[[Any], Any],
+    recorder: AbstractRecorder | None = None,
+    keep_runs: bool = False,
+    start: Simulation | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    batch_size: int | np.integer | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = False,
+) -> Callable[[], Simulation]:
+    """Plans and compiles what `simulate` does; returns the function that does it.
+
+    All but `inputs` are arguments of `simulate` that were checked.
+    """
+    steps, times = steps_at(ts, scale)
+    begun = 0 if start is None else int(start.steps[-1])
+    intervals = steps_between(steps, begun)
     check_schedules(inputs.wrapped.learners, times, inputs.own_game)
+    observe = Observable.of(observe)
     recorders = () if recorder is None else (recorder,)
     shapes = _shapes(inputs, observe, recorders)
     kept = len(shapes) if keep_runs else 0
@@ -340,13 +340,13 @@ def prepare(
         kept=kept,
         begun=begun,
     )
-    seconds = time.perf_counter() - before
+    compile_seconds, steps_before = time.perf_counter() - before, job.steps_done
 
-    def run():
-        begun_at, steps_before = time.perf_counter(), job.steps_done
+    def run() -> Simulation:
+        started = time.perf_counter()
         with execution.bar(inputs.runs * int(steps[-1] - begun), steps_before) as bar:
             complete = carry_out(job, save, bar)
-        finished, steps_taken = time.perf_counter(), job.steps_done - steps_before
+        run_seconds = time.perf_counter() - started
 
         count = len(times) if complete else job.cut()
         if not count:
@@ -361,16 +361,16 @@ def prepare(
             until = (
                 f"{job.done} of {inputs.runs} runs are complete, up to t = {times[count - 1]:.6g}"
             )
-            warnings.warn(f"interrupted: {until}{rest}", stacklevel=2)
+            warnings.warn(f"interrupted: {until}{rest}", stacklevel=3)
         if summary.lost[-1, 0]:
             result, text = describe_lost(wrapped, summary.lost[-1], job.done)
             first = times[np.argmax(summary.lost[:, 0] > 0)]
             played = summary.lost[-1, 1:].any()
             hint = "." if played else ": are the updates too large for their scale?"
-            warnings.warn(f"{text}, the first by t = {first:.6g}{hint}", stacklevel=2)
-        played = take(wrapped, slice(job.done)) if inputs.own_game else wrapped
+            warnings.warn(f"{text}, the first by t = {first:.6g}{hint}", stacklevel=3)
         return Simulation(
-            wrapped=played,
+            # Of the runs that are complete, like all else.
+            wrapped=take(wrapped, slice(job.done)) if inputs.own_game else wrapped,
             ts=times[:count],
             steps=steps[:count],
             mean=observed.mean,
@@ -384,9 +384,9 @@ def prepare(
             runs=job.done,
             compensated=inputs.compensated,
             key_data=np.asarray(jax.random.key_data(key)),
-            compile_seconds=seconds,
-            run_seconds=finished - begun_at,
-            steps_taken=steps_taken,
+            compile_seconds=compile_seconds,
+            run_seconds=run_seconds,
+            steps_taken=job.steps_done - steps_before,
             result=result,
             recorded=recorded[0] if recorded else None,
             compiler=job.compiler,
@@ -429,31 +429,12 @@ def describe_lost(wrapped: WrappedGame, lost, runs: int) -> tuple[Any, str]:
     return RESULTS.nonfinite, text
 
 
-def _digest(value: Any, name: str) -> str:
-    """What tells it from others, however its arrays came about."""
-    return identify(jax.tree.map(lambda a: np.asarray(a) if eqx.is_array(a) else a, value), name)
-
-
-def check_continued(start: Any, wrapped, key, scale: float) -> None:
-    """Raises ValueError unless an earlier simulation was one of the same work."""
-    for part in ("game", "learners"):
-        ours, theirs = (_digest(getattr(w, part), part) for w in (wrapped, start.wrapped))
-        if ours != theirs:
-            raise ValueError(f"start was simulated with another value of {part}; give the same.")
-    if start.final is None:
-        raise ValueError("start was interrupted between report times and cannot go on.")
-    if not np.array_equal(start.key_data, jax.random.key_data(key)):
-        raise ValueError("start was made with another key; its runs go on only with their own.")
-    if start.scale != scale:
-        raise ValueError(f"start has scale {start.scale:g}; found scale {scale:g}.")
-
-
-def _check_start(start: Simulation, wrapped, key, scale: float, steps) -> int:
-    """Returns the steps that an earlier simulation has taken, if it can go on."""
+def _check_start(start: Simulation, wrapped, key, scale: float, ts) -> None:
+    """Raises ValueError unless an earlier simulation can go on."""
     check_continued(start, wrapped, key, scale)
-    if steps[0] < start.steps[-1]:
+    first = steps_at(ts, scale)[0][0]
+    if first < start.steps[-1]:
         raise ValueError(
             f"start has reached t = {start.ts[-1]:g}; ts must not begin before, at "
-            f"{steps[0] / scale:g}."
+            f"{first / scale:g}."
         )
-    return int(start.steps[-1])

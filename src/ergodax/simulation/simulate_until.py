@@ -32,12 +32,13 @@ from ..model.wrapped import WrappedGame
 from ..results.labels import OUTCOME, SETTING, Entries, Label, labelled, of_agents, of_places
 from ..results.result import Result, precision
 from .capacity import bytes_of_run, check_result
+from .continued import check_continued
 from .execution import carry_out, plan_execution
 from .inputs import check_inputs, check_rows, take
 from .pool import Pool, is_lost
 from .recorders import AbstractRecorder, check_recorder
 from .shared import plan_work
-from .simulate import NO_DERIVATIVES, check_continued, describe_lost
+from .simulate import NO_DERIVATIVES, describe_lost
 from .step import MISPLAYED, Ensemble, Run, lost_by
 from .streams import run_keys
 from .until import AbstractWatch, fitted

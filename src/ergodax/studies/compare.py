@@ -84,10 +84,10 @@ def compare(
     scale = float(check_scale(scale))
     times = _times_of_steps(ts, scale)
     runs = check_count("runs", runs, least=2)
-    inputs = check_inputs(wrapped, params0, None, None, runs, dtype)
+    law = as_array(first_state_law(wrapped.game, initial_state))
+    inputs = check_inputs(wrapped, params0, initial_state, None, runs, dtype)
     if inputs.own_game or inputs.own_params:
         raise ValueError("compare takes one game and one start, without an axis of runs.")
-    law = as_array(first_state_law(wrapped.game, initial_state))
     key_data = np.asarray(jax.random.key_data(check_key(key)))
     averaged = admit(wrapped, params0, "params0")
     check_kinks(averaged[0])
@@ -95,14 +95,11 @@ def compare(
         preparing = threads.submit(
             in_this_context(prepare),
             wrapped,
-            params0,
+            inputs,
             times,
             scale=scale,
-            runs=runs,
             key=key,
-            initial_state=initial_state,
             observe=parameters_and_policies(wrapped),
-            dtype=dtype,
             progress=progress,
         )
         # The ODE first: it is quick, and says whether there is anything to compare with.
