@@ -154,6 +154,23 @@ def solve(
     wrapped, params0 = check_ergodic(wrapped, params0, "params0")
     check_schedules(wrapped.learners, ts)
     warn_single_precision()
+    flow = flow_of(wrapped, params0, ts, rtol, atol, solver, adjoint, max_steps)
+    if throw:
+        check_reached(flow)
+    return flow
+
+
+def flow_of(
+    wrapped: WrappedGame,
+    params0: Any,
+    ts: Any,
+    rtol: Any = 1e-8,
+    atol: Any = 1e-8,
+    solver: diffrax.AbstractSolver | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    max_steps: int | None = None,
+) -> Solution:
+    """`solve` without its checks, of what `check_ergodic` returns; never raises."""
     times, *tolerances = (as_array(number, float) for number in (ts, rtol, atol))
     options: dict[str, Any] = dict(zip(("rtol", "atol"), tolerances, strict=True))
     options |= dict(solver=solver, max_steps=max_steps)
@@ -162,10 +179,7 @@ def solve(
     else:
         found = solution_by_steps(wrapped, params0, times, adjoint=adjoint, **options)
     (params, law, rewards), (stats, result, end_time) = found
-    flow = Solution(wrapped, times, params, law, rewards, stats, result, end_time, *tolerances)
-    if throw:
-        check_reached(flow)
-    return flow
+    return Solution(wrapped, times, params, law, rewards, stats, result, end_time, *tolerances)
 
 
 def check_reached(solution) -> None:

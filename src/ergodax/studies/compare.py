@@ -6,7 +6,6 @@ says whether the ensemble has the mean `x + b / N` and the variance `C / N` that
 """
 
 import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import NormalDist
@@ -18,19 +17,20 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..averaged.drift import average
-from ..averaged.flow import Solution, solve
+from ..averaged.flow import Solution, check_reached, flow_of, warn_single_precision
 from ..averaged.maxima import changes
 from ..averaged.room import size_of
-from ..averaged.stationary import mixing_time_on_host
+from ..averaged.stationary import check_ergodic, mixing_time_on_host
 from ..base.checks import check_concrete, check_count, check_flag, check_key
 from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import in_this_context, quickly_compiled
 from ..base.devices import as_array
 from ..base.times import check_scale, check_times, steps_at
 from ..model.check import check_kinks
+from ..model.clock import check_schedules
 from ..model.game import MarkovGame, first_state_law
 from ..model.observable import parameters_and_policies
-from ..model.wrapped import WrappedGame, admit
+from ..model.wrapped import WrappedGame
 from ..results.result import policies as policies_at
 from ..second_order.fluctuations import fluctuate
 from ..simulation.inputs import check_inputs
@@ -84,13 +84,16 @@ def compare(
     scale = float(check_scale(scale))
     times = _times_of_steps(ts, scale)
     runs = check_count("runs", runs, least=2)
-    law = as_array(first_state_law(wrapped.game, initial_state))
-    inputs = check_inputs(wrapped, params0, initial_state, None, runs, dtype)
+    inputs = check_inputs(wrapped, params0, None, None, runs, dtype)
     if inputs.own_game or inputs.own_params:
         raise ValueError("compare takes one game and one start, without an axis of runs.")
+    law = as_array(first_state_law(wrapped.game, initial_state))
+    inputs = inputs._replace(law=np.asarray(law, inputs.dtype))
     key_data = np.asarray(jax.random.key_data(check_key(key)))
-    averaged = admit(wrapped, params0, "params0")
+    averaged = check_ergodic(wrapped, params0, "params0")
+    check_schedules(wrapped.learners, times)
     check_kinks(averaged[0])
+    warn_single_precision()
     with ThreadPoolExecutor(2) as threads:  # all compile for some seconds
         preparing = threads.submit(
             in_this_context(prepare),
@@ -106,9 +109,9 @@ def compare(
         solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
         params = jax.device_get(solution.params)
         predicting = threads.submit(in_this_context(_predict), *averaged, times, law, scale)
+        separating = threads.submit(in_this_context(_separation), wrapped, params, scale)
         simulation = preparing.result()()
-        separation = _separation(wrapped, params, scale)
-        predicted = predicting.result()
+        predicted, separation = predicting.result(), separating.result()
     if len(simulation.ts) < len(times):
         raise KeyboardInterrupt  # no run is complete
     if isinstance(predicted, str):
@@ -225,12 +228,11 @@ def _times_of_steps(ts, scale: float) -> Float[np.ndarray, " K"]:
 def _timed_solve(wrapped, params0, times) -> tuple[Solution, float, float]:
     """The solution, and the seconds spent compiling and solving."""
     before = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # A solve over almost no time takes as long as its compilation.
-        jax.block_until_ready(solve(wrapped, params0, as_array(times * 1e-6), throw=False))
+    # A solve over almost no time takes as long as its compilation.
+    jax.block_until_ready(flow_of(wrapped, params0, times * 1e-6))
     compiled = time.perf_counter()
-    solution = jax.block_until_ready(solve(wrapped, params0, as_array(times)))
+    solution = jax.block_until_ready(flow_of(wrapped, params0, times))
+    check_reached(solution)
     return solution, compiled - before, time.perf_counter() - compiled
 
 
