@@ -3,10 +3,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.base.devices import default_devices
+from ergodax.base.devices import as_array, default_devices
 
 
 def test_all_local_devices_unless_one_is_named():
@@ -33,3 +35,39 @@ def test_counts_below_one_and_late_calls_are_refused():
     jax.devices()
     with pytest.raises(RuntimeError, match="JAX has already started"):
         ex.use_all_cores(3)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (0.3, float),
+        (np.float32(0.3), None),
+        (np.arange(7), jnp.int32),
+        ([[1, 2], [3, 4]], float),
+        (np.array([True, False]), None),
+        (np.linspace(0.0, 1.0, 11), np.float32),
+    ],
+)
+def test_arrays_are_those_of_jax_and_need_no_program(value, dtype):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **rest: compiled.append(event) if "backend_compile" in event else None
+    )
+    jax.clear_caches()
+    found = as_array(value, dtype)
+    assert compiled == []
+    expected = jnp.asarray(value, dtype)
+    assert compiled  # those of JAX do
+    jax.monitoring.clear_event_listeners()
+    assert found.dtype == expected.dtype
+    assert not found.weak_type
+    assert not found.committed
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_traced_stays_so():
+    def half(x):
+        return as_array([x, 2 * x], float) / 2
+
+    np.testing.assert_array_equal(jax.jit(half)(3.0), [1.5, 3.0])
+    np.testing.assert_array_equal(jax.jacfwd(half)(3.0), [0.5, 1.0])

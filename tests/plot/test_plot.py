@@ -313,9 +313,14 @@ def test_bands_of_policies_are_chances():
 
 def test_files_are_those_of_matplotlib_and_nothing_global_changes(tmp_path):
     before = dict(matplotlib.rcParams)
-    write_png(plot.comparison(comparisons.dilemma()), tmp_path / "a.png")
-    plot.comparison(comparisons.dilemma()).savefig(tmp_path / "b.png", dpi=150)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    written, saved = (plot.comparison(comparisons.dilemma()) for _ in range(2))
+    write_png(written, tmp_path / "a.png")
+    saved.savefig(tmp_path / "b.png", dpi=150)
+    places = [[ax.get_position().extents for ax in figure.axes] for figure in (written, saved)]
+    np.testing.assert_allclose(*places, atol=0.01)
+    # Where axes stand is settled by then.
+    written.savefig(tmp_path / "c.png", dpi=150)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "c.png").read_bytes()
     assert dict(matplotlib.rcParams) == before
 
 

@@ -290,14 +290,13 @@ def test_timings_are_apart():
     before = time.perf_counter()
     c = again(comparisons.dilemma())
     passed = time.perf_counter() - before
-    seconds = (
-        c.solve_compile_seconds,
-        c.solve_run_seconds,
-        c.simulation.compile_seconds,
-        c.simulation.run_seconds,
-    )
-    assert min(seconds) > 0
-    assert sum(seconds) < passed
+    # Both are compiled side by side.
+    for seconds in (
+        (c.solve_compile_seconds, c.solve_run_seconds),
+        (c.simulation.compile_seconds, c.simulation.run_seconds),
+    ):
+        assert min(seconds) > 0
+        assert sum(seconds) < passed
 
 
 def test_new_values_do_not_recompile():
