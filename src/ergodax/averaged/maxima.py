@@ -186,7 +186,8 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
 
     def overtaken(lead, s):
         """When from s on a lead is lost; infinite if it is not."""
-        nodes = jnp.stack([s, *jnp.maximum(level_times(lead, 0.0)[1], s), jnp.ones_like(s)])
+        ends = s[None], jnp.ones_like(s)[None]
+        nodes = jnp.concatenate([ends[0], jnp.maximum(level_times(lead, 0.0)[1], s), ends[1]])
         lost = evaluate(lead, (nodes[1:] + nodes[:-1]) / 2) < 0
         lost &= jnp.diff(nodes) > _INSTANT
         return jnp.where(jnp.any(lost), nodes[jnp.argmax(lost)], jnp.inf)
@@ -220,16 +221,15 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
         )
 
     start = _START * end
-    step = path.step(start)
-    begin, length = path.times[step], path.ends(step)[0]
+    step, s = path.locate(start)
     none = jnp.full(most, -1, jnp.asarray(0).dtype)
     state = jax.lax.while_loop(
         lambda state: (state.step < path.count - 1) & (state.count <= most),
         look,
         _Search(
             step=step,
-            s=(start - begin) / length,
-            owner=maxima.best_two(path(start))[1][:, 0],
+            s=s,
+            owner=maxima.best_two(path.within(step, s))[1][:, 0],
             found=Crossings(jnp.full(most, end), none, jnp.zeros_like(none), none),
             count=jnp.asarray(0),
         ),

@@ -30,11 +30,6 @@ class Path(NamedTuple):
     accelerations: Float[Array, "M d"]
     count: Any
 
-    def step(self, t: Float[Array, ""]) -> Int[Array, ""]:
-        """The step that contains time t."""
-        found = jnp.searchsorted(self.times, t, side="right") - 1
-        return jnp.clip(found, 0, jnp.maximum(self.count - 2, 0))
-
     def ends(self, step: Int[Array, ""]):
         """Length of a step, and the solution with its two derivatives at both ends, `[2, d]`."""
         times, *ends = (jax.lax.dynamic_slice_in_dim(part, step, 2) for part in self[:4])
@@ -42,9 +37,18 @@ class Path(NamedTuple):
 
     def __call__(self, t: Float[Array, ""]) -> Float[Array, " d"]:
         """The solution at time t."""
-        step = self.step(t)
+        return self.within(*self.locate(t))
+
+    def locate(self, t: Float[Array, ""]) -> tuple[Int[Array, ""], Float[Array, ""]]:
+        """The step that contains time t, and when within it, 0..1."""
+        found = jnp.searchsorted(self.times, t, side="right") - 1
+        step = jnp.clip(found, 0, jnp.maximum(self.count - 2, 0))
+        return step, (t - self.times[step]) / self.ends(step)[0]
+
+    def within(self, step: Int[Array, ""], s: Float[Array, ""]) -> Float[Array, " d"]:
+        """The solution within a step, at s = 0..1."""
         length, ends = self.ends(step)
-        return evaluate(quintic(length, *ends), (t - self.times[step]) / length)
+        return evaluate(quintic(length, *ends), s)
 
 
 def follow(
@@ -105,11 +109,11 @@ def quintic(length, values, velocities, accelerations) -> list:
 
 def evaluate(points, s) -> Any:
     """A polynomial with the given Bezier points at s = 0..1, in NumPy or JAX."""
-    degree = len(points) - 1
-    return sum(
-        math.comb(degree, k) * s**k * (1 - s) ** (degree - k) * point
-        for k, point in enumerate(points)
-    )
+    degree, value, power, rest = len(points) - 1, points[0], s, 1 - s
+    for k in range(1, degree + 1):  # Horner's scheme in 1 - s
+        value = rest * value + math.comb(degree, k) * power * points[k]
+        power = s * power
+    return value
 
 
 def level_times(
