@@ -249,8 +249,7 @@ class Tangent(NamedTuple):
         stops = (path.times[:-1, None] + jnp.multiply.outer(widths, _NODES[:-1])).ravel()
         count = degree * (path.count - 1) + 1
         stops = jnp.append(stops, jnp.inf).at[count - 1].set(path.times[path.count - 1])
-        step = jax.vmap(path.step)(ts)
-        s = (ts - path.times[step]) / widths[step]
+        step, s = jax.vmap(path.locate)(ts)
         others = [np.delete(_NODES, j) for j in range(degree + 1)]
         weights = [
             jnp.prod(jnp.subtract.outer(s, other) / (node - other)[None], axis=1)
