@@ -186,8 +186,8 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
 
     def overtaken(lead, s):
         """When from s on a lead is lost; infinite if it is not."""
-        ends = s[None], jnp.ones_like(s)[None]
-        nodes = jnp.concatenate([ends[0], jnp.maximum(level_times(lead, 0.0)[1], s), ends[1]])
+        times = jnp.maximum(level_times(lead, 0.0)[1], s)
+        nodes = jnp.concatenate([s[None], times, jnp.ones_like(s)[None]])
         lost = evaluate(lead, (nodes[1:] + nodes[:-1]) / 2) < 0
         lost &= jnp.diff(nodes) > _INSTANT
         return jnp.where(jnp.any(lost), nodes[jnp.argmax(lost)], jnp.inf)

@@ -142,9 +142,9 @@ def compare(
 
 
 @quickly_compiled
-def _theory(wrapped, params0, times, law, scale, *, max_kinks):
+def _theory(wrapped, params0, times, law, scale, **options):
     """Fluctuations and bias; the mean that they predict, and when it is near a kink."""
-    found = fluctuate(wrapped, params0, times, law, max_kinks=max_kinks)
+    found = fluctuate(wrapped, params0, times, law, **options)
     return found, found.corrected_mean(scale), found.near_kink(scale)
 
 
@@ -158,7 +158,7 @@ def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.n
     predicted, mean, near = _theory(*given, max_kinks=0)
     before = np.cumsum(changes(wrapped, predicted.params)) > 0
     if np.any(before & ~np.asarray(near)):
-        predicted, mean, near = _theory(*given, max_kinks=8)
+        predicted, mean, near = _theory(*given)
     # Times at which the flow rests on a kink are near one at every scale, and left out.
     if not is_one_of(predicted.result, RESULTS.successful, RESULTS.resting):
         return f"not computed: {RESULTS[predicted.result]}"
