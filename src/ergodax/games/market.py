@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..base.checks import check_array, check_count, check_number, is_concrete
+from ..base.compiling import lightly_compiled
 from ..model.game import MarkovGame
 from ..model.hyper import HyperModule, Scalar, hyper
 from .matrix import check_states, repeated
@@ -49,7 +50,7 @@ class AbstractMarket(HyperModule):
         Raises:
             ValueError: if no such prices are found (NaN where traced by JAX).
         """
-        return self._solve("Nash", lambda demand, slopes: -demand / jnp.diag(slopes))
+        return self._prices(collude=False)
 
     def monopoly_prices(self) -> Float[Array, " n"]:
         """Returns the prices that maximise the joint profit, by their first-order conditions.
@@ -57,24 +58,12 @@ class AbstractMarket(HyperModule):
         Raises:
             ValueError: if no such prices are found (NaN where traced by JAX).
         """
-        return self._solve("monopoly", lambda demand, slopes: -jnp.linalg.solve(slopes.T, demand))
+        return self._prices(collude=True)
 
-    def _solve(self: Any, name: str, markups: Callable) -> Float[Array, " n"]:
-        """Prices whose markups over cost are those that their demand calls for.
-
-        Args:
-            name: of these prices.
-            markups: the best markups at a demand `[n]` with slopes `[n, n]`, by firm and price.
-        """
-
-        def excess(prices):
-            demand, slopes = self.demand(prices), jax.jacobian(self.demand)(prices)
-            return prices - self.cost - markups(demand, slopes)
-
-        first = jnp.broadcast_to(self.cost, (self.num_firms,))
-        # Newton's method by JAX alone: that of optimistix cannot be mapped over devices.
-        prices = jax.lax.custom_root(excess, first, _newton, _solve_linear)
+    def _prices(self, collude: bool) -> Float[Array, " n"]:
+        prices = _best_prices(self, jnp.asarray(collude))
         if is_concrete(prices) and not jnp.isfinite(prices).all():
+            name = "monopoly" if collude else "Nash"
             raise ValueError(f"{self} has no {name} prices that its first-order conditions find.")
         return prices
 
@@ -149,6 +138,21 @@ def price_names(prices: Real[ArrayLike, "n m"]) -> list[list[str]] | None:
         if all(len(set(own)) == len(own) for own in names):
             return names
     return None
+
+
+@lightly_compiled
+def _best_prices(market: Any, collude: Bool[Array, ""]) -> Float[Array, " n"]:
+    """Prices whose markups over cost are those that their demand calls for."""
+
+    def excess(prices):
+        demand, slopes = market.demand(prices), jax.jacobian(market.demand)(prices)
+        # A firm for itself minds its own sales only.
+        minded = jnp.where(collude, slopes.T, jnp.diag(jnp.diag(slopes)))
+        return prices - market.cost + jnp.linalg.solve(minded, demand)
+
+    first = jnp.broadcast_to(market.cost, (market.num_firms,))
+    # Newton's method by JAX alone: that of optimistix cannot be mapped over devices.
+    return jax.lax.custom_root(excess, first, _newton, _solve_linear)
 
 
 def _newton(function: Callable, first: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -7,6 +7,7 @@ distances from one run's value, which round less than the values themselves.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 GROUP = 64
+_SMALL = 512  # numbers of a run
 
 
 class Moments(NamedTuple):
@@ -62,15 +64,27 @@ def of_groups(values: Any, total: Any, live, size: int = GROUP) -> Moments:
     def grouped(leaf):
         return leaf.reshape(-1, size, *leaf.shape[1:])
 
-    values = jax.tree.map(grouped, values)
-    origin = jax.tree.map(lambda leaf: leaf[:, 0], values)
-    distances = jax.tree.map(lambda leaf, o: leaf - o[:, None], values, origin)
-    # XLA divides by an array's reciprocal on one device, and not on several: so do it always.
-    divisor = jnp.maximum(count, 1)
-    mean = jax.tree.map(
-        lambda d: sum_live(d) * (1 / _like(divisor, d[:, 0]).astype(d.dtype)), distances
-    )
-    square = jax.tree.map(lambda d, m: sum_live((d - m[:, None]) ** 2), distances, mean)
+    def moments_of(array):
+        origin = array[:, 0]
+        distances = array - origin[:, None]
+        # XLA divides by an array's reciprocal on one device, and not on several: so do it always.
+        mean = sum_live(distances) * (1 / jnp.maximum(count, 1)[:, None].astype(array.dtype))
+        return origin, mean, sum_live((distances - mean[:, None]) ** 2)
+
+    leaves, structure = jax.tree.flatten(values)
+    widths = [math.prod(leaf.shape[1:]) for leaf in leaves]
+    # Small arrays side by side: every array has as much code as another, however small.
+    blocks: dict[Any, list[int]] = {}
+    for k, leaf in enumerate(leaves):
+        blocks.setdefault(leaf.dtype if widths[k] <= _SMALL else k, []).append(k)
+    found: list[Any] = [None] * len(leaves)
+    for block in blocks.values():
+        flat = jnp.concatenate([leaves[k].reshape(len(leaves[k]), widths[k]) for k in block], axis=1)
+        ends = np.cumsum([widths[k] for k in block])[:-1]
+        parts = [jnp.split(moment, ends, axis=1) for moment in moments_of(grouped(flat))]
+        for k, *moments in zip(block, *parts, strict=True):
+            found[k] = [moment.reshape(len(live), *leaves[k].shape[1:]) for moment in moments]
+    origin, mean, square = (structure.unflatten(m[j] for m in found) for j in range(3))
     return Moments(count, origin, mean, square, jax.tree.map(lambda t: sum_live(grouped(t)), total))
 
 
