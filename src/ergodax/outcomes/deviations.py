@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..base.checks import check_array, check_count
@@ -81,18 +82,20 @@ def deviation_response(
     start = jnp.broadcast_to(jnp.asarray(start), runs)
     time = jnp.arange(-before, after)
 
-    def one(strategies, played, start):
-        def step(state, now):
-            actions = jnp.stack([own[state] for own in strategies])
-            forced = (now >= 0) & (now < periods)
-            actions = actions.at[agent].set(jnp.where(forced, played[state], actions[agent]))
-            following, rewards = outcome(game, state, actions)
-            return following, (state, actions, rewards)
+    response = Partial(_response, game, agent, jnp.asarray(periods), time)
+    return over_runs(response, tables, 1, played, start)
 
-        _, (states, actions, rewards) = jax.lax.scan(step, start.astype(jnp.int32), time)
-        return DeviationResponse(time, states, actions, rewards)
 
-    return over_runs(one, tables, 1, played, start)
+def _response(game, agent, periods, time, strategies, played, start) -> DeviationResponse:
+    def step(state, now):
+        actions = jnp.stack([own[state] for own in strategies])
+        forced = (now >= 0) & (now < periods)
+        actions = actions.at[agent].set(jnp.where(forced, played[state], actions[agent]))
+        following, rewards = outcome(game, state, actions)
+        return following, (state, actions, rewards)
+
+    _, (states, actions, rewards) = jax.lax.scan(step, start.astype(jnp.int32), time)
+    return DeviationResponse(time, states, actions, rewards)
 
 
 def _named(action: str, names: Sequence[str]) -> int:

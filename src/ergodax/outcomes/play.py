@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..base.checks import is_concrete
@@ -73,10 +74,8 @@ def play(
     law = np.asarray(first_state_law(game, first, several=tables[0].ndim > 1))
     start = jnp.asarray(law.argmax(axis=-1))
     check_deterministic(game)
-    if tables[0].ndim == 1:
-        return _play(game, tables, start)
-    starts = jnp.broadcast_to(start, (tables[0].shape[0],))
-    return over_runs(lambda own, s: _play(game, own, s), tables, 1, starts)
+    starts = jnp.broadcast_to(start, tables[0].shape[:-1])
+    return over_runs(Partial(_play, game), tables, 1, starts)
 
 
 def check_deterministic(game: MarkovGame) -> None:

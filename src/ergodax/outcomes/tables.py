@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..base.checks import check_array, check_type, is_concrete
+from ..base.compiling import lightly_compiled
 from ..model.game import MarkovGame
 
 _AT_ONCE = 64  # runs mapped at the same time: games with hundreds of states have large tables
@@ -78,11 +79,13 @@ def _check_shapes(name, tables, shapes, what) -> None:
         )
 
 
+@lightly_compiled
 def over_runs(function: Callable, tables: tuple, ndim: int, *others: Any) -> Any:
     """Applies a function to the tables of every run, or once where they have no axis of runs.
 
     Args:
-        function: of the tables of one run, and of the entries of `others`.
+        function: of the tables of one run, and of the entries of `others`; one of a module, and
+            what it needs beside them given by `Partial`, so that it is compiled but once.
         tables: one per agent.
         ndim: number of axes of a table of one run.
         others: arrays with one entry per run.

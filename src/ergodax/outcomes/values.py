@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from ..averaged.stationary import stationary_law
@@ -54,17 +55,8 @@ def values(
     Raises:
         ValueError: if policies do not fit the game or the discount is not in [0, 1).
     """
-    discount, doublings = _check_discount(game, discount)
-
-    def one(policies):
-        chain, rewards = _chain(game, policies), _rewards(game, policies)
-        return jax.vmap(
-            lambda gamma, own: _discounted(chain, own, gamma, doublings),
-            in_axes=(0, 1),
-            out_axes=1,
-        )(discount, rewards)
-
-    return over_runs(one, check_policies(game, policies), 2)
+    worth = Partial(_values, game, *_check_discount(game, discount))
+    return over_runs(worth, check_policies(game, policies), 2)
 
 
 def action_values(
@@ -80,11 +72,8 @@ def action_values(
     """
     agent = check_agent(game, agent)
     discounts, doublings = _check_discount(game, discount)
-
-    def one(policies):
-        return _once(game, policies, agent, discounts[agent], doublings)
-
-    return over_runs(one, check_policies(game, policies), 2)
+    worth = Partial(_once, game, agent, discounts[agent], doublings)
+    return over_runs(worth, check_policies(game, policies), 2)
 
 
 def best_response(
@@ -103,11 +92,8 @@ def best_response(
     """
     agent = check_agent(game, agent)
     discounts, doublings = _check_discount(game, discount)
-
-    def one(policies):
-        return _best(game, policies, agent, discounts[agent], doublings)
-
-    return over_runs(one, check_policies(game, policies), 2)
+    best = Partial(_best, game, agent, discounts[agent], doublings)
+    return over_runs(best, check_policies(game, policies), 2)
 
 
 def exploitability(
@@ -122,18 +108,8 @@ def exploitability(
         policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`.
         discount: gamma in [0, 1), one number or one per agent.
     """
-    discounts, doublings = _check_discount(game, discount)
-
-    def one(policies):
-        chain, rewards = _chain(game, policies), _rewards(game, policies)
-        gains = [
-            _best(game, policies, agent, gamma, doublings).values
-            - _discounted(chain, rewards[:, agent], gamma, doublings)
-            for agent, gamma in enumerate(discounts)
-        ]
-        return jnp.maximum(jnp.stack(gains, axis=-1), 0)
-
-    return over_runs(one, check_policies(game, policies), 2)
+    gains = Partial(_gains, game, *_check_discount(game, discount))
+    return over_runs(gains, check_policies(game, policies), 2)
 
 
 def is_equilibrium(
@@ -158,7 +134,7 @@ def is_equilibrium(
             step, after which one returns to one's own policy.
         tolerance: gains up to this share of the agent's largest value are none.
     """
-    discounts, doublings = _check_discount(game, discount)
+    given = _check_discount(game, discount)
     full = check_choice("against", against, _AGAINST) == "best response"
     tables = check_policies(game, policies)
     tolerance = check_number("tolerance", tolerance, "[0, 1)")
@@ -171,23 +147,8 @@ def is_equilibrium(
         raise ValueError(
             f"states must be truth values {shape}, as on_cycle of play; found {describe(states)}."
         )
-    looked = jnp.broadcast_to(looked, shape)
-
-    def one(policies, looked):
-        chain, rewards = _chain(game, policies), _rewards(game, policies)
-        holds = []
-        for agent, gamma in enumerate(discounts):
-            own = _discounted(chain, rewards[:, agent], gamma, doublings)
-            if full:
-                best = _best(game, policies, agent, gamma, doublings).values
-            else:
-                once = _decision(game, policies, agent)
-                best = _look_ahead(*once, gamma, own).max(axis=-1)
-            gains = jnp.where(looked, best - own, 0)
-            holds.append(jnp.all(gains <= tolerance * jnp.abs(own).max()))
-        return jnp.stack(holds).all()
-
-    return over_runs(one, tables, 2, looked)
+    holds = Partial(_holds, game, *given, full, jnp.asarray(tolerance))
+    return over_runs(holds, tables, 2, jnp.broadcast_to(looked, shape))
 
 
 def q_loss(
@@ -210,21 +171,9 @@ def q_loss(
         against: "best response": Q is that of acting optimally ever after; "one deviation": that of
             returning to one's own policy after one step.
     """
-    discounts, doublings = _check_discount(game, discount)
     full = check_choice("against", against, _AGAINST) == "best response"
-
-    def one(policies):
-        losses = []
-        for agent, gamma in enumerate(discounts):
-            if full:
-                table = _best(game, policies, agent, gamma, doublings).action_values
-            else:
-                table = _once(game, policies, agent, gamma, doublings)
-            played = jnp.einsum("sa,sa->s", policies[agent], table)
-            losses.append(1 - played / table.max(axis=-1))
-        return jnp.stack(losses, axis=-1)
-
-    return over_runs(one, check_policies(game, policies), 2)
+    losses = Partial(_losses, game, *_check_discount(game, discount), full)
+    return over_runs(losses, check_policies(game, policies), 2)
 
 
 def mean_rewards(game: MarkovGame, policies: tuple) -> Float[Array, "*R n"]:
@@ -235,11 +184,7 @@ def mean_rewards(game: MarkovGame, policies: tuple) -> Float[Array, "*R n"]:
             without exploration may have several: then use `play`).
         policies: one table `[S, A_i]` per agent, or `[R, S, A_i]`.
     """
-
-    def one(policies):
-        return stationary_law(_chain(game, policies)) @ _rewards(game, policies)
-
-    return over_runs(one, check_policies(game, policies), 2)
+    return over_runs(Partial(_mean_rewards, game), check_policies(game, policies), 2)
 
 
 def cross_pair(policies: tuple, agent: int = 0, shift: int = 1) -> tuple:
@@ -343,7 +288,14 @@ def _look_ahead(rewards, kernel, discount, worth):
     return rewards + discount * jnp.matmul(kernel, worth, precision="highest")
 
 
-def _once(game, policies, agent, discount, doublings):
+def _values(game, discounts, doublings, policies):
+    chain, rewards = _chain(game, policies), _rewards(game, policies)
+    return jax.vmap(
+        lambda gamma, own: _discounted(chain, own, gamma, doublings), in_axes=(0, 1), out_axes=1
+    )(discounts, rewards)
+
+
+def _once(game, agent, discount, doublings, policies):
     """Values of an agent's actions `[S, A_i]`, all agents following their policies afterwards."""
     rewards, kernel = _decision(game, policies, agent)
     own = jnp.einsum("sa,sa->s", policies[agent], rewards)
@@ -351,7 +303,7 @@ def _once(game, policies, agent, discount, doublings):
     return _look_ahead(rewards, kernel, discount, worth)
 
 
-def _best(game, policies, agent, discount, doublings) -> BestResponse:
+def _best(game, agent, discount, doublings, policies) -> BestResponse:
     rewards, kernel = _decision(game, policies, agent)
     states = jnp.arange(game.num_states)
 
@@ -375,6 +327,41 @@ def _best(game, policies, agent, discount, doublings) -> BestResponse:
     )
     found = worth(strategy, rewards, kernel, discount)
     return BestResponse(strategy, found, _look_ahead(rewards, kernel, discount, found))
+
+
+def _gains(game, discounts, doublings, policies):
+    best = [
+        _best(game, agent, gamma, doublings, policies).values
+        for agent, gamma in enumerate(discounts)
+    ]
+    return jnp.maximum(jnp.stack(best, axis=-1) - _values(game, discounts, doublings, policies), 0)
+
+
+def _holds(game, discounts, doublings, full: bool, tolerance, policies, looked):
+    worth, holds = _values(game, discounts, doublings, policies), []
+    for agent, gamma in enumerate(discounts):
+        own = worth[:, agent]
+        if full:
+            best = _best(game, agent, gamma, doublings, policies).values
+        else:
+            best = _look_ahead(*_decision(game, policies, agent), gamma, own).max(axis=-1)
+        gains = jnp.where(looked, best - own, 0)
+        holds.append(jnp.all(gains <= tolerance * jnp.abs(own).max()))
+    return jnp.stack(holds).all()
+
+
+def _losses(game, discounts, doublings, full: bool, policies):
+    losses = []
+    for agent, gamma in enumerate(discounts):
+        given = game, agent, gamma, doublings, policies
+        table = _best(*given).action_values if full else _once(*given)
+        played = jnp.einsum("sa,sa->s", policies[agent], table)
+        losses.append(1 - played / table.max(axis=-1))
+    return jnp.stack(losses, axis=-1)
+
+
+def _mean_rewards(game, policies):
+    return stationary_law(_chain(game, policies)) @ _rewards(game, policies)
 
 
 _MOST_IMPROVEMENTS = 1000

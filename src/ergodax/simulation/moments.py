@@ -79,7 +79,9 @@ def of_groups(values: Any, total: Any, live, size: int = GROUP) -> Moments:
         blocks.setdefault(leaf.dtype if widths[k] <= _SMALL else k, []).append(k)
     found: list[Any] = [None] * len(leaves)
     for block in blocks.values():
-        flat = jnp.concatenate([leaves[k].reshape(len(leaves[k]), widths[k]) for k in block], axis=1)
+        flat = jnp.concatenate(
+            [leaves[k].reshape(len(leaves[k]), widths[k]) for k in block], axis=1
+        )
         ends = np.cumsum([widths[k] for k in block])[:-1]
         parts = [jnp.split(moment, ends, axis=1) for moment in moments_of(grouped(flat))]
         for k, *moments in zip(block, *parts, strict=True):
