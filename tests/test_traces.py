@@ -1,5 +1,6 @@
 """One compiled program serves all values of hyper-parameters, rewards, parameters and times."""
 
+import re
 import sys
 
 import chex
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 import ergodax as ex
+from ergodax.averaged import basins as of_basins
+from ergodax.base.compiling import compiled
 
 update = ex.QLearning.update
 
@@ -107,3 +110,71 @@ def test_simulations_of_other_sizes_share_programs(monkeypatch):
     simulate(np.arange(1.0, 6.0), runs=48, initial_state="CD")
     simulate(np.arange(1.0, 101.0))
     simulate(np.geomspace(1.0, 300.0, 77))
+
+
+def dilemma(shift):
+    learner = ex.QLearning(0.1 + shift, 0.6, ex.EpsilonSoftmax(1.0 + shift, 0.1))
+    wrapped = ex.WrappedGame(ex.games.prisoners_dilemma(1.5 + shift), [learner] * 2)
+    return wrapped, jax.tree.map(lambda leaf: leaf + shift, wrapped.init())
+
+
+def outcomes(shift):
+    wrapped, params = dilemma(shift)
+    policies, discount = wrapped.policies(params), 0.9 + shift
+    for function in (ex.outcomes.values, ex.outcomes.exploitability, ex.outcomes.q_loss):
+        function(wrapped.game, policies, discount)
+    ex.outcomes.is_equilibrium(wrapped.game, policies, discount, tolerance=0.01 + shift)
+    for function in (ex.outcomes.action_values, ex.outcomes.best_response):
+        function(wrapped.game, policies, discount, 0)
+    ex.outcomes.mean_rewards(wrapped.game, policies)
+    strategies, _ = ex.outcomes.greedy(wrapped.game, policies)
+    ex.outcomes.play(wrapped.game, strategies, int(shift > 0))
+    ex.outcomes.deviation_response(wrapped.game, strategies, 0, 1, 0, periods=1 + (shift > 0))
+
+
+def markets(shift):
+    ex.games.LogitMarket(differentiation=0.25 + shift).game()
+    ex.games.LinearMarket(intercept=1.0 + shift).game()
+
+
+def basins(shift):
+    """Those of a limit cycle."""
+    payoffs = np.array([[3.0, 0.0], [5.0, 1.0 + shift / 10]])
+    learner = ex.QLearning(1.0 + shift, 0.8, ex.EpsilonSoftmax(1.0))
+    game = ex.games.repeated((payoffs, payoffs.T), memory=0)
+    starts = jnp.zeros((1, 1, 2)), jnp.array([[[-0.04 - shift, 0.04]]])
+    found = ex.basins(ex.WrappedGame(game, [learner] * 2), starts, 4000.0 + shift)
+    assert found.attractors[0].kind == "limit cycle"
+
+
+def until(shift):
+    ex.simulate_until(
+        *dilemma(shift),
+        ex.until.GreedyUnchanged(50),
+        runs=8,
+        key=jax.random.key(int(shift > 0)),
+        max_steps=1000,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*not identified")
+@pytest.mark.parametrize("function", [outcomes, markets, basins, until])
+def test_nothing_is_compiled_for_other_values(function, caplog):
+    def compiled_by(shift):
+        caplog.clear()
+        with jax.log_compiles(True):
+            function(shift)
+        names = re.findall(r"Compiling jit\((\w+)\)", caplog.text)
+        # Where basins are found, the numbers decide what is looked at, of any shape.
+        return [name for name in names if function is not basins or hasattr(of_basins, name)]
+
+    assert compiled_by(0.0)
+    assert compiled_by(0.03125) == []
+
+
+def test_a_float_that_would_be_compiled_into_the_program_is_refused():
+    double = compiled(lambda x: 2 * x)
+    assert double(jnp.asarray(1.5)) == 3
+    with pytest.raises(TypeError, match="compiled anew for every value of a Python float"):
+        double(1.5)

@@ -20,13 +20,14 @@ from tqdm import tqdm
 from ..base.checks import check_concrete, check_flag, check_number
 from ..base.codes import RESULTS, is_one_of
 from ..base.compiling import compiled
+from ..base.devices import as_array
 from ..model.clock import check_autonomous
 from ..model.wrapped import WrappedGame, admit
 from ..ode.integrate import check_solver, integrate
 from ..results.labels import SETTING, TIME_UNITS, Entries, Label, labelled, of_agents
 from ..results.result import Result
 from .drift import flat_drift
-from .flow import solve
+from .flow import flow_of, warn_single_precision
 from .rest_points import RestPoint, rest_point
 from .stationary import check_ergodic, preserve_rows
 from .units import extents, unit_of, units
@@ -39,7 +40,7 @@ _NEAR = 0.05
 _MOST_RETURNS = 20
 _NEWTON_STEPS = 3
 _MOST_STRAYS = 32
-_solve = functools.partial(solve, adjoint=diffrax.ForwardMode(), throw=False)
+_flow = functools.partial(flow_of, adjoint=diffrax.ForwardMode())
 
 
 class Attractor(eqx.Module):
@@ -175,13 +176,15 @@ def basins(
     time = check_number("time", time, "(0, inf)")
     tolerance = check_number("tolerance", tolerance, "(0, inf)")
     confidence = check_number("confidence", confidence, "(0, 1)")
-    rtol, atol = check_solver(rtol, atol, max_steps)
+    rtol, atol = (as_array(tol, float) for tol in check_solver(rtol, atol, max_steps))
     check_flag("progress", progress)
     wrapped, params0 = admit(wrapped, params0, "params0", "starts")
     check_autonomous(wrapped.learners, "basins")
     check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], params0), "params0")
+    warn_single_precision()
     count = len(jax.tree.leaves(params0)[0])
-    ends, reached = _settle_all(wrapped, params0, count, (time, rtol, atol, max_steps), progress)
+    options = as_array(time, float), rtol, atol, max_steps
+    ends, reached = _settle_all(wrapped, params0, count, options, progress)
 
     flat = np.asarray(jax.vmap(lambda params: flat_drift(params)[0])(ends))
     labels = np.full(count, -1)
@@ -259,8 +262,8 @@ def _settle_all(wrapped, params0, count: int, options, progress: bool):
 @compiled
 def _settle(wrapped, params0, time, rtol, atol, max_steps):
     def settle(params0):
-        options = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
-        solution = _solve(wrapped, params0, jnp.asarray(time)[None], **options)
+        given = *check_ergodic(wrapped, params0, "params0"), time[None], rtol, atol
+        solution = _flow(*given, max_steps=max_steps)
         ends = jax.tree.map(lambda leaf: leaf[-1], solution.params)
         return ends, solution.result == RESULTS.successful
 
@@ -281,12 +284,12 @@ def _attractor(wrapped, start, tolerance, rtol, atol) -> Attractor | None:
         if period is None:
             return None
         velocity = np.asarray(_velocity(wrapped, start)) / unit
-        orbit, back, speed = _go_round(wrapped, start, period, rtol, atol)
+        orbit, back, speed = _go_round(wrapped, start, as_array(period, float), rtol, atol)
         # Newton's method for the time of the return through the plane at x.
         for _ in range(_NEWTON_STEPS):
             away = (np.asarray(flat_drift(back)[0]) - x) / unit
             period -= float(velocity @ away / (velocity @ (np.asarray(speed) / unit)))
-            orbit, back, speed = _go_round(wrapped, start, period, rtol, atol)
+            orbit, back, speed = _go_round(wrapped, start, as_array(period, float), rtol, atol)
         y = np.asarray(flat_drift(back)[0])
         points = np.asarray(jax.vmap(lambda params: flat_drift(params)[0])(orbit))
         sizes = extents(wrapped, orbit)
@@ -344,7 +347,7 @@ def _velocity(wrapped, params):
 def _go_round(wrapped, params, period, rtol, atol):
     """Points over a time at equal intervals, the point at its end, and the velocity there."""
     ts = period * jnp.arange(_SAMPLES + 1, dtype=float) / _SAMPLES
-    path = _solve(wrapped, params, ts, rtol=rtol, atol=atol).params
+    path = _flow(*check_ergodic(wrapped, params, "params"), ts, rtol, atol).params
     back = jax.tree.map(lambda leaf: leaf[-1], path)
     x, _, field = flat_drift(back)
     return jax.tree.map(lambda leaf: leaf[:-1], path), back, field(x, wrapped)

@@ -72,7 +72,8 @@ def compiled(
     process holds no more programs than Linux allows.
 
     Args:
-        function: a function of pytrees; what in them is no array is fixed in the program.
+        function: a function of pytrees; what in them is no array is fixed in the program. No
+            argument may be a Python float, which hardly ever should be.
         compiler_options: as for `jax.jit`, where the program stands alone: is no part of another,
             and neither differentiated nor batched. Those that XLA does not know are left out.
         then: where the program stands alone, called with what the function returns and its
@@ -129,6 +130,11 @@ def compiled(
 
     @functools.wraps(function)
     def call(*args, **given):
+        if any(type(value) is float for value in (*args, *given.values())):
+            raise TypeError(
+                f"{function.__name__} would be compiled anew for every value of a Python float: "
+                "give it as an array, by as_array."
+            )
         kept = are_kept()
         lone = (kept or options or then or begun) and _is_alone((args, given))
         with contextlib.suppress(IndexError):  # of an empty list: other threads call too

@@ -21,6 +21,7 @@ from ..base.checks import (
     is_concrete,
     is_within,
 )
+from ..base.devices import as_array
 from ..model.chain import joint_policy, state_chain
 from ..model.game import MarkovGame, check_agent
 from .tables import check_policies, over_runs
@@ -218,7 +219,7 @@ def cross_pair(policies: tuple, agent: int = 0, shift: int = 1) -> tuple:
     )
 
 
-def _check_discount(game: MarkovGame, discount: Any) -> tuple[Any, int]:
+def _check_discount(game: MarkovGame, discount: Any) -> tuple[Array, Array]:
     """The discount of every agent, and after how many doublings of the horizon nothing is left."""
     check_type("game", game, MarkovGame, "a MarkovGame")
     found = check_array("discount", discount, "one number in [0, 1), or one per agent")
@@ -229,31 +230,47 @@ def _check_discount(game: MarkovGame, discount: Any) -> tuple[Any, int]:
         )
     every = jnp.broadcast_to(jnp.asarray(found, dtype=float), (game.num_agents,))
     if not is_concrete(found):
-        return every, _MOST_DOUBLINGS
+        return every, as_array(_MOST_DOUBLINGS)
     if not is_within(found, "[0, 1)"):
         raise ValueError(f"discount must be in [0, 1); found {discount}.")
     largest = float(np.max(found))
     if largest == 0:
-        return every, 1
+        return every, as_array(1)
     steps = math.log(float(jnp.finfo(every.dtype).eps) / 16) / math.log(largest)
-    return every, min(max(math.ceil(math.log2(steps)), 1), _MOST_DOUBLINGS)
+    return every, as_array(min(max(math.ceil(math.log2(steps)), 1), _MOST_DOUBLINGS))
 
 
 _MOST_DOUBLINGS = 30  # a horizon of 1e9 steps
 
 
-def _discounted(chain, rewards, discount, doublings: int):
+def _discounted(chain, rewards, discount, doublings):
     """`sum_t discount^t chain^t rewards`, its number of terms doubled again and again.
 
     Products of positive terms alone: accurate to rounding relative to the largest, at any size of
     game, on any device.
     """
-    total, power = rewards, discount * chain
-    for step in range(doublings):
-        total = total + jnp.matmul(power, total, precision="highest")
-        if step < doublings - 1:
-            power = jnp.matmul(power, power, precision="highest")
-    return total
+    dtype = jnp.result_type(chain, rewards, discount)
+    chain, rewards, discount = (x.astype(dtype) for x in (chain, rewards, discount))
+
+    def product(matrix, x):
+        return jnp.matmul(matrix, x, precision="highest")
+
+    def summed(chain, terms):
+        def double(_, carry):
+            total, power = carry
+            return total + product(power, total), product(power, power)
+
+        first = terms, discount * chain
+        total, power = jax.lax.fori_loop(0, doublings - 1, double, first)
+        return total + product(power, total)
+
+    # Derivatives are sums of this kind too.
+    return jax.lax.custom_linear_solve(
+        lambda total: total - discount * product(chain, total),
+        rewards,
+        lambda _, terms: summed(chain, terms),
+        lambda _, terms: summed(chain.T, terms),
+    )
 
 
 def _events(game, policies):

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ..base.checks import check_count, check_number
-from ..base.compiling import shapes_of
+from ..base.compiling import lightly_compiled, shapes_of
 from ..model.learner import At
 from ..model.wrapped import WrappedGame
 from .recorders import AbstractRecorder
@@ -248,25 +248,18 @@ def _table(wrapped: WrappedGame, agent: int, named: list) -> int:
 
 def _rows_changed(wrapped: WrappedGame, agent: int, own: Any) -> list[tuple[int, ...] | None]:
     """The row of every array that a step from each state changes; None if it may be any."""
-
-    def is_at(leaf):
-        return isinstance(leaf, At)
-
-    shapes = jax.tree.leaves(shapes_of(_increments, wrapped, agent, own), is_leaf=is_at)
+    shapes = jax.tree.leaves(shapes_of(_increments, wrapped, agent, own), is_leaf=_is_at)
     rows: list[tuple[int, ...] | None] = [None] * len(shapes)
-    sparse = [k for k, leaf in enumerate(shapes) if is_at(leaf) and leaf.index]
+    sparse = [k for k, leaf in enumerate(shapes) if _is_at(leaf) and leaf.index]
     if not sparse:
         return rows
-
-    @eqx.filter_jit
-    def places(wrapped, params):  # of increments only the indices are computed
-        found = jax.tree.leaves(wrapped.increments(agent, params), is_leaf=is_at)
-        return wrapped.transitions(agent).state, [found[k].index[0] for k in sparse]
 
     def falling(leaf):
         return -jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
 
-    looks = [places(wrapped, jax.tree.map(make, own)) for make in (_zeros, falling)]
+    looks = [
+        _written(wrapped, agent, sparse, jax.tree.map(make, own)) for make in (_zeros, falling)
+    ]
     (states, indices), (_, others) = jax.device_get(looks)
     for k, index, other in zip(sparse, indices, others, strict=True):
         first = np.zeros(wrapped.game.num_states, int)
@@ -274,6 +267,17 @@ def _rows_changed(wrapped: WrappedGame, agent: int, own: Any) -> list[tuple[int,
         if (first[states] == index).all() and (index == other).all():
             rows[k] = tuple(first.tolist())
     return rows
+
+
+@lightly_compiled
+def _written(wrapped: WrappedGame, agent: int, leaves: list[int], params: Any) -> tuple:
+    """States of all events and, of some arrays, the row that each event changes."""
+    found = jax.tree.leaves(wrapped.increments(agent, params), is_leaf=_is_at)
+    return wrapped.transitions(agent).state, [found[k].index[0] for k in leaves]
+
+
+def _is_at(leaf: Any) -> bool:
+    return isinstance(leaf, At)
 
 
 def _zeros(leaf: Any) -> Array:
