@@ -7,7 +7,9 @@ between steps too; `sensitivities`, along the path of the solution and then read
 fluctuations behind a kink, whose crossing is found on the solver's own steps (up to 8e-9; at these
 tolerances they are six times nearer to those at 1e-13 than before), and the simulated
 constants of convergence studies (by half a per cent, some one and a half standard errors: the root
-of the noise is the symmetric one now, which rounding does not turn).
+of the noise is the symmetric one now, which rounding does not turn). Both these constants and
+`required_scale` moved once more, by up to a standard error, when paths of the limiting process came
+to be drawn in blocks, each with random numbers of its own.
 """
 
 import json

@@ -147,6 +147,11 @@ def basins(shift):
     assert found.attractors[0].kind == "limit cycle"
 
 
+def check(shift):
+    wrapped, _ = dilemma(shift)
+    ex.check_learner(wrapped.learners[0], wrapped.game)
+
+
 def until(shift):
     ex.simulate_until(
         *dilemma(shift),
@@ -159,7 +164,7 @@ def until(shift):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*not identified")
-@pytest.mark.parametrize("function", [outcomes, markets, basins, until])
+@pytest.mark.parametrize("function", [check, outcomes, markets, basins, until])
 def test_nothing_is_compiled_for_other_values(function, caplog):
     def compiled_by(shift):
         caplog.clear()

@@ -176,14 +176,14 @@ def basins(
     time = check_number("time", time, "(0, inf)")
     tolerance = check_number("tolerance", tolerance, "(0, inf)")
     confidence = check_number("confidence", confidence, "(0, 1)")
-    rtol, atol = (as_array(tol, float) for tol in check_solver(rtol, atol, max_steps))
+    tolerances = [as_array(tol, float) for tol in check_solver(rtol, atol, max_steps)]
     check_flag("progress", progress)
     wrapped, params0 = admit(wrapped, params0, "params0", "starts")
     check_autonomous(wrapped.learners, "basins")
     check_ergodic(wrapped, jax.tree.map(lambda leaf: leaf[0], params0), "params0")
     warn_single_precision()
     count = len(jax.tree.leaves(params0)[0])
-    options = as_array(time, float), rtol, atol, max_steps
+    options = as_array(time, float), *tolerances, max_steps
     ends, reached = _settle_all(wrapped, params0, count, options, progress)
 
     flat = np.asarray(jax.vmap(lambda params: flat_drift(params)[0])(ends))
@@ -195,7 +195,7 @@ def basins(
         first = int(np.argmax(pending))
         pending[first] = False
         start = jax.tree.map(lambda leaf, k=first: leaf[k], ends)
-        attractor = _attractor(wrapped, start, tolerance, rtol, atol)
+        attractor = _attractor(wrapped, start, tolerance, *tolerances)
         if attractor is None:
             strays += 1
             continue

@@ -1,13 +1,16 @@
 """Checks that a learner keeps its contract, with a message for each way to break it."""
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ..base.checks import check_type, is_concrete
+from ..base.compiling import lightly_compiled
 from .game import MarkovGame
 from .learner import AbstractLearner, At, Transition
 from .validity import check_probabilities
@@ -80,7 +83,7 @@ def _check_policy(name, learner, game, agent, params):
         where = f"{name} in state {state} ({game.state_names[state]})"
         check_probabilities(where, np.asarray(policy))
         _check_same(where, policy, learner.policy(params, jnp.asarray(state)))
-        _check_same(where, policy, eqx.filter_jit(learner.policy)(params, jnp.asarray(state)))
+        _check_same(where, policy, _policy(learner, params, jnp.asarray(state)))
 
 
 def _check_update(name, wrapped, agent, params):
@@ -93,7 +96,7 @@ def _check_update(name, wrapped, agent, params):
         return learner.update(params, one, game, agent)
 
     _check_structure(name, params, update(0))
-    increments = eqx.filter_jit(wrapped.increments)(agent, params)
+    increments = _increments(wrapped, agent, params)
     _check_increments(name, transitions, params, increments)
     for event in np.linspace(0, count - 1, _PROBED_EVENTS, dtype=int).tolist():
         compiled = jax.tree.map(lambda leaf, e=event: leaf[e], increments)
@@ -120,23 +123,11 @@ def _check_increments(name, transitions, params, increments):
 
 def _reach(wrapped, agent, params):
     """Parameters after some updates by events drawn at random, each leaf `[R, ...]`; all finite."""
-    learner, game = wrapped.learners[agent], wrapped.game
-    transitions = wrapped.transitions(agent)
+    game, transitions = wrapped.game, wrapped.transitions(agent)
     repeats = transitions.state.size // game.probabilities.size
     possible = np.flatnonzero(np.repeat(np.ravel(game.probabilities) > 0, repeats))
     events = np.random.default_rng(0).choice(possible, (_HISTORIES, _UPDATES[-1]))
-
-    def add(table, increment):
-        if isinstance(increment, At):
-            return table.at[increment.index].add(increment.value)
-        return table + increment
-
-    def step(params, event):
-        one = jax.tree.map(lambda leaf: leaf[event], transitions)
-        params = jax.tree.map(add, params, learner.update(params, one, game, agent))
-        return params, params
-
-    _, histories = jax.jit(jax.vmap(lambda events: jax.lax.scan(step, params, events)))(events)
+    histories = _histories(wrapped, agent, params, events)
     reached = jax.tree.map(
         lambda start, leaf: jnp.concatenate(
             [start[None], leaf[:, _UPDATES - 1].reshape(-1, *start.shape)]
@@ -148,15 +139,56 @@ def _reach(wrapped, agent, params):
     return jax.tree.map(lambda leaf: leaf[np.all(finite, axis=0)], reached)
 
 
-def _policies(learner, game):
-    """All policies of a learner as one function of its parameters."""
-    return lambda params: jax.vmap(learner.policy, (None, 0))(params, jnp.arange(game.num_states))
+# Compiled once for all learners of a class.
+@lightly_compiled
+def _histories(wrapped, agent, params, events):
+    """Parameters after each of the events, each leaf `[R, T, ...]`."""
+    learner, transitions = wrapped.learners[agent], wrapped.transitions(agent)
+
+    def add(table, increment):
+        if isinstance(increment, At):
+            return table.at[increment.index].add(increment.value)
+        return table + increment
+
+    def step(params, event):
+        one = jax.tree.map(lambda leaf: leaf[event], transitions)
+        params = jax.tree.map(add, params, learner.update(params, one, wrapped.game, agent))
+        return params, params
+
+    return jax.vmap(lambda events: jax.lax.scan(step, params, events)[1])(events)
+
+
+@lightly_compiled
+def _policy(learner, params, state):
+    return learner.policy(params, state)
+
+
+@lightly_compiled
+def _increments(wrapped, agent, params):
+    return wrapped.increments(agent, params)
+
+
+@lightly_compiled
+def _of_each(function, points):
+    return jax.vmap(function)(points)
+
+
+@lightly_compiled
+def _moved(wrapped, agent, params, move):
+    """Increments, and how they change with the parameters along a direction."""
+    return eqx.filter_jvp(lambda p: wrapped.increments(agent, p), (params,), (move,))
+
+
+def _policies(wrapped, agent, params):
+    """All policies of a learner."""
+    states = jnp.arange(wrapped.game.num_states)
+    return jax.vmap(wrapped.learners[agent].policy, (None, 0))(params, states)
 
 
 def _check_reached(name, wrapped, agent, reached):
-    learner, game = wrapped.learners[agent], wrapped.game
-    found = jax.jit(jax.vmap(_policies(learner, game)))(reached)
-    increments = jax.jit(jax.vmap(lambda params: wrapped.increments(agent, params)))(reached)
+    game = wrapped.game
+    found = _of_each(Partial(_policies, wrapped, agent), reached)
+    increments = _of_each(Partial(_increments, wrapped, agent), reached)
     transitions = wrapped.transitions(agent)
     for k, policies in enumerate(found):
         for state, policy in enumerate(policies):
@@ -173,9 +205,7 @@ def _check_adds(name, wrapped, agent, reached):
     params = jax.tree.map(lambda leaf: leaf[-1], reached)
     rng = np.random.default_rng(1)
     move = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), params)
-    increments, moved = jax.jit(
-        lambda params: eqx.filter_jvp(lambda p: wrapped.increments(agent, p), (params,), (move,))
-    )(params)
+    increments, moved = _moved(wrapped, agent, params, move)
     structure = jax.tree.structure(params)
     parts = (structure.flatten_up_to(tree) for tree in (move, increments, moved))
     for (path, _), own, increment, change in zip(
@@ -195,7 +225,7 @@ def _check_adds(name, wrapped, agent, reached):
 
 def _check_continuous(name, wrapped, agent, reached):
     learner = wrapped.learners[agent]
-    policies = _policies(learner, wrapped.game)
+    policies = Partial(_policies, wrapped, agent)
     if _jumps(policies, reached):
         raise ValueError(
             f"{name}.policy jumps between parameters that the learner reaches, as the best action "
@@ -208,29 +238,34 @@ def _check_continuous(name, wrapped, agent, reached):
 
 def _check_declared(name, wrapped, agent, reached):
     """Raises ValueError if the policy, or updates by some of the events, have undeclared kinks."""
-    learner, game, transitions = wrapped.learners[agent], wrapped.game, wrapped.transitions(agent)
+    transitions = wrapped.transitions(agent)
     count = transitions.state.shape[0]
     some = np.random.default_rng(3).permutation(count)[:_MOST_EVENTS]
     events = jax.tree.map(lambda leaf: leaf[some], transitions)
-
-    def increments(params):
-        return jax.vmap(lambda t: learner.update(params, t, game, agent))(events)
-
-    def declared(params):
-        values = learner.maximised(params)
-        if values is None or values.shape[-1] < 2:
-            return jnp.asarray(False)
-        best = jnp.sort(values, axis=-1)[..., -2:]
-        near = np.sqrt(jnp.finfo(values.dtype).eps) * jnp.abs(values).max()
-        return jnp.any(best[..., 1] - best[..., 0] <= near)
-
-    for what, function in (("policy", _policies(learner, game)), ("update", increments)):
+    updates = Partial(_updates, wrapped, agent, events)
+    declared = Partial(_are_tied, wrapped.learners[agent])
+    for what, function in (("policy", Partial(_policies, wrapped, agent)), ("update", updates)):
         if _jumps(function, reached, slope=True, declared=declared):
             raise ValueError(
                 f"{name}.{what} has a kink, as a maximum makes, that `maximised` does not declare. "
                 "It must return the values whose row maxima are taken: for jnp.maximum(x, 0) the "
                 "row (x, 0)."
             )
+
+
+def _updates(wrapped, agent, events, params):
+    learner = wrapped.learners[agent]
+    return jax.vmap(lambda event: learner.update(params, event, wrapped.game, agent))(events)
+
+
+def _are_tied(learner, params):
+    """Whether two of the values of which a maximum is taken are the largest, or nearly so."""
+    values = learner.maximised(params)
+    if values is None or values.shape[-1] < 2:
+        return jnp.asarray(False)
+    best = jnp.sort(values, axis=-1)[..., -2:]
+    near = np.sqrt(jnp.finfo(values.dtype).eps) * jnp.abs(values).max()
+    return jnp.any(best[..., 1] - best[..., 0] <= near)
 
 
 def check_kinks(wrapped: WrappedGame) -> None:
@@ -281,21 +316,7 @@ def _jumps(function, points, slope: bool = False, declared=None) -> bool:
     first, last = (
         jax.tree.map(lambda leaf, k=k: jnp.repeat(leaf[k], _PARTS, axis=0), points) for k in ends
     )
-
-    def between(first, last, s):
-        return jax.tree.map(lambda a, b: a + s * (b - a), first, last)
-
-    def along(first, last, s):
-        found = function(between(first, last, s))
-        floats = jax.tree.leaves(eqx.filter(found, eqx.is_inexact_array))
-        return jnp.concatenate([leaf.ravel() for leaf in floats])
-
-    def value(first, last, s):
-        if not slope:
-            return along(first, last, s)
-        return jax.jvp(lambda s: along(first, last, s), (s,), (jnp.ones_like(s),))[1]
-
-    at = jax.jit(jax.vmap(value))
+    at = functools.partial(_along, function, slope)
     low = jnp.tile(jnp.arange(_PARTS) / _PARTS, _LINES)
     high = low + 1 / _PARTS
     left, right = at(first, last, low), at(first, last, high)
@@ -312,8 +333,31 @@ def _jumps(function, points, slope: bool = False, declared=None) -> bool:
         sizes.append(jnp.maximum(before, after)[:, 0])
     found = (sizes[-1] > np.sqrt(eps) * largest) & (sizes[-1] > 0.5 * sizes[-5])
     if declared is not None:
-        found &= ~jax.jit(jax.vmap(lambda *at: declared(between(*at))))(first, last, low)
+        found &= ~_of_each(Partial(_at, declared), (first, last, low))
     return bool(jnp.any(found))
+
+
+@lightly_compiled
+def _along(function, slope: bool, first, last, s):
+    """What a function is between points, or its slope, flat, `[R, n]`."""
+
+    def value(first, last, s):
+        found = _at(function, (first, last, s))
+        floats = jax.tree.leaves(eqx.filter(found, eqx.is_inexact_array))
+        return jnp.concatenate([leaf.ravel() for leaf in floats])
+
+    def found(first, last, s):
+        if not slope:
+            return value(first, last, s)
+        return jax.jvp(lambda s: value(first, last, s), (s,), (jnp.ones_like(s),))[1]
+
+    return jax.vmap(found)(first, last, s)
+
+
+def _at(function, place):
+    """What a function is at a place of the line between two points."""
+    first, last, s = place
+    return function(jax.tree.map(lambda a, b: a + s * (b - a), first, last))
 
 
 def _check_structure(name, params, increment):

@@ -119,7 +119,7 @@ def _suprema(linear, low, high, start, seed):
     """The suprema of a block of paths, all of whose arrays are `[d, paths]`."""
     generator = np.random.default_rng(seed)
     fluctuation = start.T
-    noise, moved, bound = np.empty((3, *fluctuation.shape))
+    noise, moved, bound = (np.empty(fluctuation.shape) for _ in range(3))
     fine, coarse = np.zeros((2, len(start)))
     for cell, (propagator, root) in enumerate(zip(*linear, strict=True)):
         generator.standard_normal(out=noise)

@@ -110,6 +110,7 @@ def compare(
         params = jax.device_get(solution.params)
         predicting = threads.submit(in_this_context(_predict), *averaged, times, law, scale)
         separating = threads.submit(in_this_context(_separation), wrapped, params, scale)
+        policies = jax.device_get(policies_at(wrapped, params, 0, True))
         simulation = preparing.result()()
         predicted, separation = predicting.result(), separating.result()
     if len(simulation.ts) < len(times):
@@ -119,7 +120,6 @@ def compare(
     else:
         prediction, near = predicted
         agreement = _agreement(prediction, near, simulation)
-    policies = jax.device_get(policies_at(wrapped, params, 0, True))
     parameters, chances = (
         make_series(wrapped.game, *trees)
         for trees in zip((params, policies), simulation.mean, simulation.variance, strict=True)
