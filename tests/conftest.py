@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     _worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
     _workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     _all = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, _all[_worker % len(_all) :: _workers])  # at least one
+    os.sched_setaffinity(0, _all[_worker % _workers % len(_all) :: _workers])  # at least one
 
 # What one test has compiled another need not: a cache on disk, which worker processes share, and
 # which holds no program of an earlier run.

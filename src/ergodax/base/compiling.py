@@ -73,7 +73,7 @@ def compiled(
 
     Args:
         function: a function of pytrees; what in them is no array is fixed in the program. No
-            argument may be a Python float, which hardly ever should be.
+            argument may be a Python float: it would be fixed, too.
         compiler_options: as for `jax.jit`, where the program stands alone: is no part of another,
             and neither differentiated nor batched. Those that XLA does not know are left out.
         then: where the program stands alone, called with what the function returns and its

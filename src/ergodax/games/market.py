@@ -38,7 +38,10 @@ class AbstractMarket(HyperModule):
 
     @abc.abstractmethod
     def demand(self, prices: Float[Array, " n"]) -> Float[Array, " n"]:
-        """Returns the quantity that each firm sells at the prices of all firms."""
+        """Returns the quantity that each firm sells at the prices of all firms.
+
+        Pure and written in JAX, as its prices and the market's own arrays are traced.
+        """
 
     def profits(self: Any, prices: Float[Array, " n"]) -> Float[Array, " n"]:
         """Returns each firm's profit, `(price - cost) demand`."""

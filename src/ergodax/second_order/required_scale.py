@@ -34,7 +34,7 @@ from .prediction import Fluctuations
 
 CELLS = 1024  # of the grid in time
 _BLOCK = 1024  # paths that are simulated together, within the cache of a core
-_MOST_NUMBERS = 2**26  # paths times parameters: some 2 GiB
+_MOST_NUMBERS = 2**26  # paths times parameters: about one GiB
 
 
 class Linearised(NamedTuple):
