@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import gc
-import itertools
 import threading
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .checks import is_concrete
-from .programs import are_kept, recalled, released
+from .programs import Program, are_kept, kept
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -27,8 +26,6 @@ _QUICKLY = _LIGHTLY | {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-# So many calls of a function are worth a program that makes each of them quicker.
-_OFTEN = 20
 # Settings of JAX that hold in one thread, and their values where a thread starts.
 _SETTINGS = (
     *("enable_x64", "default_device", "default_matmul_precision", "default_prng_impl"),
@@ -38,6 +35,8 @@ _SETTINGS = (
 
 # Options of the compiler that any program is given: whether XLA knows them is asked but once.
 _asked: dict[str, Any] = {}
+# The programs that are kept on disk, by function, arguments and settings; None for what cannot be.
+_held: dict[tuple, Program | None] = {}
 
 
 class _Watch:
@@ -85,44 +84,52 @@ def compiled(
     options = compiler_options or {}
     _asked.update(options)
 
-    traced = precise(function)
-
-    def jit(program: Callable, then: Callable | None = None, **options) -> Any:
+    def tracing(then: Callable | None = None) -> Callable:
         @functools.wraps(function)
         def trace(*args, **given):
             _Watch.compiled = True
-            found = program(*args, **given)
+            found = precise(function)(*args, **given)
             if then is not None and not cast(Any, jax.config).jax_disable_jit:
                 then(found, *args, **given)
             return found
 
-        return cast(Any, eqx.filter_jit)(trace, **options)
+        return trace
 
-    jitted = jit(traced)
+    jitted = cast(Any, eqx.filter_jit)(tracing())
 
     @functools.cache
-    def alone(kept: bool):
+    def alone():
         known = _known(tuple(options.items()))
-        if not (known or kept or then):
+        if not (known or then):
             return jitted
         settings = {"compiler_options": known} if known else {}
-        return jit(recalled(traced, known) if kept else traced, then, **settings)
+        return cast(Any, eqx.filter_jit)(tracing(then), **settings)
 
-    calls, begun = itertools.count(), []
+    def held(arguments) -> Program | None:
+        """The program kept for arguments of such shapes, types and places."""
+        leaves, structure = jax.tree.flatten(arguments)
+        settings: Any = [getattr(jax.config, f"jax_{name}") for name in _SETTINGS]
+        surroundings = *settings, jax.sharding.get_abstract_mesh(), are_kept()
+        key = call, structure, tuple(map(_kind_of, leaves)), surroundings
+        if key not in _held:
+            _Watch.compiled = True
+            known, like = _known(tuple(options.items())), map(_shape_of, leaves)
+            _held[key] = kept(function, tracing(then), known, structure.unflatten(like))
+        return _held[key]
+
+    begun = []
 
     def begin(context, arguments):
         if not jax.sharding.get_abstract_mesh().empty:
             return  # threads do not take it over
         like = jax.tree.map(_shape_of, arguments)
 
-        def lowered():
-            args, given = jax.tree.map(_zeros, like)
-            return alone(are_kept()).lower(*args, **given)
-
         def compile_program():
             # Whatever is wrong shows where the function is called.
             with contextlib.suppress(Exception), context():
-                lowered().compile()
+                if not are_kept() or held(like) is None:
+                    args, given = jax.tree.map(_zeros, like)
+                    alone().lower(*args, **given).compile()
 
         thread = threading.Thread(target=in_this_context(compile_program))
         thread.start()
@@ -135,21 +142,16 @@ def compiled(
                 f"{function.__name__} would be compiled anew for every value of a Python float: "
                 "give it as an array, by as_array."
             )
-        kept = are_kept()
-        lone = (kept or options or then or begun) and _is_alone((args, given))
+        keeping = are_kept()
+        lone = (keeping or options or then or begun) and _is_alone((args, given))
         with contextlib.suppress(IndexError):  # of an empty list: other threads call too
             while lone and begun:
                 begun.pop().join()
-        program = alone(kept) if lone else jitted
-        try:
-            found = program(*args, **given)
-            if lone and kept:
-                found = released(found, (args, given), often=next(calls) > _OFTEN)
-        except (ValueError, NotImplementedError):
-            if not (lone and kept):
-                raise
-            # Arrays may lie on devices that the program was not kept for.
-            found = alone(False)(*args, **given)
+        program = held((args, given)) if lone and keeping else None
+        if program is not None:
+            found = program(list(filter(eqx.is_array, jax.tree.leaves((args, given)))))
+        else:
+            found = (alone() if lone else jitted)(*args, **given)
         if _Watch.compiled and all(map(is_concrete, jax.tree.leaves(found))):
             _Watch.compiled = False
             if drop_programs() and not _Watch.warned:
@@ -179,11 +181,25 @@ def ahead(function: Callable, *args, context: Callable = contextlib.nullcontext,
     cast(Any, function).ahead(context, (args, given))
 
 
+def _kind_of(leaf: Any) -> tuple:
+    """All that a program depends on: of an array shape, type and the place it is tied to."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding
+    if isinstance(leaf, jax.Array):
+        place = leaf.sharding if is_concrete(leaf) and leaf.committed else None
+        return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), place
+    if eqx.is_array(leaf):
+        kind = jax.typeof(leaf)
+        return kind.shape, kind.dtype, False, None
+    return type(leaf), leaf
+
+
 def _shape_of(leaf: Any) -> Any:
-    """Shape and type of an array; anything else as it is."""
-    if not isinstance(leaf, jax.Array):
+    """An array without its numbers; anything else as it is."""
+    if not eqx.is_array(leaf):
         return leaf
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type)
+    shape, dtype, weak_type, place = _kind_of(leaf)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place, weak_type=weak_type)
 
 
 def _zeros(leaf: Any) -> Any:
@@ -245,6 +261,7 @@ def drop_programs(most: int | None = None) -> bool:
     if _MAPPINGS.read_bytes().count(b"\n") <= most:
         return False
     jax.clear_caches()
+    _held.clear()
     gc.collect()
     return True
 

@@ -1,19 +1,19 @@
 """Programs kept on disk, so that another process neither traces nor compiles them again.
 
 JAX keeps what it has compiled, and finds it by the program's text, which must be traced and lowered
-first. Here that text is kept too (`jax.export`), and found by all that tracing depends on:
+first. Here compiled programs are found by all that tracing and compiling depend on:
 
 - the function, the source of ergodax, and the versions of the packages that it is made of;
-- the arguments: shapes and types of arrays, and all else by its contents;
-- JAX's settings, the kind of device, and options of the compiler.
+- the arguments: shapes, types and places of arrays, and all else by its contents;
+- JAX's settings, the processor, and options of the compiler.
 
 Arguments with what is none of these packages' own, such as a learner of yours or a function of the
 observable, are not looked up: their programs are traced in every process. So are all programs on a
 GPU, and while files of ergodax are newer than the process. What is replaced in these packages while
 Python runs, a method say, counts as unchanged.
 
-Whoever can write to the folder decides what is computed, as with JAX's own. Of a file no more is
-run than such programs: only classes of results are read from it.
+Whoever can write to the folder can have code run, as with JAX's own. What a damaged file holds is
+not run.
 """
 
 import contextlib
@@ -22,23 +22,25 @@ import hashlib
 import io
 import os
 import pickle
+import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
-from .checks import check_path, is_concrete
+from .checks import check_path
 from .files import replacing
 
-_COMPILED_BYTES, _TRACED_BYTES = 2**28, 2**26
+_JAX_BYTES, _BYTES = 2**28, 2**27
 # Settings of JAX that no program depends on.
 _ASIDE = ("cache", "_log", "dump", "profile", "coordination", "traceback", "distributed")
 _PACKAGES = ("ergodax", "jax", "jaxlib", "equinox", "diffrax", "lineax", "optimistix", "optax")
@@ -66,7 +68,7 @@ _seen: set[str] = set()
 
 
 class _Kept:
-    """Where traced programs are kept; None if they are not."""
+    """Where programs are kept; None if they are not."""
 
     folder: Path | None = None
 
@@ -93,8 +95,8 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
 
     Turns on JAX's cache of compiled programs, for programs of any size, unless it is on; 256 MiB of
     what JAX keeps in the folder are left at the start. Beside it stand those of ergodax for the
-    processor as they are before they are compiled, up to 64 MiB, which spares most of the time of
-    tracing. Call it before the first computation: JAX does not change its folder later.
+    processor, up to 128 MiB, found without being traced. Call it before the first computation: JAX
+    does not change its folder later.
 
     Programs with learners or functions of your own are traced in every process, and so are
     derivatives of other functions than `solve`. A method of ergodax that you replace while Python
@@ -132,101 +134,85 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
         config.update("jax_compilation_cache_dir", str(chosen))
         # JAX would look at the size of all files whenever it adds one.
         config.update("jax_compilation_cache_max_size", -1)
-        _drop_oldest(chosen.glob("*-cache"), _COMPILED_BYTES)
+        _drop_oldest(chosen.glob("*-cache"), _JAX_BYTES)
         config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     _versions()  # before there are other threads
-    _Kept.folder = chosen / "traced"
+    _Kept.folder = chosen / "compiled"
     return chosen
 
 
 def are_kept() -> bool:
-    """Whether programs are kept before they are compiled."""
+    """Whether programs are kept and found without being traced."""
     return _Kept.folder is not None
 
 
-def recalled(function: Callable, options: dict[str, Any]) -> Callable:
-    """A function to be compiled, whose program is looked up on disk, and kept there if it is not.
+class Program(NamedTuple):
+    """A compiled program.
+
+    Attributes:
+        run: makes the arrays of a list of arrays.
+        form: what the function returns, with places of arrays.
+    """
+
+    run: Any
+    form: Any
+
+    def __call__(self, arrays: Sequence) -> Any:
+        """What the function returns, for the arrays among its arguments."""
+        found = self.run(*arrays)
+        leaves, structure = jax.tree.flatten(self.form)
+        return structure.unflatten(found[x.number] if isinstance(x, _Place) else x for x in leaves)
+
+
+def kept(
+    function: Callable, trace: Callable, options: dict[str, Any], arguments: Any
+) -> Program | None:
+    """The compiled program of a function: read from disk, or else compiled and kept there.
 
     Args:
-        function: what `jax.jit` is to trace; the wrapper of a function of ergodax. It is no part of
-            another program, and neither differentiated nor batched.
+        function: a function of ergodax. Its program is no part of another one, and neither
+            differentiated nor batched.
+        trace: what is traced for it.
         options: of the compiler.
+        arguments: a tuple and a dictionary, with `jax.ShapeDtypeStruct` for arrays, and their
+            places where they are tied to devices.
+
+    Returns:
+        The program; None if it is not known what it depends on, so that it cannot be kept.
     """
-
-    @functools.wraps(function)
-    def look_up(*args, **given):
-        path = None
-        with contextlib.suppress(_Foreign, RecursionError, OSError):
-            name = _name(getattr(function, "__wrapped__", None), of_wrapper=True)
-            path = _path_of(name, options, (args, given))
-        arrays, rest = eqx.partition((args, given), eqx.is_array)
-        leaves, structure = jax.tree.flatten(arrays)
-        found = None if path is None else _read(path)
-        if path is not None and found is None:
-            found = _exported(function, leaves, structure, rest)
-            if found is not None:
-                _write(path, *found)
-        if found is None:
-            return function(*args, **given)
-        exported, form = found
-        numbers = exported.call(*leaves)
-        places, form = jax.tree.flatten(form)
-        return form.unflatten(
-            numbers[leaf.number] if isinstance(leaf, _Place) else leaf for leaf in places
-        )
-
-    return look_up
+    try:
+        path = _path_of(_name(function, of_wrapper=True), options, arguments)
+    except (_Foreign, RecursionError, OSError):
+        return None
+    arrays = [leaf for leaf in jax.tree.leaves(arguments) if _is_shape(leaf)]
+    program = _read(path, len(arrays))
+    if program is None:
+        lowered, program = _compile(trace, options, arguments)
+        _write(path, lowered, program)
+    return program
 
 
-def released(found: Any, arguments: Any, often: bool) -> Any:
-    """What a kept program returned, as free to go to other devices as if it had been traced.
-
-    JAX ties it to its device, whether or not the arguments were.
-
-    Args:
-        found: what the program returned.
-        arguments: what it was called with.
-        often: whether it is called so often that a quicker way, which is compiled, is worth it.
-    """
-    leaves, structure = jax.tree.flatten(found)
-    tied = {k: x for k, x in enumerate(leaves) if isinstance(getattr(x, "dtype", None), np.dtype)}
-    first: Any = next(iter(tied.values()), None)
-    if first is None or not first.committed or len(first.devices()) > 1:
-        return found  # nothing, or of a program that was not kept, or spread over devices
-    if any(getattr(leaf, "committed", False) for leaf in jax.tree.leaves(arguments)):
-        return found
-    held = {k: np.asarray(leaf) for k, leaf in tied.items()}
-    free = _pass(held) if often else jax.device_put(held)
-    return structure.unflatten(free.get(k, leaf) for k, leaf in enumerate(leaves))
-
-
-@jax.jit
-def _pass(arrays: dict) -> dict:
-    """Arrays of the host on JAX's own choice of a device."""
-    return arrays
-
-
-def _exported(function, leaves, structure, rest) -> tuple[Any, Any] | None:
-    """The program and the form of what it returns; None if it cannot be kept."""
+def _compile(trace: Callable, options: dict[str, Any], arguments: Any) -> tuple[Any, Program]:
+    """The lowered and the compiled program."""
+    like, others = eqx.partition(arguments, _is_shape)
+    leaves, structure = jax.tree.flatten(like)
     form = None
 
-    def program(*leaves):
+    def flat(*arrays):
         nonlocal form
-        args, given = eqx.combine(structure.unflatten(leaves), rest)
-        arrays, others = eqx.partition(function(*args, **given), eqx.is_array)
+        args, given = eqx.combine(structure.unflatten(arrays), others)
+        arrays, rest = eqx.partition(trace(*args, **given), eqx.is_array)
         found, of_arrays = jax.tree.flatten(arrays)
-        # Of a number that was read nobody knows that its type gives way to others. Integers do not
-        # change the type of real numbers in any case.
-        found = [x.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.integer) else x for x in found]
-        form = eqx.combine(of_arrays.unflatten(map(_Place, range(len(found)))), others)
+        form = eqx.combine(of_arrays.unflatten(map(_Place, range(len(found)))), rest)
         return found
 
-    program.__name__ = function.__name__
-    like = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in leaves]
-    # What JAX does not export; a fault of the function itself shows again where it is traced.
-    with contextlib.suppress(ValueError, NotImplementedError):
-        return jax.export.export(jax.jit(program))(*like), form
-    return None
+    flat.__name__ = trace.__name__
+    lowered = jax.jit(flat, compiler_options=options).lower(*leaves)
+    return lowered, Program(lowered.compile(), form)
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _path_of(function: str, options: dict[str, Any], arguments: Any) -> Path:
@@ -247,7 +233,9 @@ def _surroundings() -> tuple:
     }
     client: Any = jax.devices()[0].client
     if client.platform != "cpu":
-        raise _Foreign("a device with kernels that JAX may not export")
+        raise _Foreign("a device whose programs JAX keeps by itself")
+    if config.jax_disable_jit:
+        raise _Foreign("nothing is compiled")
     if not jax.sharding.get_abstract_mesh().empty:
         raise _Foreign("a mesh that holds here")
     if config.jax_debug_nans or config.jax_debug_infs:
@@ -255,7 +243,8 @@ def _surroundings() -> tuple:
     return (
         _installed(),
         tuple(settings.items()),
-        (client.platform, client.platform_version, jax.process_count()),
+        (client.platform, client.platform_version, jax.process_count(), jax.process_index()),
+        _processor(),
         (os.environ.get("XLA_FLAGS"), os.environ.get("EQX_ON_ERROR"), sys.version_info[:3]),
     )
 
@@ -292,6 +281,17 @@ def _versions() -> tuple:
     return source.hexdigest(), *versions
 
 
+@functools.cache
+def _processor() -> tuple:
+    """What processor there is, and what it can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine(), platform.processor()
+    told = sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
+    return platform.machine(), *told
+
+
 def _describe(value: Any) -> tuple:
     """What tracing can see of a value, as plain numbers, texts and tuples.
 
@@ -301,11 +301,9 @@ def _describe(value: Any) -> tuple:
     kind = type(value)
     if kind in _PLAIN:
         return kind.__name__, repr(value)
-    if not is_concrete(value):
-        aval: Any = jax.typeof(value)
-        if any(axis is not None for axis in aval.sharding.spec):
-            raise _Foreign("an array whose type says where it lies")
-        return "array", str(aval.dtype), aval.shape, aval.weak_type
+    if isinstance(value, jax.ShapeDtypeStruct):
+        place = None if value.sharding is None else _place(value.sharding)
+        return "array", str(value.dtype), value.shape, value.weak_type, place
     if kind in (tuple, list):
         return kind.__name__, *map(_describe, value)
     if kind is dict:
@@ -321,14 +319,23 @@ def _describe(value: Any) -> tuple:
     if isinstance(value, np.dtype):
         return "dtype", str(value)
     if isinstance(value, Mesh):
-        if value.devices.flat[0].platform != jax.default_backend():
-            raise _Foreign("devices other than JAX's own choice")
         types = tuple(map(str, value.axis_types))
         return "mesh", value.axis_names, value.devices.shape, types, *map(_of, value.devices.flat)
     return "name", _name(value)
 
 
+def _place(sharding: Any) -> tuple:
+    """Where an array lies that is tied to devices."""
+    if type(sharding) is SingleDeviceSharding:
+        return "device", sharding.memory_kind, *map(_of, sharding.device_set)
+    if type(sharding) is NamedSharding:
+        return "mesh", sharding.memory_kind, str(sharding.spec), _describe(sharding.mesh)
+    raise _Foreign("an array that lies elsewhere")
+
+
 def _of(device: Any) -> tuple:
+    if device.platform != jax.default_backend():
+        raise _Foreign("devices other than JAX's own choice")
     return device.platform, device.device_kind, device.id, device.process_index
 
 
@@ -362,32 +369,56 @@ class _Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}:{name} is no class of results")
 
 
-def _read(path: Path) -> tuple[Any, Any] | None:
-    """The program and the form of what it returns; None if they are not there, or not whole."""
-    # Whatever is wrong with a file, its program is traced.
+def _read(path: Path, arrays: int) -> Program | None:
+    """The program, of so many arrays; None if it is not there, or not whole."""
+    # Whatever is wrong with a file, its program is compiled.
     with contextlib.suppress(Exception):
         data = path.read_bytes()
         digest, size, rest = data[:_DIGEST], int.from_bytes(data[_DIGEST:_HEAD]), data[_HEAD:]
         if digest == _digest(path, rest):
-            form = _Reader(io.BytesIO(rest[:size])).load()
-            exported = jax.export.deserialize(bytearray(rest[size:]))
+            form, devices, needs_lapack = _Reader(io.BytesIO(rest[:size])).load()
+            places = sum(isinstance(leaf, _Place) for leaf in jax.tree.leaves(form))
+            if needs_lapack:
+                _find_lapack()
+            here = {device.id: device for device in jax.devices()}
+            run = serialize_executable.deserialize_and_load(
+                rest[size:],
+                jax.tree.structure(((0,) * arrays, {})),
+                jax.tree.structure([0] * places),
+                execution_devices=[here[number] for number in devices],
+            )
             with contextlib.suppress(OSError):  # a folder that can only be read
                 os.utime(path)
-            return exported, form
+            return Program(run, form)
     return None
 
 
-def _write(path: Path, exported: Any, form: Any) -> None:
+def _write(path: Path, lowered: Any, program: Program) -> None:
     """Keeps a program, if it can be read again, and removes those that were not used for long."""
     with contextlib.suppress(Exception):  # it is kept for later, and not needed now
-        kept = pickle.dumps(form)
-        again = _Reader(io.BytesIO(kept)).load()
-        if any(aval.weak_type for aval in exported.out_avals) or _outline(again) != _outline(form):
+        head = pickle.dumps((program.form, _devices(program.run), "lapack_" in lowered.as_text()))
+        if _outline(_Reader(io.BytesIO(head)).load()[0]) != _outline(program.form):
             return
-        rest = kept + exported.serialize()
+        rest = head + serialize_executable.serialize(program.run)[0]
         with replacing(path) as temporary:
-            temporary.write_bytes(_digest(path, rest) + len(kept).to_bytes(8) + rest)
-        _drop_oldest(path.parent.iterdir(), _TRACED_BYTES)
+            temporary.write_bytes(_digest(path, rest) + len(head).to_bytes(8) + rest)
+        _drop_oldest(path.parent.iterdir(), _BYTES)
+
+
+def _devices(run: Any) -> list[int]:
+    """The numbers of the devices that a compiled program runs on, in its order."""
+    found = set()
+    for place in jax.tree.leaves((run.input_shardings, run.output_shardings)):
+        devices = place.mesh.devices.flat if hasattr(place, "mesh") else place.device_set
+        found.add(tuple(device.id for device in devices))
+    (devices,) = found
+    return list(devices)
+
+
+@functools.cache
+def _find_lapack() -> None:
+    """Has JAX find LAPACK, which a program that is read expects, as lowering a use of it does."""
+    jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 def _digest(path: Path, rest: bytes) -> bytes:
