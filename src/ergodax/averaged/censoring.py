@@ -8,6 +8,7 @@ Everything here is plain array code without LAPACK: it batches well under `vmap`
 factorisations of two systems at once can lock up the CPU's thread pool (seen with jaxlib 0.10.2).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,7 @@ class _Few(NamedTuple):
     leave: Any
 
     @classmethod
+    @functools.partial(jax.jit, static_argnums=0)
     def of(cls, chain):
         parts = []
         for k in range(len(chain) - 1, 0, -1):
@@ -51,6 +53,7 @@ class _Few(NamedTuple):
             parts.append((row / leaves, column, leave))
         return cls(*zip(*reversed(parts), strict=True)) if parts else cls((), (), ())
 
+    @jax.jit
     def law(self):
         """The stationary law, up to a factor."""
         law = jnp.ones(1, self.leave[0].dtype)
@@ -69,6 +72,7 @@ class _Few(NamedTuple):
         """The same for `(I - P) x = b`."""
         return self._eliminate(self.columns, self.rows, b)
 
+    @jax.jit
     def _eliminate(self, down, up, b):
         sides = []
         for row in reversed(down):

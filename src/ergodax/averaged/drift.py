@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -54,6 +55,7 @@ class EventWeights(NamedTuple):
     chain: Float[Array, "S S"]
 
 
+@eqx.filter_jit  # traced once for all programs that it is a part of
 def average(wrapped: WrappedGame, params) -> Averages:
     """Averages over the stationary law; pure, unchecked, for use inside compiled code."""
     weights = event_weights(wrapped, wrapped.policies(params))

@@ -172,12 +172,15 @@ def comparison(
     size = width, 0.5 + above + 1.45 * len(rows)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), sharex=True, sharey="row", squeeze=False)
+    for ax in grid.flat:
+        ax.set_autoscalex_on(False)  # all together, once
     for axes, (draw, arguments, owner) in zip(grid, rows, strict=True):
         for ax, state in zip(axes, columns, strict=True):
             draw(ax, *arguments, state)
             ax.set(title="", xlabel="")
             ax.label_outer()
         axes[0].set_ylabel(owner + axes[0].get_ylabel())
+    grid[0, 0].autoscale(axis="x")
     for ax, state in zip(grid[0], columns, strict=True):
         if game.num_states > 1:  # the only state needs no name
             ax.set_title(f"state {plain(game.state_names[state])}")

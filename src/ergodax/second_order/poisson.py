@@ -9,6 +9,7 @@ ever.
 import math
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -57,6 +58,7 @@ class Poisson(NamedTuple):
     values: Float[Array, "C d"]
 
 
+@eqx.filter_jit  # traced once for all programs that it is a part of
 def poisson(wrapped: WrappedGame, params) -> Poisson:
     """Solves Poisson's equation; pure, unchecked, for use inside compiled code."""
     game = wrapped.game
