@@ -105,10 +105,10 @@ def compare(
             observe=parameters_and_policies(wrapped),
             progress=progress,
         )
-        # The ODE first: it is quick, and says whether there is anything to compare with.
+        predicting = threads.submit(in_this_context(_predict), *averaged, times, law, scale)
+        # The solution does not wait for them: it says whether there is anything to compare with.
         solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
         params = jax.device_get(solution.params)
-        predicting = threads.submit(in_this_context(_predict), *averaged, times, law, scale)
         separating = threads.submit(in_this_context(_separation), wrapped, params, scale)
         policies = jax.device_get(policies_at(wrapped, params, 0, True))
         simulation = preparing.result()()
