@@ -111,11 +111,13 @@ def compiled(
         settings: Any = [getattr(jax.config, f"jax_{name}") for name in _SETTINGS]
         surroundings = *settings, jax.sharding.get_abstract_mesh(), are_kept()
         key = call, structure, tuple(map(_kind_of, leaves)), surroundings
-        if key not in _held:
-            _Watch.compiled = True
-            known, like = _known(tuple(options.items())), map(_shape_of, leaves)
-            _held[key] = kept(function, tracing(then), known, structure.unflatten(like))
-        return _held[key]
+        with contextlib.suppress(KeyError):  # other threads may drop all of them
+            return _held[key]
+        _Watch.compiled = True
+        known, like = _known(tuple(options.items())), map(_shape_of, leaves)
+        program = kept(function, tracing(then), known, structure.unflatten(like))
+        _held[key] = program
+        return program
 
     begun = []
 
