@@ -17,7 +17,6 @@ _PARITY = 0x1BD11BDA
 _KIND = "threefry2x32"
 
 
-@jax.jit  # traced once, and not for every draw
 def threefry2x32(
     key: tuple[UInt32[Array, "..."], UInt32[Array, "..."]],
     counter: tuple[UInt32[Array, "..."], UInt32[Array, "..."]],
