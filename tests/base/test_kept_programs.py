@@ -15,7 +15,7 @@ import pytest
 
 import ergodax as ex
 from ergodax.base import programs
-from ergodax.base.compiling import _shape_of, compiled
+from ergodax.base.compiling import _MAPPINGS, _shape_of, compiled, drop_programs
 from ergodax.model import learner
 from ergodax.simulation.step import cumulative_law
 
@@ -45,6 +45,13 @@ found = ex.drift(wrapped, wrapped.init())
 assert not found[0].committed  # free to go to the other device
 print(traced, flow, *(x.hex() for x in flow.params[0].ravel().tolist()))
 """
+
+
+def told(script, *arguments):
+    """What a process prints that runs a script, and keeps programs only where that says."""
+    environment = {k: v for k, v in os.environ.items() if "CACHE" not in k}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
 
 @pytest.fixture
@@ -79,17 +86,12 @@ def path_of(*args, function="f", **options):
     return programs._path_of(function, options, jax.tree.map(_shape_of, args)).name
 
 
-def test_another_process_neither_made_nor_differs(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "ERGODAX_CACHE"}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    first, second = (
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        for _ in range(2)
-    )
-    traced, told = first.stdout.split(" ", 1)
+def test_another_process_neither_traces_nor_differs(tmp_path):
+    first, second = (told(SCRIPT, tmp_path) for _ in range(2))
+    traced, found = first.stdout.split(" ", 1)
     assert int(traced) > 0
-    assert second.stdout == f"0 {told}"
-    assert told.startswith("Solution(3 times from 0 to 2: successful)")
+    assert second.stdout == f"0 {found}"
+    assert found.startswith("Solution(3 times from 0 to 2: successful)")
     assert (first.stderr, second.stderr) == ("", "")
 
 
@@ -136,14 +138,11 @@ for name in ("_solve_with_path", "_pull", "_begin", "_along"):  # some of them i
 
 @pytest.mark.slow
 def test_the_same_numbers_however_they_were_compiled(tmp_path):
-    """Gradients, results that are modules, and simulations; `off` made all of it."""
-    environment = {k: v for k, v in os.environ.items() if "CACHE" not in k}
-    told = {}
-    for name, folder in {"off": "off", "new": tmp_path, "old": tmp_path}.items():
-        command = [sys.executable, "-c", MORE, str(folder), str(int(name != "old"))]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        told[name] = done.stdout
-    assert told["off"] == told["new"] == told["old"]
+    """Gradients, results that are modules, and simulations; `off` traces all of it."""
+    # How often some programs are compiled: not at all once they are kept.
+    runs = [("off", 1), (tmp_path, 1), (tmp_path, 0)]
+    off, new, old = (told(MORE, folder, times).stdout for folder, times in runs)
+    assert off == new == old
     assert len(list((tmp_path / "compiled").iterdir())) >= 6
 
 
@@ -158,6 +157,19 @@ def test_a_program_is_kept_once_and_gives_the_same(folder, made):
     )
     jax.grad(lambda p: afresh(p)[0, 0])(LAW)
     assert len(list(folder.iterdir())) == 1  # what does not stand alone is traced
+
+
+@pytest.mark.slow
+def test_a_program_that_was_dropped_is_read_again(folder, made):
+    law = compiled(cumulative_law)
+    expected = law(LAW)
+    (path,) = folder.iterdir()
+    whole = path.stat()
+    assert drop_programs(0) or not _MAPPINGS.exists()
+    os.utime(path, (0, 0))
+    np.testing.assert_array_equal(law(LAW), expected)
+    assert made == ["cumulative_law"]
+    assert path.stat().st_mtime >= whole.st_mtime or not _MAPPINGS.exists()  # it was read
 
 
 def test_nothing_is_kept_unless_asked(tmp_path, made):
@@ -363,14 +375,9 @@ print(compiled(jnp.linalg.inv)(2 * jnp.eye(3)))
 
 
 def test_programs_that_call_lapack_find_it_in_another_process(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "ERGODAX_CACHE"}
-    command = [sys.executable, "-c", LAPACK, str(tmp_path)]
-    first, second = (
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        for _ in range(2)
-    )
-    assert first.stdout == "compiled\n" + second.stdout
-    assert second.stdout.replace(" ", "") == "[[0.50.0.]\n[0.0.50.]\n[0.0.0.5]]\n"
+    first, second = (told(LAPACK, tmp_path).stdout for _ in range(2))
+    assert first == "compiled\n" + second
+    assert second.replace(" ", "") == "[[0.50.0.]\n[0.0.50.]\n[0.0.0.5]]\n"
 
 
 def test_faults_of_functions_are_raised_as_ever(folder):

@@ -30,6 +30,8 @@ def censor(chain: Float[Array, "S S"]) -> "_Few | _Many":
 class _Few(NamedTuple):
     """A censored chain: of every state k but the first, in the chain of states 0..k, j < k.
 
+    Its steps are traced once for all programs that they are a part of.
+
     Attributes:
         rows: `P(k, j) / leave`, `[k]`.
         columns: `P(j, k) / leave`, `[k]`.

@@ -75,8 +75,8 @@ def compiled(
             argument may be a Python float: it would be fixed, too.
         compiler_options: as for `jax.jit`, where the program stands alone: is no part of another,
             and neither differentiated nor batched. Those that XLA does not know are left out.
-        then: where the program stands alone, called with what the function returns and its
-            arguments, traced, before they are compiled: it may begin to compile what follows.
+        then: where the program stands alone and is traced, called with what the function returns
+            and its arguments before they are compiled: it may begin to compile what follows.
 
     Returns:
         The function; its `lower` is that of `jax.jit`, its `ahead` that which `ahead` calls.

@@ -173,7 +173,7 @@ def comparison(
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), sharex=True, sharey="row", squeeze=False)
     for ax in grid.flat:
-        ax.set_autoscalex_on(False)  # all together, once
+        ax.set_autoscalex_on(False)  # once for all, below
     for axes, (draw, arguments, owner) in zip(grid, rows, strict=True):
         for ax, state in zip(axes, columns, strict=True):
             draw(ax, *arguments, state)
