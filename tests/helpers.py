@@ -1,6 +1,9 @@
 """What several test modules share: golden games, random games in two forms, comparisons."""
 
 import contextlib
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -336,3 +339,11 @@ def flatten_derivatives(derivatives, theta):
         )
         for name in theta
     }
+
+
+def told(script, *arguments, **environment):
+    """What a process prints that runs a script, and keeps programs only where that says."""
+    inherited = {k: v for k, v in os.environ.items() if "CACHE" not in k}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    options = {"capture_output": True, "text": True, "check": True}
+    return subprocess.run(command, env=inherited | environment, **options)

@@ -18,7 +18,7 @@ import ergodax as ex
 from ergodax.simulation.capacity import bytes_of_run, limits_of, width_of
 from ergodax.simulation.inputs import check_inputs
 from ergodax.simulation.streams import run_keys, threefry2x32, uniforms
-from helpers import assert_close
+from helpers import assert_close, told
 
 TS = np.array([0.0, 10.0, 60.0])
 # A normal variable is beyond this with probability 1e-9.
@@ -263,3 +263,46 @@ def test_batches_suit_the_memory_of_an_accelerator():
     size = 2 * 9 * 3 * 4
     width = width_of(None, bytes_of_run(inputs), inputs.runs, 1, limits({"bytes_limit": 2**30}))
     assert width * size <= 2**26 < 2 * width * size
+
+
+KEPT = """
+import sys
+import jax
+
+jax.config.update("jax_enable_x64", True)
+import ergodax as ex
+from ergodax.base import programs
+
+programs._STARTED = float("inf")  # the files of a checkout may be new
+ex.keep_programs(sys.argv[1])
+names = []
+
+def note(event, seconds, fun_name="", **rest):
+    if event.endswith("backend_compile_duration"):
+        names.append(fun_name)
+
+jax.monitoring.register_event_duration_secs_listener(note)
+game = ex.games.repeated([[1.0], [1.5]], memory=0)
+wrapped = ex.WrappedGame(game, [ex.QLearning(0.1, 0.9)])
+start, ts = wrapped.init(), [0.0, 7.0]
+found = [
+    ex.simulate(wrapped, start, ts, runs=64, key=jax.random.key(0)).mean,
+    ex.solve(wrapped, start, ts).params,
+    ex.rest_point(wrapped, start).params,
+    ex.fluctuations(wrapped, start, ts).covariance,
+]
+print(jax.default_backend(), *names)
+for leaf in jax.tree.leaves(found):
+    print(*(float(x).hex() for x in leaf.ravel()))
+"""
+
+
+def test_another_process_compiles_nothing_and_differs_in_no_bit(device, tmp_path):
+    platforms = {"JAX_PLATFORMS": "cpu"} if device.platform == "cpu" else {}
+    first, second = (told(KEPT, tmp_path, **platforms).stdout.splitlines() for _ in range(2))
+    compiled, again = (set(lines[0].split()) for lines in (first, second))
+    large = {f"jit({name})" for name in ("advance", "_solve", "_root_from", "_along")}
+    assert {device.platform, *large} <= compiled
+    assert device.platform in again
+    assert not large & again
+    assert second[1:] == first[1:]

@@ -4,8 +4,6 @@ import functools
 import io
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -18,6 +16,7 @@ from ergodax.base import programs
 from ergodax.base.compiling import _MAPPINGS, _shape_of, compiled, drop_programs
 from ergodax.model import learner
 from ergodax.simulation.step import cumulative_law
+from helpers import told
 
 LAW = jnp.array([[0.25, 0.75], [0.5, 0.5]])
 SCRIPT = """
@@ -45,13 +44,6 @@ found = ex.drift(wrapped, wrapped.init())
 assert not found[0].committed  # free to go to the other device
 print(traced, flow, *(x.hex() for x in flow.params[0].ravel().tolist()))
 """
-
-
-def told(script, *arguments):
-    """What a process prints that runs a script, and keeps programs only where that says."""
-    environment = {k: v for k, v in os.environ.items() if "CACHE" not in k}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
 
 @pytest.fixture

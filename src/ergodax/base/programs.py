@@ -5,12 +5,12 @@ first. Here compiled programs are found by all that tracing and compiling depend
 
 - the function, the source of ergodax, and the versions of the packages that it is made of;
 - the arguments: shapes, types and places of arrays, and all else by its contents;
-- JAX's settings, the processor, and options of the compiler.
+- JAX's settings, processors and GPUs, and options of the compiler.
 
 Arguments with what is none of these packages' own, such as a learner of yours or a function of the
-observable, are not looked up: their programs are traced in every process. So are all programs on a
-GPU, and while files of ergodax are newer than the process. What is replaced in these packages while
-Python runs, a method say, counts as unchanged.
+observable, are not looked up: their programs are traced in every process. So are all programs while
+files of ergodax are newer than the process. What is replaced in these packages while Python runs, a
+method say, counts as unchanged.
 
 Whoever can write to the folder can have code run, as with JAX's own. What a damaged file holds is
 not run.
@@ -232,8 +232,11 @@ def _surroundings() -> tuple:
         if not any(word in name for word in _ASIDE)
     }
     client: Any = jax.devices()[0].client
-    if client.platform != "cpu":
-        raise _Foreign("a device whose programs JAX keeps by itself")
+    if client.platform not in ("cpu", "gpu"):
+        raise _Foreign("devices with which this was never tried")
+    chosen = config.jax_default_device
+    if chosen is not None and getattr(chosen, "platform", chosen) != client.platform:
+        raise _Foreign("devices other than JAX's own choice")
     if config.jax_disable_jit:
         raise _Foreign("nothing is compiled")
     if not jax.sharding.get_abstract_mesh().empty:
@@ -244,6 +247,7 @@ def _surroundings() -> tuple:
         _installed(),
         tuple(settings.items()),
         (client.platform, client.platform_version, jax.process_count(), jax.process_index()),
+        sorted({device.device_kind for device in jax.local_devices()}),
         _processor(),
         (os.environ.get("XLA_FLAGS"), os.environ.get("EQX_ON_ERROR"), sys.version_info[:3]),
     )
