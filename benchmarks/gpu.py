@@ -93,18 +93,25 @@ def main() -> None:
         for case, count in counts.items():
             if case == ("225 states x 15 actions", "float64"):
                 continue
-            widths = (2**6,) if dry else (2**10, 2**13) if quick else (2**17, 2**14, 2**20, 2**10)
-            for runs in widths:
-                row = [*case, str(runs), *simulation(games[case[0]], case[1], runs, quick)]
-                if not row[3].startswith("needs"):
-                    rate = float(row[3])
+            widths = [(2**6, 2**6)] if dry else [(runs, runs) for runs in (2**10, 2**13)]
+            if not quick and games[case[0]] is PAPER:
+                widths = [(2**power, 2**power) for power in (17, 14, 20, 10)]
+            elif not quick:  # runs so large that by default no batch is wide
+                widths = [(2**17, None), *((2**power, 2**power) for power in (14, 15, 16, 17, 10))]
+            for runs, batch in widths:
+                wide = "default" if batch is None else str(batch)
+                found = simulation(games[case[0]], case[1], runs, batch, quick)
+                row = [*case, str(runs), wide, *found]
+                if not row[4].startswith("needs"):
+                    rate = float(row[4])
                     gaps = [limits.steps(count, case[1], chip) / rate for chip in (False, True)]
-                    row[5:5] = [f"{gap:.3g}" for gap in gaps]
+                    row[6:6] = [f"{gap:.3g}" for gap in gaps]
                 yield row
 
     print("Simulation:\n")
-    header = ["game", "dtype", "runs", "steps/s", "us per step of all runs", "gap to the floor"]
-    show([*header, "gap to the floor on chip", "ends s", "compile s", "by"], simulations(), clock)
+    header = ["game", "dtype", "runs", "batch", "steps/s", "us per step of all runs"]
+    header += ["gap to the floor", "gap to the floor on chip", "ends s", "compile s", "by"]
+    show(header, simulations(), clock)
 
     print("Simulation until strategies rest, 225 states x 15 actions, float32:\n")
     widths = (2**6,) if dry else (2**10,) if quick else (2**14, 2**10)
@@ -305,7 +312,7 @@ def pricing_size() -> ex.WrappedGame:
     return ex.WrappedGame(ex.games.repeated(payoffs), [learner, learner])
 
 
-def simulation(wrapped, dtype: str, runs: int, quick: bool) -> list[str]:
+def simulation(wrapped, dtype: str, runs: int, batch: int | None, quick: bool) -> list[str]:
     """Steps/s, microseconds per step of all runs, seconds for the ends, seconds to compile.
 
     Steps are timed by the difference between a long simulation and a short one; what both take
@@ -324,7 +331,7 @@ def simulation(wrapped, dtype: str, runs: int, quick: bool) -> list[str]:
             runs=runs,
             key=jax.random.key(0),
             dtype=dtype,
-            batch_size=runs,
+            batch_size=batch,
         )
 
     first = short = run(64)

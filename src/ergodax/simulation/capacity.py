@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 # What a core can hold near it, and a fraction of a second between two looks at the keyboard.
 PROCESSOR = Limits(widest=512, cache=2**21, near=2**21, busy=GROUP, block=2**24, longest=2**24)
 # A step of few runs takes an accelerator as long as one of many. Of 225 states x 15 actions, 27 kB,
-# an H100 takes 0.5e9 steps/s with 2^10 runs, 4.8e9 with 2^14, and only 1.8e9 with 2^17.
+# an H100 takes 0.5e9 steps/s with 2^10 runs, 4.4e9 with 2^14, and only 2.3e9 with 2^15.
 ACCELERATOR = Limits(widest=2**20, cache=2**32, near=2**29, busy=2**14, block=2**31, longest=2**13)
 # Share of an accelerator's memory for the parameters; all arrays of a block take seven times that.
 _SHARE = 1 / 16
