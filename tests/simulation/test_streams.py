@@ -194,6 +194,16 @@ def test_a_run_has_the_same_key_whatever_the_other_runs():
     np.testing.assert_array_equal(raw, together)
 
 
+@pytest.mark.parametrize("size", [1, 100, streams._FEW, streams._FEW + 1])
+def test_keys_of_runs_are_those_that_jax_draws(size):
+    runs = jnp.arange(size, dtype=jnp.uint32) + np.uint32(2**32 - 50)
+    key = jax.random.key(2**31 + 5)
+    expected = jax.vmap(lambda run: jax.random.bits(jax.random.fold_in(key, run), (2,)))(runs)
+    for found in (run_keys(key, runs), jax.jit(run_keys)(key, runs)):
+        assert isinstance(found, jax.Array)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_keys_of_runs_differ():
     runs = jnp.arange(100_000, dtype=jnp.uint32)
     both = np.concatenate([run_keys(jax.random.key(seed), runs) for seed in (0, 1)])

@@ -14,7 +14,6 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from ..base.compiling import lightly_compiled
 from ..model.wrapped import WrappedGame
 from ..ode.path import Path, evaluate, level_times, quintic
 from .units import units
@@ -237,18 +236,7 @@ def crossings(maxima: Maxima, path: Path, most: int) -> tuple[Crossings, Bool[Ar
     return state.found, state.count > most
 
 
-@lightly_compiled
-def _tables(wrapped, params):
-    """The values under all maxima at every time, `[K, M, A]`."""
-
-    def table(params):
-        flat, unravel = ravel_pytree(params)
-        return Maxima(wrapped, unravel).table(flat)
-
-    return jax.vmap(table)(params)
-
-
-def changes(wrapped: WrappedGame, params) -> Bool[np.ndarray, " K"]:
+def changes(wrapped: WrappedGame, params) -> Bool[Array, " K"]:
     """At which times of a trajectory some maximum has changed its owner since the time before.
 
     A change that begins with a tie does not count.
@@ -257,8 +245,12 @@ def changes(wrapped: WrappedGame, params) -> Bool[np.ndarray, " K"]:
         wrapped: a game and its learners.
         params: parameters of all agents, each leaf `[K, ...]`.
     """
-    values = np.asarray(_tables(wrapped, params))
-    values = np.where(owners(wrapped).present, values, -np.inf)
+
+    def table(params):
+        flat, unravel = ravel_pytree(params)
+        return Maxima(wrapped, unravel).table(flat)
+
+    values = jnp.where(owners(wrapped).present, jax.vmap(table)(params), -jnp.inf)
     best = values == values.max(axis=-1, keepdims=True)
     moved = ~(best[1:] & best[:-1]).any(axis=-1)
-    return np.append(False, moved.any(axis=-1))
+    return jnp.append(False, moved.any(axis=-1))

@@ -7,14 +7,19 @@ carry, so a run's numbers do not depend on how runs are batched or where a simul
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt32
 
+from ..base.checks import is_concrete
 from ..base.compiling import quickly_compiled
+from ..base.devices import as_array
 from .lanes import reused
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _KIND = "threefry2x32"
+# Key words of so many runs are made by NumPy: in milliseconds, and nothing is compiled.
+_FEW = 2**14
 
 
 def threefry2x32(
@@ -22,7 +27,7 @@ def threefry2x32(
     counter: tuple[UInt32[Array, "..."], UInt32[Array, "..."]],
 ) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
     """Threefry-2x32-20: two random words from two key words and two counter words."""
-    words = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+    words = (*key, key[0] ^ key[1] ^ np.uint32(_PARITY))
     x, y = counter[0] + words[0], counter[1] + words[1]
     for block in range(5):
         for rotation in _ROTATIONS[block % 2]:
@@ -30,22 +35,34 @@ def threefry2x32(
             y = (y << rotation) | (y >> (32 - rotation))
             y = x ^ y
         x = x + words[(block + 1) % 3]
-        y = y + words[(block + 2) % 3] + jnp.uint32(block + 1)
+        y = y + words[(block + 2) % 3] + np.uint32(block + 1)
     return x, y
 
 
-@quickly_compiled
 def run_keys(key: Array, runs: UInt32[Array, " R"]) -> UInt32[Array, "R 2"]:
     """Key words of the given runs: a function of the user's key and the run's number.
 
-    What other kinds of keys draw for one run may depend on how many are batched; so they draw a
-    Threefry key first.
+    Those of `jax.random.bits(jax.random.fold_in(key, run), (2,))`. What other kinds of keys draw
+    for one run may depend on how many are batched; so they draw a Threefry key first.
     """
     if str(jax.random.key_impl(key)) != _KIND:
         key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl=_KIND)
-    return jax.vmap(lambda run: jax.random.bits(jax.random.fold_in(key, run), (2,), jnp.uint32))(
-        runs
-    )
+    words = jax.random.key_data(key)
+    if is_concrete(words) and is_concrete(runs) and runs.size <= _FEW:
+        return as_array(np.stack(_words_of(np.asarray(words), np.asarray(runs)), axis=1))
+    return _of_many(words, runs)
+
+
+@quickly_compiled
+def _of_many(words, runs):
+    return jnp.stack(_words_of(words, runs), axis=1)
+
+
+def _words_of(words, runs) -> list:
+    none = 0 * runs
+    folded = threefry2x32((words[:1], words[1:]), (none, runs))
+    pairs = [threefry2x32(folded, (none, none + np.uint32(word))) for word in (0, 1)]
+    return [x ^ y for x, y in pairs]
 
 
 def uniforms(

@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Real
@@ -143,9 +144,10 @@ def compare(
 
 @quickly_compiled
 def _theory(wrapped, params0, times, law, scale, **options):
-    """Fluctuations and bias; the mean that they predict, and when it is near a kink."""
+    """Fluctuations and bias; the mean that they predict; when it is near a kink, or beyond one."""
     found = fluctuate(wrapped, params0, times, law, **options)
-    return found, found.corrected_mean(scale), found.near_kink(scale)
+    near, crossed = found.near_kink(scale), jnp.cumsum(changes(wrapped, found.params)) > 0
+    return found, found.corrected_mean(scale), near, crossed & ~near
 
 
 def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.ndarray] | str:
@@ -155,10 +157,9 @@ def _predict(wrapped, params0, times, law, scale) -> tuple[tuple[Any, Any], np.n
         return f"not computed ({size} parameters; at most {_MOST_PREDICTED})"
     given = wrapped, params0, as_array(times), law, as_array(scale)
     # Tracking kinks takes long to compile, and is needed only if results beyond one are.
-    predicted, mean, near = _theory(*given, max_kinks=0)
-    before = np.cumsum(changes(wrapped, predicted.params)) > 0
-    if np.any(before & ~np.asarray(near)):
-        predicted, mean, near = _theory(*given)
+    predicted, mean, near, beyond = _theory(*given, max_kinks=0)
+    if np.asarray(beyond).any():
+        predicted, mean, near, _ = _theory(*given)
     # Times at which the flow rests on a kink are near one at every scale, and left out.
     if not is_one_of(predicted.result, RESULTS.successful, RESULTS.resting):
         return f"not computed: {RESULTS[predicted.result]}"
