@@ -198,7 +198,7 @@ def test_a_run_has_the_same_key_whatever_the_other_runs():
 def test_keys_of_runs_are_those_that_jax_draws(size):
     runs = jnp.arange(size, dtype=jnp.uint32) + np.uint32(2**32 - 50)
     key = jax.random.key(2**31 + 5)
-    expected = jax.vmap(lambda run: jax.random.bits(jax.random.fold_in(key, run), (2,)))(runs)
+    expected = jax.vmap(lambda k: jax.random.bits(jax.random.fold_in(key, k), (2,), "uint32"))(runs)
     for found in (run_keys(key, runs), jax.jit(run_keys)(key, runs)):
         assert isinstance(found, jax.Array)
         np.testing.assert_array_equal(found, expected)

@@ -18,14 +18,14 @@ from .lanes import reused
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _KIND = "threefry2x32"
+_Words = UInt32[Array | np.ndarray, "..."]
 # Key words of so many runs are made by NumPy: in milliseconds, and nothing is compiled.
 _FEW = 2**14
 
 
 def threefry2x32(
-    key: tuple[UInt32[Array, "..."], UInt32[Array, "..."]],
-    counter: tuple[UInt32[Array, "..."], UInt32[Array, "..."]],
-) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
+    key: tuple[_Words, _Words], counter: tuple[_Words, _Words]
+) -> tuple[_Words, _Words]:
     """Threefry-2x32-20: two random words from two key words and two counter words."""
     words = (*key, key[0] ^ key[1] ^ np.uint32(_PARITY))
     x, y = counter[0] + words[0], counter[1] + words[1]
@@ -42,8 +42,8 @@ def threefry2x32(
 def run_keys(key: Array, runs: UInt32[Array, " R"]) -> UInt32[Array, "R 2"]:
     """Key words of the given runs: a function of the user's key and the run's number.
 
-    Those of `jax.random.bits(jax.random.fold_in(key, run), (2,))`. What other kinds of keys draw
-    for one run may depend on how many are batched; so they draw a Threefry key first.
+    Those of `jax.random.bits(jax.random.fold_in(key, run), (2,), "uint32")`. What other kinds of
+    keys draw for one run may depend on how many are batched; so they draw a Threefry key first.
     """
     if str(jax.random.key_impl(key)) != _KIND:
         key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl=_KIND)
