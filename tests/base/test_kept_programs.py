@@ -85,6 +85,10 @@ def test_another_process_neither_traces_nor_differs(tmp_path):
     assert second.stdout == f"0 {found}"
     assert found.startswith("Solution(3 times from 0 to 2: successful)")
     assert (first.stderr, second.stderr) == ("", "")
+    # JAX keeps the rest, and no second copy.
+    names = [path.name for path in tmp_path.glob("*-cache")]
+    assert names
+    assert not [name for name in names if "solve" in name or "drift" in name]
 
 
 MORE = """
@@ -136,6 +140,25 @@ def test_the_same_numbers_however_they_were_compiled(tmp_path):
     off, new, old = (told(MORE, folder, times).stdout for folder, times in runs)
     assert off == new == old
     assert len(list((tmp_path / "compiled").iterdir())) >= 6
+
+
+def test_the_setting_of_jax_that_compiling_changes_is_as_before(folder, monkeypatch):
+    def least():
+        return jax.config.jax_persistent_cache_min_compile_time_secs
+
+    seen, before, compile_ = [], least(), jax.stages.Lowered.compile
+
+    def failing(self):
+        seen.append(least())
+        compile_(self)
+        raise MemoryError
+
+    afresh(LAW)  # after which the compiler's options are known
+    monkeypatch.setattr(jax.stages.Lowered, "compile", failing)
+    with pytest.raises(MemoryError):
+        afresh(LAW[:1])
+    assert seen == [np.inf]
+    assert least() == before < np.inf
 
 
 def test_a_program_is_kept_once_and_gives_the_same(folder, made):

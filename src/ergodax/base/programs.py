@@ -24,11 +24,12 @@ import os
 import pickle
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -208,7 +209,32 @@ def _compile(trace: Callable, options: dict[str, Any], arguments: Any) -> tuple[
 
     flat.__name__ = trace.__name__
     lowered = jax.jit(flat, compiler_options=options).lower(*leaves)
-    return lowered, Program(lowered.compile(), form)
+    with _uncopied():
+        return lowered, Program(lowered.compile(), form)
+
+
+class _Uncopied:
+    """How many threads compile what JAX is to keep no copy of, and what its setting was before."""
+
+    lock, threads, least = threading.Lock(), 0, 0.0
+
+
+@contextlib.contextmanager
+def _uncopied():
+    """Has JAX keep no copy of what is compiled here, nor of what is elsewhere meanwhile."""
+    setting, config = "jax_persistent_cache_min_compile_time_secs", cast(Any, jax.config)
+    with _Uncopied.lock:
+        if not _Uncopied.threads:
+            _Uncopied.least = getattr(config, setting)
+            config.update(setting, float("inf"))
+        _Uncopied.threads += 1
+    try:
+        yield
+    finally:
+        with _Uncopied.lock:
+            _Uncopied.threads -= 1
+            if not _Uncopied.threads:
+                config.update(setting, _Uncopied.least)
 
 
 def _is_shape(leaf: Any) -> bool:
