@@ -5,8 +5,11 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..base.checks import is_concrete
+from ..base.devices import as_array
 from ..model.exploration import AbstractExploration, EpsilonSoftmax
 from ..model.game import MarkovGame
 from ..model.hyper import Scalar, hyper
@@ -59,7 +62,8 @@ def filled(
 ) -> Float[Array, "..."]:
     """Returns an array of the given shape filled with initial values that broadcast to it."""
     try:
-        return jnp.broadcast_to(initial, shape)
+        # By NumPy: nothing is compiled.
+        return as_array((np if is_concrete(initial) else jnp).broadcast_to(initial, shape))
     except ValueError:
         raise ValueError(
             f"agent {agent}: initial values of shape {jnp.shape(initial)} do not broadcast to "
