@@ -32,7 +32,6 @@ from ..model.clock import check_schedules
 from ..model.game import MarkovGame, first_state_law
 from ..model.observable import parameters_and_policies
 from ..model.wrapped import WrappedGame
-from ..results.result import policies as policies_at
 from ..second_order.fluctuations import fluctuate
 from ..simulation.inputs import check_inputs
 from ..simulation.simulate import NO_DERIVATIVES, Simulation, prepare
@@ -110,10 +109,9 @@ def compare(
         # The solution does not wait for them: it says whether there is anything to compare with.
         solution, compile_seconds, run_seconds = _timed_solve(*averaged, times)
         params = jax.device_get(solution.params)
-        separating = threads.submit(in_this_context(_separation), wrapped, params, scale)
-        policies = jax.device_get(policies_at(wrapped, params, 0, True))
+        looking = threads.submit(in_this_context(_look_along), wrapped, params, scale)
         simulation = preparing.result()()
-        predicted, separation = predicting.result(), separating.result()
+        predicted, (policies, separation) = predicting.result(), looking.result()
     if len(simulation.ts) < len(times):
         raise KeyboardInterrupt  # no run is complete
     if isinstance(predicted, str):
@@ -238,8 +236,8 @@ def _timed_solve(wrapped, params0, times) -> tuple[Solution, float, float]:
 
 
 @quickly_compiled
-def _linearise(wrapped, params):
-    """Jacobian of the drift and state chain, one parameter set at a time."""
+def _at(wrapped, params, some):
+    """Policies at all times; Jacobian of the drift and state chain at some, one by one."""
 
     def at(params):
         x, unravel = ravel_pytree(params)
@@ -250,17 +248,24 @@ def _linearise(wrapped, params):
 
         return jax.jacfwd(drift, has_aux=True)(x)
 
-    return jax.lax.map(at, params)
+    policies = jax.vmap(wrapped.policies)(params)
+    if some is None:
+        return policies, None
+    return policies, jax.lax.map(at, jax.tree.map(lambda leaf: leaf[some], params))
 
 
-def _separation(wrapped, params, scale: float) -> float | None:
+def _look_along(wrapped, params, scale: float) -> tuple[Any, float | None]:
+    """Policies along the solution, and by how much its time scale is above that of the states."""
     leaves = jax.tree.leaves(params)
-    num_times = len(leaves[0])
-    if sum(leaf[0].size for leaf in leaves) > _MOST_PARAMETERS:
-        return None
-    some = np.linspace(0, num_times - 1, min(num_times, _MOST_TIMES)).astype(int)
-    path = jax.tree.map(lambda leaf: leaf[some], params)
-    jacobians, chains = jax.device_get(_linearise(wrapped, path))
+    num_times, some = len(leaves[0]), None
+    if sum(leaf[0].size for leaf in leaves) <= _MOST_PARAMETERS:
+        some = as_array(np.linspace(0, num_times - 1, min(num_times, _MOST_TIMES)).astype(int))
+    policies, linearised = jax.device_get(_at(wrapped, params, some))
+    return policies, None if linearised is None else _separation(linearised, scale)
+
+
+def _separation(linearised: tuple, scale: float) -> float:
+    jacobians, chains = linearised
     if not np.all(np.isfinite(jacobians)):
         return float("nan")
     mixing_times = np.array([mixing_time_on_host(chain) for chain in chains])
