@@ -64,6 +64,25 @@ LEARNERS = {
 EVERY = pytest.mark.parametrize("name", LEARNERS)
 
 
+FIRST = [own[0] for own in LEARNERS.values()]
+FIRST += [ex.QLearning(0.1, 0.9), ex.ActorCritic(0.1, 0.1, 0.9), ex.WolfPHC()]
+
+
+@pytest.mark.parametrize("number", range(len(FIRST)))
+def test_first_parameters_need_no_program(number):
+    game = ex.games.repeated((np.zeros((2, 7 + number)),) * 2)  # of no other test's size
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **rest: compiled.append(event) if "backend_compile" in event else None
+    )
+    params = FIRST[number].init(game, 1, key=None)
+    assert compiled == []
+    jax.monitoring.clear_event_listeners()
+    for leaf in jax.tree.leaves(params):
+        assert isinstance(leaf, jax.Array)
+        assert not leaf.weak_type
+
+
 @pytest.fixture(scope="module")
 def game():
     """Three states, two and three actions, rewards between 0 and 1."""

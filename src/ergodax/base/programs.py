@@ -95,9 +95,9 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Keeps programs on disk from now on, so that other processes start quickly.
 
     Turns on JAX's cache of compiled programs, for programs of any size, unless it is on; 256 MiB of
-    what JAX keeps in the folder are left at the start. Beside it stand those of ergodax for the
-    processor, up to 128 MiB, found without being traced. Call it before the first computation: JAX
-    does not change its folder later.
+    what JAX keeps in the folder are left at the start. Beside it stand those of ergodax, up to
+    128 MiB, found without being traced; JAX keeps no copy of them. Call it before the first
+    computation: JAX does not change its folder later.
 
     Programs with learners or functions of your own are traced in every process, and so are
     derivatives of other functions than `solve`. A method of ergodax that you replace while Python

@@ -36,7 +36,7 @@ class _MixedStrategy(AbstractLearner):
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> Float[Array, "S A"]:
         """Returns uniform probabilities."""
         count = game.num_actions[agent]
-        return jnp.full((game.num_states, count), 1 / count)
+        return filled(1 / count, (game.num_states, count), agent)
 
     def policy(self, params: Float[Array, "S A"], state: Int[Array, ""]) -> Float[Array, " A"]:
         """Returns the probabilities of `state`, mixed with uniform play."""

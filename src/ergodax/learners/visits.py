@@ -3,9 +3,11 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..base.checks import check_type
+from ..base.devices import as_array
 from ..model.game import MarkovGame
 from ..model.hyper import Scalar, hyper
 from ..model.learner import AbstractOuterLearner, At, Transition
@@ -51,7 +53,7 @@ class FallingRate(AbstractOuterLearner):
     def init(self, game: MarkovGame, agent: int, *, key: Array | None) -> CountedParams:
         """Returns the learner's table, and one visit of every entry."""
         table = self.learner.init(game, agent, key=key)
-        return CountedParams(Q=table, visits=jnp.ones_like(table))
+        return CountedParams(Q=table, visits=as_array(np.ones(table.shape), table.dtype))
 
     def policy(self, params: CountedParams, state: Int[Array, ""]) -> Float[Array, " A"]:
         """Returns the learner's policy."""

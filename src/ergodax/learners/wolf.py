@@ -64,9 +64,10 @@ class WolfPHC(AbstractLearner):
             ValueError: if `initial` does not broadcast to the table.
         """
         states, actions = game.num_states, game.num_actions[agent]
-        uniform = jnp.full((states, actions), 1 / actions)
+        uniform = filled(1 / actions, (states, actions), agent)
         values = filled(self.initial, (states, actions), agent)
-        return WolfParams(Q=values, policy=uniform, average=uniform, visits=jnp.ones(states))
+        visits = filled(1.0, (states,), agent)
+        return WolfParams(Q=values, policy=uniform, average=uniform, visits=visits)
 
     def policy(self, params: WolfParams, state: Int[Array, ""]) -> Float[Array, " A"]:
         """Returns the policy of `state`, mixed with uniform play."""

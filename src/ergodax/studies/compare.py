@@ -236,7 +236,7 @@ def _timed_solve(wrapped, params0, times) -> tuple[Solution, float, float]:
 
 
 @quickly_compiled
-def _at(wrapped, params, some):
+def _met(wrapped, params, some):
     """Policies at all times; Jacobian of the drift and state chain at some, one by one."""
 
     def at(params):
@@ -260,7 +260,7 @@ def _look_along(wrapped, params, scale: float) -> tuple[Any, float | None]:
     num_times, some = len(leaves[0]), None
     if sum(leaf[0].size for leaf in leaves) <= _MOST_PARAMETERS:
         some = as_array(np.linspace(0, num_times - 1, min(num_times, _MOST_TIMES)).astype(int))
-    policies, linearised = jax.device_get(_at(wrapped, params, some))
+    policies, linearised = jax.device_get(_met(wrapped, params, some))
     return policies, None if linearised is None else _separation(linearised, scale)
 
 
