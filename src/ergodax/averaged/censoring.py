@@ -67,7 +67,11 @@ class _Few(NamedTuple):
         return law
 
     def solve(self, b):
-        """The x with `x (I - P) = b` for all states but the first, where it is 0."""
+        """The x with `x (I - P) = b` for all states but the first, where it is 0.
+
+        Args:
+            b: right-hand side, `[S]`; or several as columns, `[S, R]`.
+        """
         return self._eliminate(self.rows, self.columns, b)
 
     def solve_transposed(self, b):
@@ -78,11 +82,12 @@ class _Few(NamedTuple):
     def _eliminate(self, down, up, b):
         sides = []
         for row in reversed(down):
-            sides.append(b[-1])
-            b = b[:-1] + row * b[-1]
-        x = jnp.zeros(1, b.dtype)
+            sides.append(b[-1:])
+            b = b[:-1] + _column(row, b) * b[-1:]
+        x = jnp.zeros_like(b)
         for column, leave, side in zip(up, self.leave, reversed(sides), strict=True):
-            x = jnp.append(x, jnp.sum(x * column) + side / leave)
+            here = jnp.sum(x * _column(column, x), axis=0, keepdims=True) + side / leave
+            x = jnp.append(x, here, axis=0)
         return x
 
 
@@ -137,14 +142,18 @@ class _Many(NamedTuple):
         return self._eliminate(self.columns, self.rows, b)
 
     def _eliminate(self, down, up, b):
-        states = jnp.arange(len(b))
-
         def remove(i, b):
             k = len(b) - 1 - i
-            return b + down[k] * b[k]
+            return b + _column(down[k], b) * b[k][None]
 
         def restore(k, x):
-            return jnp.where(states == k, jnp.sum(x * up[k]) + b[k] / self.leave[k], x)
+            here = jnp.sum(x * _column(up[k], x), axis=0) + b[k] / self.leave[k]
+            return jax.lax.dynamic_update_index_in_dim(x, here, k, 0)
 
         b = jax.lax.fori_loop(0, len(b) - 1, remove, b)
         return jax.lax.fori_loop(1, len(b), restore, jnp.zeros_like(b))
+
+
+def _column(x, like):
+    """A vector with as many axes as another array, `[S, 1...]`."""
+    return x.reshape(-1, *(1,) * (like.ndim - 1))

@@ -14,7 +14,7 @@ from .drift import flat_drift
 from .krylov import solve_by_products
 from .per_visit import flat_per_visit
 from .root_search import DRAWN, RootSearch, first_found
-from .stationary import is_reducible, mixing_time, preserve_rows
+from .stationary import is_reducible, mixing_time, preserve_rows, stationary_law
 
 # Of derivatives that are found by products with the Jacobian.
 _DERIVATIVES = 1e-10
@@ -92,7 +92,8 @@ def _described(wrapped, params, step, result, by_matrix, known=None) -> tuple:
     x = jax.lax.stop_gradient(start)
     x = _root(x, wrapped, per_visit=flat_per_visit(params), by_matrix=by_matrix)
     params = unravel(x)
-    reducible = is_reducible(mixing_time(wrapped.frozen_chain(params)))
+    chain = wrapped.frozen_chain(params)
+    reducible = is_reducible(mixing_time(chain, stationary_law(chain)))
     found = result == RESULTS.successful
     result = RESULTS.where(found & reducible, RESULTS.reducible, result)
 

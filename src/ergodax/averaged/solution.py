@@ -274,10 +274,14 @@ def along(wrapped: WrappedGame, unravel: Callable, values, end) -> Met:
         policies = wrapped.policies(unravel(x))
         weights = event_weights(wrapped, policies)
         rewards = expected_rewards(wrapped, weights.events)
-        reducible = is_reducible(mixing_time(jax.lax.stop_gradient(weights.chain)))
+        reducible = is_reducible(mixing_time(weights.chain, weights.state_distribution))
         return weights.state_distribution, rewards, reducible, ~wrapped.are_policies(policies)
 
-    law, rewards, *rest = jax.vmap(look)(jnp.append(values, jax.lax.stop_gradient(end[None]), 0))
+    every = jnp.append(values, jax.lax.stop_gradient(end[None]), 0)
+    # A core has what belongs to one point near it, and the program is sooner compiled; a GPU would
+    # wait for every one.
+    met = jax.lax.map(look, every) if jax.default_backend() == "cpu" else jax.vmap(look)(every)
+    law, rewards, *rest = met
     return Met(law[:-1], rewards[:-1], *rest)
 
 

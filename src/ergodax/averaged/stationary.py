@@ -111,12 +111,7 @@ def deviation_matrix(
         chain: the transition matrix P, `[S, S]`, with one closed class.
     """
     law = stationary_law(chain)
-    order = _order(law)
-    censored = censor(_reordered(chain, order, axes=(0, 1)))
-    sides = jnp.eye(len(law), dtype=law.dtype) - law[None]
-    x = jax.vmap(censored.solve)(_reordered(sides, order, axes=(1,)))
-    x = _reordered(x, order, axes=(1,))
-    return law, x - law[None] * x.sum(axis=1)[:, None]
+    return law, _deviations(chain, law)
 
 
 @deviation_matrix.defjvp
@@ -128,17 +123,26 @@ def _deviation_matrix_jvp(primals, tangents):
     return (law, deviation), (law @ moved, deviation @ moved - (law @ moved @ deviation)[None])
 
 
-def mixing_time(chain: Float[Array, "S S"]) -> Float[Array, ""]:
+def _deviations(chain, law):
+    order = _order(law)
+    censored = censor(_reordered(chain, order, axes=(0, 1)))
+    sides = jnp.eye(len(law), dtype=law.dtype) - law[:, None]
+    x = _reordered(censored.solve(_reordered(sides, order)), order)
+    return (x - law[:, None] * x.sum(axis=0, keepdims=True)).T
+
+
+def mixing_time(chain: Float[Array, "S S"], law: Float[Array, " S"]) -> Float[Array, ""]:
     """How many steps a chain takes to forget its state.
 
     The largest row sum of `|D|`, D the deviation matrix. At least `1 / |1 - lambda|` for every
     eigenvalue lambda of P but the simple 1. Infinite where the chain is reducible.
 
     Args:
-        chain: the transition matrix P, `[S, S]`.
+        chain: the transition matrix P, `[S, S]`; nothing is differentiated by it.
+        law: its stationary law, `[S]`.
     """
-    _, deviation = deviation_matrix(chain)
-    return jnp.abs(deviation).sum(axis=1).max()
+    deviations = _deviations(*jax.lax.stop_gradient((chain, law)))
+    return jnp.abs(deviations).sum(axis=1).max()
 
 
 def is_reducible(mixing: Float[Array, ""]) -> Bool[Array, ""]:
