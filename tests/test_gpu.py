@@ -271,9 +271,9 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 import ergodax as ex
-from ergodax.base import programs
+from ergodax.base import dependencies, programs
 
-programs._STARTED = float("inf")  # the files of a checkout may be new
+dependencies._STARTED = float("inf")  # the files of a checkout may be new
 ex.keep_programs(sys.argv[1])
 names = []
 

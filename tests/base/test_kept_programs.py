@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ergodax as ex
-from ergodax.base import programs
+from ergodax.base import dependencies, programs
 from ergodax.base.compiling import _MAPPINGS, _shape_of, compiled, drop_programs
 from ergodax.model import learner
 from ergodax.simulation.step import cumulative_law
@@ -25,9 +25,9 @@ import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
 import ergodax as ex
-from ergodax.base import programs
+from ergodax.base import dependencies, programs
 
-programs._STARTED = float("inf")  # the files of a checkout may be new
+dependencies._STARTED = float("inf")  # the files of a checkout may be new
 assert str(ex.keep_programs(sys.argv[1])) == sys.argv[1]
 traced, policies = 0, ex.WrappedGame.policies
 
@@ -50,8 +50,8 @@ print(traced, flow, *(x.hex() for x in flow.params[0].ravel().tolist()))
 def folder(monkeypatch, tmp_path):
     """An empty folder in which programs are kept."""
     monkeypatch.setattr(programs._Kept, "folder", tmp_path / "compiled")
-    monkeypatch.setattr(programs, "_STARTED", float("inf"))
-    monkeypatch.setattr(programs, "_seen", set())
+    monkeypatch.setattr(dependencies, "_STARTED", float("inf"))
+    monkeypatch.setattr(dependencies, "_seen", set())
     return tmp_path / "compiled"
 
 
@@ -97,9 +97,9 @@ import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
 import ergodax as ex
-from ergodax.base import programs
+from ergodax.base import dependencies, programs
 
-programs._STARTED = float("inf")
+dependencies._STARTED = float("inf")
 ex.keep_programs(sys.argv[1])
 names = []
 
@@ -216,12 +216,12 @@ def test_all_that_a_program_depends_on_tells_it_from_others(folder, monkeypatch)
     for setting in settings:
         with setting:
             paths.append(path_of(x))
-    monkeypatch.setattr(programs, "_installed", lambda: ("another source",))
+    monkeypatch.setattr(dependencies, "_installed", lambda: ("another source",))
     paths.append(path_of(x))
     assert len(set(paths)) == len(paths)
     monkeypatch.undo()
     monkeypatch.setattr(programs._Kept, "folder", folder)
-    monkeypatch.setattr(programs, "_STARTED", float("inf"))
+    monkeypatch.setattr(dependencies, "_STARTED", float("inf"))
     # Values of arrays count as little as which object it is.
     again = ex.WrappedGame(ex.games.repeated([[2.0], [1.5]], memory=0), [ex.QLearning(0.2, 0.5)])
     assert path_of(again) == path_of(wrapped)
@@ -252,7 +252,7 @@ def _disguised(probabilities):
     ],
 )
 def test_what_is_of_the_user_is_not_known(folder, value):
-    with pytest.raises(programs._Foreign):
+    with pytest.raises(dependencies.Foreign):
         path_of(jnp.zeros(3), value)
 
 
@@ -266,18 +266,18 @@ def test_programs_of_own_learners_and_functions_are_traced(folder, made):
 
 
 def test_nothing_is_kept_of_files_that_may_have_changed(folder, monkeypatch):
-    newest = max(path.stat().st_ctime for path in programs._SOURCE.rglob("*.py"))
-    monkeypatch.setattr(programs, "_STARTED", newest)
+    newest = max(path.stat().st_ctime for path in dependencies._SOURCE.rglob("*.py"))
+    monkeypatch.setattr(dependencies, "_STARTED", newest)
     np.testing.assert_array_equal(afresh(LAW), cumulative_law(LAW))
     assert not folder.exists()
-    monkeypatch.setattr(programs, "_STARTED", newest + 60)
+    monkeypatch.setattr(dependencies, "_STARTED", newest + 60)
     afresh(LAW)
     assert folder.exists()
     # A file may change until it is imported; what is loaded stays as it is.
-    monkeypatch.setattr(programs, "_STARTED", newest)
+    monkeypatch.setattr(dependencies, "_STARTED", newest)
     path_of(LAW)
-    programs._seen.clear()
-    with pytest.raises(programs._Foreign, match="may have changed"):
+    dependencies._seen.clear()
+    with pytest.raises(dependencies.Foreign, match="may have changed"):
         path_of(LAW)
 
 
@@ -378,10 +378,10 @@ LAPACK = """
 import sys
 import jax.numpy as jnp
 import ergodax as ex
-from ergodax.base import programs
+from ergodax.base import dependencies, programs
 from ergodax.base.compiling import compiled
 
-programs._STARTED = float("inf")
+dependencies._STARTED = float("inf")
 ex.keep_programs(sys.argv[1])
 compile_ = programs._compile
 programs._compile = lambda *given: (print("compiled"), compile_(*given))[1]

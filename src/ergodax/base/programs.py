@@ -1,16 +1,9 @@
 """Programs kept on disk, so that another process neither traces nor compiles them again.
 
 JAX keeps what it has compiled, and finds it by the program's text, which must be traced and lowered
-first. Here compiled programs are found by all that tracing and compiling depend on:
-
-- the function, the source of ergodax, and the versions of the packages that it is made of;
-- the arguments: shapes, types and places of arrays, and all else by its contents;
-- JAX's settings, processors and GPUs, and options of the compiler.
-
-Arguments with what is none of these packages' own, such as a learner of yours or a function of the
-observable, are not looked up: their programs are traced in every process. So are all programs while
-files of ergodax are newer than the process. What is replaced in these packages while Python runs, a
-method say, counts as unchanged.
+first. Here compiled programs are found by the function, the arguments, and all else that tracing
+and compiling depend on (`dependencies`). A program of which that cannot be told is traced in every
+process.
 
 Whoever can write to the folder can have code run, as with JAX's own. What a damaged file holds is
 not run.
@@ -22,60 +15,28 @@ import hashlib
 import io
 import os
 import pickle
-import platform
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import serialize_executable
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from .checks import check_path
+from .dependencies import PACKAGES, Foreign, describe, name_of, surroundings, versions
 from .files import replacing
 
 _JAX_BYTES, _BYTES = 2**28, 2**27
-# Settings of JAX that no program depends on.
-_ASIDE = ("cache", "_log", "dump", "profile", "coordination", "traceback", "distributed")
-_PACKAGES = ("ergodax", "jax", "jaxlib", "equinox", "diffrax", "lineax", "optimistix", "optax")
-_PACKAGES += ("jaxtyping", "numpy")
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
-_SOURCE = Path(__file__).parents[1]
-# A file that was written so many seconds before is taken to be as new as the process.
-_MARGIN = 0.05
-
-
-def _began() -> float:
-    """When the process began, or some seconds before."""
-    # In ticks of a hundredth of a second since Linux started.
-    with contextlib.suppress(OSError, AttributeError, ValueError, IndexError):
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        up = time.clock_gettime(time.CLOCK_BOOTTIME)
-        return time.time() - max(up - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
-    return time.time() - 10
-
-
-_STARTED = _began()
-# The modules of ergodax whose files were found to be older. Where other threads run, every look at
-# a file can take some milliseconds.
-_seen: set[str] = set()
 
 
 class _Kept:
     """Where programs are kept; None if they are not."""
 
     folder: Path | None = None
-
-
-class _Foreign(Exception):  # noqa: N818
-    """Something cannot be known by what it is called."""
 
 
 class _Place:
@@ -137,7 +98,7 @@ def keep_programs(folder: str | os.PathLike[str] | None = None) -> Path | None:
         config.update("jax_compilation_cache_max_size", -1)
         _drop_oldest(chosen.glob("*-cache"), _JAX_BYTES)
         config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    _versions()  # before there are other threads
+    versions()  # before there are other threads
     _Kept.folder = chosen / "compiled"
     return chosen
 
@@ -182,8 +143,8 @@ def kept(
         The program; None if it is not known what it depends on, so that it cannot be kept.
     """
     try:
-        path = _path_of(_name(function, of_wrapper=True), options, arguments)
-    except (_Foreign, RecursionError, OSError):
+        path = _path_of(name_of(function, of_wrapper=True), options, arguments)
+    except (Foreign, RecursionError, OSError):
         return None
     arrays = [leaf for leaf in jax.tree.leaves(arguments) if _is_shape(leaf)]
     program = _read(path, len(arrays))
@@ -244,147 +205,9 @@ def _is_shape(leaf: Any) -> bool:
 def _path_of(function: str, options: dict[str, Any], arguments: Any) -> Path:
     """Where the program for some arguments is kept."""
     if _Kept.folder is None:
-        raise _Foreign("switched off meanwhile")
-    parts = _surroundings(), function, sorted(options.items()), _describe(arguments)
+        raise Foreign("switched off meanwhile")
+    parts = surroundings(), function, sorted(options.items()), describe(arguments)
     return _Kept.folder / hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _surroundings() -> tuple:
-    """All that programs depend on but a function and its arguments."""
-    config: Any = jax.config
-    settings = {
-        name: repr(getattr(config, name, value))
-        for name, value in sorted(config.values.items())
-        if not any(word in name for word in _ASIDE)
-    }
-    client: Any = jax.devices()[0].client
-    if client.platform not in ("cpu", "gpu"):
-        raise _Foreign("devices with which this was never tried")
-    chosen = config.jax_default_device
-    if chosen is not None and getattr(chosen, "platform", chosen) != client.platform:
-        raise _Foreign("devices other than JAX's own choice")
-    if config.jax_disable_jit:
-        raise _Foreign("nothing is compiled")
-    if not jax.sharding.get_abstract_mesh().empty:
-        raise _Foreign("a mesh that holds here")
-    if config.jax_debug_nans or config.jax_debug_infs:
-        raise _Foreign("a search for NaN, which looks into the function")
-    return (
-        _installed(),
-        tuple(settings.items()),
-        (client.platform, client.platform_version, jax.process_count(), jax.process_index()),
-        sorted({device.device_kind for device in jax.local_devices()}),
-        _processor(),
-        (os.environ.get("XLA_FLAGS"), os.environ.get("EQX_ON_ERROR"), sys.version_info[:3]),
-    )
-
-
-def _installed() -> tuple:
-    """What is installed: the source of ergodax, and the versions of what it is made of."""
-    if not _files():
-        raise _Foreign("ergodax without its source")
-    package = __name__.partition(".")[0]
-    loaded = {name for name in list(sys.modules) if name.partition(".")[0] == package}
-    for name in loaded - _seen:
-        status = os.stat(str(sys.modules[name].__file__))
-        if max(status.st_mtime, status.st_ctime) > _STARTED - _MARGIN:
-            raise _Foreign(f"{name}, which may have changed since it was imported")
-    _seen.update(loaded)
-    return _versions()
-
-
-@functools.cache
-def _files() -> list[Path]:
-    return sorted(_SOURCE.rglob("*.py"))
-
-
-@functools.cache
-def _versions() -> tuple:
-    source = hashlib.sha256()
-    for path in _files():
-        text = path.read_bytes()
-        source.update(f"{path.relative_to(_SOURCE)} {len(text)} ".encode() + text)
-    versions = []
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append((name, metadata.version(name)))
-    return source.hexdigest(), *versions
-
-
-@functools.cache
-def _processor() -> tuple:
-    """What processor there is, and what it can do."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine(), platform.processor()
-    told = sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
-    return platform.machine(), *told
-
-
-def _describe(value: Any) -> tuple:
-    """What tracing can see of a value, as plain numbers, texts and tuples.
-
-    Raises:
-        _Foreign: if it is not known what a program could depend on.
-    """
-    kind = type(value)
-    if kind in _PLAIN:
-        return kind.__name__, repr(value)
-    if isinstance(value, jax.ShapeDtypeStruct):
-        place = None if value.sharding is None else _place(value.sharding)
-        return "array", str(value.dtype), value.shape, value.weak_type, place
-    if kind in (tuple, list):
-        return kind.__name__, *map(_describe, value)
-    if kind is dict:
-        return "dict", *((_describe(key), _describe(item)) for key, item in value.items())
-    if isinstance(value, eqx.Module):
-        return _name(kind), _describe(vars(value))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return _name(kind), *map(_describe, value)
-    if isinstance(value, functools.partial) and kind in (functools.partial, jax.tree_util.Partial):
-        return "partial", *map(_describe, (value.func, value.args, value.keywords))
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-        return "constant", str(value.dtype), value.shape, value.tobytes()
-    if isinstance(value, np.dtype):
-        return "dtype", str(value)
-    if isinstance(value, Mesh):
-        types = tuple(map(str, value.axis_types))
-        return "mesh", value.axis_names, value.devices.shape, types, *map(_of, value.devices.flat)
-    return "name", _name(value)
-
-
-def _place(sharding: Any) -> tuple:
-    """Where an array lies that is tied to devices."""
-    if type(sharding) is SingleDeviceSharding:
-        return "device", sharding.memory_kind, *map(_of, sharding.device_set)
-    if type(sharding) is NamedSharding:
-        return "mesh", sharding.memory_kind, str(sharding.spec), _describe(sharding.mesh)
-    raise _Foreign("an array that lies elsewhere")
-
-
-def _of(device: Any) -> tuple:
-    if device.platform != jax.default_backend():
-        raise _Foreign("devices other than JAX's own choice")
-    return device.platform, device.device_kind, device.id, device.process_index
-
-
-def _name(value: Any, of_wrapper: bool = False) -> str:
-    """The name of a class or function of the packages that ergodax is made of, or of Python.
-
-    Args:
-        value: the class or function.
-        of_wrapper: whether the name may be that of what wraps the function.
-    """
-    module, name = (getattr(value, key, None) for key in ("__module__", "__qualname__"))
-    if isinstance(module, str) and isinstance(name, str):
-        found: Any = sys.modules.get(module)
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        same = found is value or (of_wrapper and getattr(found, "__wrapped__", None) is value)
-        if same and module.partition(".")[0] in (*_PACKAGES, "builtins"):
-            return f"{module}:{name}"
-    raise _Foreign(repr(value))
 
 
 class _Reader(pickle.Unpickler):
@@ -392,7 +215,7 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The class of that name."""
-        if module.partition(".")[0] in _PACKAGES and module in sys.modules:
+        if module.partition(".")[0] in PACKAGES and module in sys.modules:
             found = super().find_class(module, name)
             if isinstance(found, type) and issubclass(found, _RESULTS):
                 return found
