@@ -347,3 +347,26 @@ def told(script, *arguments, **environment):
     command = [sys.executable, "-c", script, *map(str, arguments)]
     options = {"capture_output": True, "text": True, "check": True}
     return subprocess.run(command, env=inherited | environment, **options)
+
+
+# Begins a script that keeps programs in the folder of its first argument; `names` are those of the
+# programs that are compiled.
+KEEPING = """
+import sys
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 2)
+import ergodax as ex
+from ergodax.base import dependencies, programs
+
+dependencies._STARTED = float("inf")  # the files of a checkout may be new
+ex.keep_programs(sys.argv[1])
+names = []
+
+def note(event, seconds, fun_name="", **rest):
+    if event.endswith("backend_compile_duration"):
+        names.append(fun_name)
+
+jax.monitoring.register_event_duration_secs_listener(note)
+"""

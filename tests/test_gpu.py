@@ -18,7 +18,7 @@ import ergodax as ex
 from ergodax.simulation.capacity import bytes_of_run, limits_of, width_of
 from ergodax.simulation.inputs import check_inputs
 from ergodax.simulation.streams import run_keys, threefry2x32, uniforms
-from helpers import assert_close, told
+from helpers import KEEPING, assert_close, told
 
 TS = np.array([0.0, 10.0, 60.0])
 # A normal variable is beyond this with probability 1e-9.
@@ -266,22 +266,6 @@ def test_batches_suit_the_memory_of_an_accelerator():
 
 
 KEPT = """
-import sys
-import jax
-
-jax.config.update("jax_enable_x64", True)
-import ergodax as ex
-from ergodax.base import dependencies, programs
-
-dependencies._STARTED = float("inf")  # the files of a checkout may be new
-ex.keep_programs(sys.argv[1])
-names = []
-
-def note(event, seconds, fun_name="", **rest):
-    if event.endswith("backend_compile_duration"):
-        names.append(fun_name)
-
-jax.monitoring.register_event_duration_secs_listener(note)
 game = ex.games.repeated([[1.0], [1.5]], memory=0)
 wrapped = ex.WrappedGame(game, [ex.QLearning(0.1, 0.9)])
 start, ts = wrapped.init(), [0.0, 7.0]
@@ -299,7 +283,8 @@ for leaf in jax.tree.leaves(found):
 
 def test_another_process_compiles_nothing_and_differs_in_no_bit(device, tmp_path):
     platforms = {"JAX_PLATFORMS": "cpu"} if device.platform == "cpu" else {}
-    first, second = (told(KEPT, tmp_path, **platforms).stdout.splitlines() for _ in range(2))
+    runs = [told(KEEPING + KEPT, tmp_path, **platforms) for _ in range(2)]
+    first, second = (run.stdout.splitlines() for run in runs)
     compiled, again = (set(lines[0].split()) for lines in (first, second))
     large = {f"jit({name})" for name in ("advance", "_solve", "_root_from", "_along")}
     assert {device.platform, *large} <= compiled

@@ -16,7 +16,7 @@ from ergodax.base import dependencies, programs
 from ergodax.base.compiling import _MAPPINGS, _shape_of, compiled, drop_programs
 from ergodax.model import learner
 from ergodax.simulation.step import cumulative_law
-from helpers import told
+from helpers import KEEPING, told
 
 LAW = jnp.array([[0.25, 0.75], [0.5, 0.5]])
 SCRIPT = """
@@ -92,22 +92,6 @@ def test_another_process_neither_traces_nor_differs(tmp_path):
 
 
 MORE = """
-import sys
-import jax
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_num_cpu_devices", 2)
-import ergodax as ex
-from ergodax.base import dependencies, programs
-
-dependencies._STARTED = float("inf")
-ex.keep_programs(sys.argv[1])
-names = []
-
-def note(event, seconds, fun_name="", **rest):
-    if event.endswith("backend_compile_duration"):
-        names.append(fun_name)
-
-jax.monitoring.register_event_duration_secs_listener(note)
 TABLE = [[2.0, 0.0], [3.0, 1.0]]
 
 def wrapped(rate):
@@ -137,7 +121,7 @@ def test_the_same_numbers_however_they_were_compiled(tmp_path):
     """Gradients, results that are modules, and simulations; `off` traces all of it."""
     # How often some programs are compiled: not at all once they are kept.
     runs = [("off", 1), (tmp_path, 1), (tmp_path, 0)]
-    off, new, old = (told(MORE, folder, times).stdout for folder, times in runs)
+    off, new, old = (told(KEEPING + MORE, folder, times).stdout for folder, times in runs)
     assert off == new == old
     assert len(list((tmp_path / "compiled").iterdir())) >= 6
 
@@ -252,7 +236,7 @@ def _disguised(probabilities):
     ],
 )
 def test_what_is_of_the_user_is_not_known(folder, value):
-    with pytest.raises(dependencies.Foreign):
+    with pytest.raises(dependencies.UnknownError):
         path_of(jnp.zeros(3), value)
 
 
@@ -277,7 +261,7 @@ def test_nothing_is_kept_of_files_that_may_have_changed(folder, monkeypatch):
     monkeypatch.setattr(dependencies, "_STARTED", newest)
     path_of(LAW)
     dependencies._seen.clear()
-    with pytest.raises(dependencies.Foreign, match="may have changed"):
+    with pytest.raises(dependencies.UnknownError, match="may have changed"):
         path_of(LAW)
 
 

@@ -53,7 +53,7 @@ _STARTED = _began()
 _seen: set[str] = set()
 
 
-class Foreign(Exception):  # noqa: N818
+class UnknownError(Exception):
     """It cannot be told what a program depends on."""
 
 
@@ -61,7 +61,7 @@ def surroundings() -> tuple:
     """All that programs depend on but a function and its arguments.
 
     Raises:
-        Foreign: if there is more that they may depend on.
+        UnknownError: if there is more that they may depend on.
     """
     config: Any = jax.config
     settings = {
@@ -71,16 +71,16 @@ def surroundings() -> tuple:
     }
     client: Any = jax.devices()[0].client
     if client.platform not in ("cpu", "gpu"):
-        raise Foreign("devices with which this was never tried")
+        raise UnknownError("devices with which this was never tried")
     chosen = config.jax_default_device
     if chosen is not None and getattr(chosen, "platform", chosen) != client.platform:
-        raise Foreign("devices other than JAX's own choice")
+        raise UnknownError("devices other than JAX's own choice")
     if config.jax_disable_jit:
-        raise Foreign("nothing is compiled")
+        raise UnknownError("nothing is compiled")
     if not jax.sharding.get_abstract_mesh().empty:
-        raise Foreign("a mesh that holds here")
+        raise UnknownError("a mesh that holds here")
     if config.jax_debug_nans or config.jax_debug_infs:
-        raise Foreign("a search for NaN, which looks into the function")
+        raise UnknownError("a search for NaN, which looks into the function")
     return (
         _installed(),
         tuple(settings.items()),
@@ -94,13 +94,13 @@ def surroundings() -> tuple:
 def _installed() -> tuple:
     """What is installed: the source of ergodax, and the versions of what it is made of."""
     if not _files():
-        raise Foreign("ergodax without its source")
+        raise UnknownError("ergodax without its source")
     package = __name__.partition(".")[0]
     loaded = {name for name in list(sys.modules) if name.partition(".")[0] == package}
     for name in loaded - _seen:
         status = os.stat(str(sys.modules[name].__file__))
         if max(status.st_mtime, status.st_ctime) > _STARTED - _MARGIN:
-            raise Foreign(f"{name}, which may have changed since it was imported")
+            raise UnknownError(f"{name}, which may have changed since it was imported")
     _seen.update(loaded)
     return versions()
 
@@ -139,7 +139,7 @@ def describe(value: Any) -> tuple:
     """What tracing can see of a value, as plain numbers, texts and tuples.
 
     Raises:
-        Foreign: if it is not known what a program could depend on.
+        UnknownError: if it is not known what a program could depend on.
     """
     kind = type(value)
     if kind in _PLAIN:
@@ -173,12 +173,12 @@ def _place(sharding: Any) -> tuple:
         return "device", sharding.memory_kind, *map(_of, sharding.device_set)
     if type(sharding) is NamedSharding:
         return "mesh", sharding.memory_kind, str(sharding.spec), describe(sharding.mesh)
-    raise Foreign("an array that lies elsewhere")
+    raise UnknownError("an array that lies elsewhere")
 
 
 def _of(device: Any) -> tuple:
     if device.platform != jax.default_backend():
-        raise Foreign("devices other than JAX's own choice")
+        raise UnknownError("devices other than JAX's own choice")
     return device.platform, device.device_kind, device.id, device.process_index
 
 
@@ -190,7 +190,7 @@ def name_of(value: Any, of_wrapper: bool = False) -> str:
         of_wrapper: whether the name may be that of what wraps the function.
 
     Raises:
-        Foreign: if it is of none of them, or something else goes by its name.
+        UnknownError: if it is of none of them, or something else goes by its name.
     """
     module, name = (getattr(value, key, None) for key in ("__module__", "__qualname__"))
     if isinstance(module, str) and isinstance(name, str):
@@ -200,4 +200,4 @@ def name_of(value: Any, of_wrapper: bool = False) -> str:
         same = found is value or (of_wrapper and getattr(found, "__wrapped__", None) is value)
         if same and module.partition(".")[0] in (*PACKAGES, "builtins"):
             return f"{module}:{name}"
-    raise Foreign(repr(value))
+    raise UnknownError(repr(value))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental import serialize_executable
 
 from .checks import check_path
-from .dependencies import PACKAGES, Foreign, describe, name_of, surroundings, versions
+from .dependencies import PACKAGES, UnknownError, describe, name_of, surroundings, versions
 from .files import replacing
 
 _JAX_BYTES, _BYTES = 2**28, 2**27
@@ -144,7 +144,7 @@ def kept(
     """
     try:
         path = _path_of(name_of(function, of_wrapper=True), options, arguments)
-    except (Foreign, RecursionError, OSError):
+    except (UnknownError, RecursionError, OSError):
         return None
     arrays = [leaf for leaf in jax.tree.leaves(arguments) if _is_shape(leaf)]
     program = _read(path, len(arrays))
@@ -205,7 +205,7 @@ def _is_shape(leaf: Any) -> bool:
 def _path_of(function: str, options: dict[str, Any], arguments: Any) -> Path:
     """Where the program for some arguments is kept."""
     if _Kept.folder is None:
-        raise Foreign("switched off meanwhile")
+        raise UnknownError("switched off meanwhile")
     parts = surroundings(), function, sorted(options.items()), describe(arguments)
     return _Kept.folder / hashlib.sha256(repr(parts).encode()).hexdigest()
 
